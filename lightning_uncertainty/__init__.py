@@ -1,0 +1,16 @@
+"""Any Lightning model becomes uncertainty-weighted."""
+
+from lightning_uncertainty.callbacks import UncertaintyMonitor
+from lightning_uncertainty.likelihoods import masked_sum
+from lightning_uncertainty.mixin import MultiTaskMixin, Task
+from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, FixedWeighting, UncertaintyWeighting
+
+__all__ = [
+    "AnalyticUncertaintyWeighting",
+    "FixedWeighting",
+    "MultiTaskMixin",
+    "Task",
+    "UncertaintyMonitor",
+    "UncertaintyWeighting",
+    "masked_sum",
+]

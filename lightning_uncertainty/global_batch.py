@@ -1,0 +1,50 @@
+"""Mean losses of the global batch: every rank sees the same values, every gradient is that of one process."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+
+__all__ = ["mean_losses", "world_size"]
+
+
+def world_size() -> int:
+    """Return the number of processes that share a batch; 1 without a process group."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def mean_losses(sums: Tensor, counts: Tensor | None, *, over_ranks: bool) -> tuple[Tensor, Tensor]:
+    r"""Divide sums by counts over the global batch, in one all-reduce of `[2T]` numbers.
+
+    With `W` ranks, local sums `S_r` and the counts' sum `N`, a loss has the value of the global mean `S / N` and the
+    gradient of `W S_r / N`: as DDP and FSDP average gradients over ranks, the result is the gradient of `S / N`. The
+    mean of the ranks' own means is neither where counts differ.
+
+    Args:
+        sums: `[T]`, with gradients.
+        counts: `[T]`; where 0, the sum is ignored, be it NaN. None counts 1 for each.
+        over_ranks: whether to reduce over the process group (training); otherwise there is no collective.
+
+    Returns:
+        Mean losses `[T]`, 0 where nothing is observed, and presence `[T]`: has the task a label anywhere.
+
+    Example:
+        >>> mean_losses(torch.tensor([6.0, float("nan")]), torch.tensor([3.0, 0.0]), over_ranks=True)
+        (tensor([2., 0.]), tensor([ True, False]))
+    """
+    ranks = world_size() if over_ranks else 1
+    if counts is None:
+        if ranks == 1:
+            return sums, torch.ones_like(sums, dtype=torch.bool)
+        counts = torch.ones_like(sums)
+    sums = torch.where(counts > 0, sums, 0.0)
+    if ranks == 1:
+        present = counts > 0
+        return sums / torch.where(present, counts, 1.0), present
+    global_sums_counts = torch.cat([sums.detach(), counts])
+    distributed.all_reduce(global_sums_counts)
+    global_sums, global_counts = global_sums_counts.chunk(2)
+    present = global_counts > 0
+    global_counts = torch.where(present, global_counts, 1.0)
+    local = sums * (ranks / global_counts)
+    return global_sums / global_counts + (local - local.detach()), present

@@ -1,0 +1,54 @@
+"""Heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty.precision import Float32Module, promote
+
+__all__ = ["Rescale"]
+
+
+class Rescale(Float32Module):
+    """Map a head's output near 0 and 1 to label units: `mean + std · output`, both constants.
+
+    Behind a linear layer it lets labels in grams train at a learning rate of 1e-3, while loss, σ and metrics stay in
+    grams. It computes in float32: a body mass of 4207 g is not a bfloat16 number.
+
+    Args:
+        mean: mean of the training labels, one number or one per output channel.
+        std: their standard deviation, positive, likewise.
+
+    Raises:
+        ValueError: a number is not finite, a deviation is not positive, or their counts differ.
+
+    Shape:
+        `[B, C, ...]` to `[B, C, ...]`, channels second.
+
+    Example:
+        >>> nn.Sequential(nn.Linear(8, 1), Rescale(4207.0, 802.0))[1](torch.tensor([[0.0], [1.0]])).tolist()
+        [[4207.0], [5009.0]]
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1).clone())
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1).clone())
+        if self.mean.shape != self.std.shape:
+            raise ValueError(f"mean and std should be of one length: found {len(self.mean)} and {len(self.std)}")
+        if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
+            raise ValueError(
+                f"mean should be finite and std positive: found {self.mean.tolist()} and {self.std.tolist()}; compute "
+                "them from training labels that are not NaN"
+            )
+
+    def forward(self, output: Tensor) -> Tensor:
+        shape = (1, -1, *[1] * (output.dim() - 2)) if output.dim() > 1 else (-1,)
+        with torch.autocast(output.device.type, enabled=False):
+            return torch.addcmul(self.mean.reshape(shape), self.std.reshape(shape), promote(output))

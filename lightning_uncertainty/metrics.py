@@ -1,0 +1,132 @@
+"""torchmetrics classes: mean losses over an epoch, and metrics that only speak where there were labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["BalancedLoss", "ObservedMetric", "TaskLoss"]
+
+
+class TaskLoss(Metric):
+    """Mean loss of a task over everything observed in an epoch, on all ranks: a sum over sums by a sum of counts.
+
+    Its value is None where nothing was observed, and Lightning then logs nothing.
+
+    Example:
+        >>> metric = TaskLoss()
+        >>> metric.update(torch.tensor(6.0), torch.tensor(2.0))
+        >>> metric.update(torch.tensor(0.0), torch.tensor(1.0))
+        >>> metric.compute()
+        tensor(2.)
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    sum: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sum", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+
+    def update(self, sum: Tensor, count: Tensor) -> None:
+        self.sum += torch.where(count > 0, sum.detach(), 0.0)
+        self.count += count
+
+    def compute(self) -> Tensor | None:
+        return self.sum / self.count if self.count > 0 else None
+
+
+class BalancedLoss(Metric):
+    r"""Kendall's objective with every log-variance at its optimum: :math:`\sum_i b_i (r_i/a_i) \log L_i` + constant.
+
+    `L` is a task's mean loss over the epoch. A change of units shifts the value and never its order, and it cannot fall
+    by a change of σ alone: this, not the weighted total, is what to monitor for all tasks together. Tasks without a
+    label in the epoch are left out with one warning; its value is None where no task has any.
+
+    Args:
+        powers: `b r / a` by task name.
+
+    Example:
+        >>> metric = BalancedLoss({"depth": 0.5, "semantics": 0.5})
+        >>> metric.update(torch.tensor([4.0, 1.0]), torch.tensor([1.0, 1.0]))
+        >>> round(metric.compute().item(), 4)  # log(4) / 2
+        0.6931
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, powers: Mapping[str, float]) -> None:
+        super().__init__()
+        self.powers = dict(powers)
+        self.add_state("sums", torch.zeros(len(powers), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(powers), dtype=torch.float32), dist_reduce_fx="sum")
+        self._warned = False
+
+    def update(self, sums: Tensor, counts: Tensor) -> None:
+        self.sums += torch.where(counts > 0, sums.detach(), 0.0)
+        self.counts += counts
+
+    def compute(self) -> Tensor | None:
+        seen = self.counts > 0
+        if not seen.all() and not self._warned:
+            self._warned = True
+            absent = ", ".join(name for name, there in zip(self.powers, seen.tolist(), strict=True) if not there)
+            warnings.warn(
+                f"no label of {absent} in this evaluation: left out of balanced_loss, whose values then compare only "
+                "among epochs with the same tasks",
+                stacklevel=2,
+            )
+        if not seen.any():
+            return None
+        mean = (self.sums / torch.where(seen, self.counts, 1.0)).clamp(min=torch.finfo(torch.float32).tiny)
+        return (self.sums.new_tensor(list(self.powers.values())) * torch.where(seen, mean.log(), 0.0)).sum()
+
+
+class ObservedMetric(Metric):
+    """A metric that is given observed scalars only, and whose value is None where there were none.
+
+    Args:
+        metric: any torchmetrics metric; a copy is kept.
+
+    Example:
+        >>> from torchmetrics import MeanAbsoluteError
+        >>> metric = ObservedMetric(MeanAbsoluteError())
+        >>> metric.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+        >>> metric.compute()
+        tensor(1.)
+    """
+
+    full_state_update = False
+    labels: Tensor
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__()
+        self.metric = metric.clone()
+        self.add_state("labels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        if label.numel():
+            self.labels += label.shape[0]
+            self.metric.update(prediction, label)
+
+    def compute(self) -> Any:
+        with warnings.catch_warnings():
+            if not self.metric.update_called:  # no label on this rank: its empty state joins those of the others
+                warnings.filterwarnings("ignore", message="The ``compute`` method", category=UserWarning)
+            value = self.metric.compute()
+        return value if self.labels > 0 else None
+
+    def reset(self) -> None:
+        super().reset()
+        self.metric.reset()

@@ -1,0 +1,239 @@
+"""The contract of a weighting, and checkpoints that know tasks by name."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
+from lightning_uncertainty.precision import Float32Module, promote
+
+__all__ = ["Weighted", "Weighting", "named_vector"]
+
+Self = TypeVar("Self", bound="Weighting")
+
+
+class Weighted(NamedTuple):
+    """What a weighting makes of T losses.
+
+    Attributes:
+        total: the scalar to minimise.
+        weights: effective weights `[T]`, d total / d loss, detached; 0 where a task is absent.
+        log_variances: `[T]`, detached; None for a weighting without log-variances.
+    """
+
+    total: Tensor
+    weights: Tensor
+    log_variances: Tensor | None
+
+
+def named_vector(
+    values: Mapping[str, float], tasks: tuple[str, ...], default: float, what: str, minimum: float = -math.inf
+) -> tuple[float, ...]:
+    """Put numbers given by task name into the order of `tasks`.
+
+    Raises:
+        ValueError: a name is no task, or a number is not finite or below the minimum.
+    """
+    unknown = [name for name in values if name not in tasks]
+    if unknown:
+        raise ValueError(f"{what} should name registered tasks ({', '.join(tasks)}): found {', '.join(unknown)}")
+    for name, value in values.items():
+        if not math.isfinite(value) or value < minimum:
+            least = "" if minimum == -math.inf else f", at least {minimum:g}"
+            raise ValueError(f"{what} should be finite numbers{least}: found {value} for task {name!r}")
+    return tuple(float(values.get(name, default)) for name in tasks)
+
+
+class Weighting(Float32Module, ABC):
+    """T task losses -> one scalar.
+
+    A weighting is built without knowing the tasks and bound to them once, by `register_tasks`. From then on everything
+    it knows is a vector `[T]` in the order of registration: what it learns is a parameter, what it remembers a buffer.
+    It stays float32 (float64 in a double model), runs without autocast, and changes its state only in training mode
+    with gradients enabled. Checkpoints hold the task names beside the vectors, so that tasks may be reordered, added
+    or removed.
+
+    Args:
+        base_weights: a constant factor on a task's whole term, by task name; others have 1. 0 switches a task off and
+            freezes what the weighting knows of it.
+
+    Attributes:
+        tasks: task names, in order.
+        log_variance: the log-variances of the last training step `[T]`, NaN before a task's start; None for a
+            weighting without them.
+        remapped: whether the last checkpoint loaded had other tasks or another order.
+    """
+
+    factor: Tensor
+    exponent: Tensor
+    penalty: Tensor
+    base_weight: Tensor
+    task_ids: Tensor
+    log_variance: Tensor | None
+
+    def __init__(self, base_weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        self.tasks: tuple[str, ...] = ()
+        self.remapped = False
+        self._base_weights = dict(base_weights or {})
+        self._constants: dict[str, tuple[float, ...]] = {}
+        self.register_buffer("log_variance", None)
+
+    def bind(self: Self, tasks: Mapping[str, Likelihood]) -> Self:
+        """Make the vectors for these tasks; called once, by `register_tasks`.
+
+        Raises:
+            ValueError: the weighting belongs to tasks already, or a name given to it is no task.
+        """
+        if self.tasks:
+            raise ValueError(
+                f"a weighting belongs to one module: found one bound to {', '.join(self.tasks)}; build a new one"
+            )
+        names = tuple(tasks)
+        base = named_vector(self._base_weights, names, 1.0, "base_weights", minimum=0.0)
+        self._constants = {
+            "factor": tuple(likelihood.factor for likelihood in tasks.values()),
+            "exponent": tuple(likelihood.exponent for likelihood in tasks.values()),
+            "penalty": tuple(likelihood.penalty for likelihood in tasks.values()),
+            "base_weight": base,
+        }
+        self.tasks = names
+        for name in self._constants:
+            self.register_buffer(name, self.vector(), persistent=False)
+        self.register_buffer("task_ids", self.vector(dtype=torch.int64))
+        self.make_vectors()
+        self.reset_parameters()
+        return self
+
+    def vector(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return an unfilled vector `[T]`, for `make_vectors`."""
+        return torch.empty(len(self.tasks), dtype=dtype)
+
+    def make_vectors(self) -> None:
+        """Register the weighting's own parameters and buffers, unfilled; `reset_parameters` fills them."""
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fill every parameter and every buffer with its first value (also after a meta device)."""
+        for name, values in self._constants.items():
+            buffer: Tensor = getattr(self, name)
+            buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
+        self.task_ids.copy_(torch.tensor(self.own_task_ids()))
+        if self.log_variance is not None:
+            self.log_variance.fill_(torch.nan)
+
+    def forward(self, losses: Tensor, present: Tensor) -> Weighted:
+        """Weigh losses `[T]`; `present` `[T]` is True where a task has labels (elsewhere any finite loss will do).
+
+        Raises:
+            ValueError: not one loss per task, or the weighting is not bound to tasks.
+        """
+        if losses.shape != (len(self.tasks),) or not self.tasks:
+            raise ValueError(
+                f"a weighting takes one loss for each of its {len(self.tasks)} tasks: found shape {list(losses.shape)}"
+                + ("" if self.tasks else "; bind it to tasks first (register_tasks does)")
+            )
+        device = losses.device.type
+        on = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if on else nullcontext():
+            weighted = self.weigh(promote(losses), present)
+        if self.learning and self.log_variance is not None and weighted.log_variances is not None:
+            self.log_variance.copy_(weighted.log_variances)
+        return weighted
+
+    @abstractmethod
+    def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
+        """Return total, effective weights and log-variances; losses are float32 or wider."""
+
+    def settle(self) -> None:
+        """Read from the device what steps need not ask again; called where a read is free, as on logging steps."""
+
+    @property
+    def learning(self) -> bool:
+        """Whether this call may change state: training mode with gradients."""
+        return self.training and torch.is_grad_enabled()
+
+    def optimum(self, losses: Tensor) -> Tensor | None:
+        """Return the closed-form log-variance `[T]` of constant losses `[T]`, where the weighting has any."""
+        if self.log_variance is None:
+            return None
+        return optimal_log_variance(promote(losses), self.factor, self.exponent, self.penalty)
+
+    def balanced_objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of `b (c e^{-a s} L + r s)` over present tasks, and the effective weights `b c e^{-a s}`.
+
+        With `b` the base weights; Kendall, Gal & Cipolla, CVPR 2018, Eq. 7 and 10.
+        """
+        base = torch.where(present, self.base_weight, 0.0)
+        weights = torch.exp(torch.addcmul((base * self.factor).log(), self.exponent, s, value=-1))
+        total = torch.addcmul(weights * losses, base * self.penalty, s).sum()
+        return total, weights.detach()
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def own_task_ids(self) -> list[int]:
+        """Return a stable int64 for every task name."""
+        digests = (hashlib.sha256(name.encode()).digest() for name in self.tasks)
+        return [int.from_bytes(digest[:8], "big", signed=True) for digest in digests]
+
+    def check_tasks(self) -> None:
+        """Raise where vectors were loaded whose task names were lost on the way and do not agree.
+
+        Raises:
+            RuntimeError: the vectors belong to other tasks or another order.
+        """
+        if self.task_ids.tolist() != self.own_task_ids():
+            raise RuntimeError(
+                f"the checkpoint's log-variances belong to other tasks or another order than {', '.join(self.tasks)}, "
+                "and its task names are lost: register the tasks as they were when it was written"
+            )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what stands beside the vectors in a checkpoint: builtins only."""
+        return {"version": 1, "tasks": list(self.tasks)}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing to set: `_load_from_state_dict` has used it."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        extra = state_dict.setdefault(f"{prefix}_extra_state", None)
+        if isinstance(extra, dict):
+            self._remap(state_dict, prefix, tuple(extra["tasks"]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _remap(self, state_dict: dict[str, Any], prefix: str, saved: tuple[str, ...]) -> None:
+        """Bring a checkpoint's vectors into the order of our tasks; unknown tasks keep our values."""
+        self.remapped = saved != self.tasks
+        if not self.remapped:
+            return
+        added = [name for name in self.tasks if name not in saved]
+        removed = [name for name in saved if name not in self.tasks]
+        if added or removed:
+            warnings.warn(
+                f"the checkpoint knows the tasks {', '.join(saved)}: "
+                + "; ".join(
+                    f"{', '.join(names)} {what}"
+                    for names, what in ((added, "start anew"), (removed, "are dropped"))
+                    if names
+                ),
+                stacklevel=2,
+            )
+        index = torch.tensor([saved.index(name) if name in saved else 0 for name in self.tasks])
+        known = torch.tensor([name in saved for name in self.tasks])
+        for name, own in self.state_dict(keep_vars=True).items():
+            key = prefix + name
+            if name == "task_ids":
+                state_dict[key] = torch.tensor(self.own_task_ids())
+            elif isinstance(own, Tensor) and key in state_dict:
+                vector = state_dict[key]
+                device = vector.device
+                state_dict[key] = torch.where(known.to(device), vector[..., index.to(device)], own.detach().to(device))

@@ -1,0 +1,43 @@
+"""Constant weights: the plain sum, and weights found elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty.weightings._base import Weighted, Weighting, named_vector
+
+__all__ = ["FixedWeighting"]
+
+
+class FixedWeighting(Weighting):
+    r"""Weigh the losses by constants: :math:`\sum_i w_i L_i`.
+
+    Args:
+        weights: by task name, others 1; None weighs all alike (the unweighted sum). 0 switches a task off.
+
+    Raises:
+        ValueError: (when tasks are registered) a name is no task, or a weight is not finite or negative.
+
+    Example:
+        >>> tasks = {"depth": as_likelihood("gaussian"), "semantics": as_likelihood("categorical")}
+        >>> weighting = FixedWeighting({"depth": 0.1}).bind(tasks)
+        >>> weighting(torch.tensor([5.0, 2.0]), torch.tensor([True, True])).total
+        tensor(2.5000)
+    """
+
+    weight: Tensor
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        self._weights = dict(weights or {})
+
+    def make_vectors(self) -> None:
+        self._constants["weight"] = named_vector(self._weights, self.tasks, 1.0, "weights", minimum=0.0)
+        self.register_buffer("weight", self.vector(), persistent=False)
+
+    def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
+        weights = torch.where(present, self.weight, 0.0)
+        return Weighted((weights * losses).sum(), weights, None)
