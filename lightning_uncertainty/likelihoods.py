@@ -131,7 +131,7 @@ class Likelihood(ABC):
         factor: `c` in `c e^{-a s} L + r s`.
         exponent: `a`.
         penalty: `r`.
-        meaning: what σ = `e^{s/2}` is at its optimum, in a few words.
+        meaning: what σ = `e^{s/2}` is at its optimum, and its unit: [label] the label's, [-] none.
     """
 
     factor: ClassVar[float]
@@ -233,7 +233,7 @@ class Gaussian(_Elementwise):
     """
 
     factor: ClassVar[float] = 0.5
-    meaning: ClassVar[str] = "RMSE, label units"
+    meaning: ClassVar[str] = "RMSE [label]"
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).square()
@@ -254,7 +254,7 @@ class Laplace(_Elementwise):
 
     factor: ClassVar[float] = sqrt(2.0)
     exponent: ClassVar[float] = 0.5
-    meaning: ClassVar[str] = "√2·MAE, label units"
+    meaning: ClassVar[str] = "√2·MAE [label]"
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).abs()
@@ -274,7 +274,7 @@ class L1Kendall(_Elementwise):
     """
 
     factor: ClassVar[float] = 0.5
-    meaning: ClassVar[str] = "√MAE, no deviation"
+    meaning: ClassVar[str] = "√MAE [√label]"
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).abs()
@@ -298,7 +298,7 @@ class Bernoulli(_Elementwise):
 
     pos_weight: float = 1.0
     factor: ClassVar[float] = 1.0
-    meaning: ClassVar[str] = "√(2·BCE), no unit"
+    meaning: ClassVar[str] = "√(2·BCE) [-]"
 
     def __post_init__(self) -> None:
         if not self.pos_weight > 0:
@@ -339,7 +339,7 @@ class Poisson(_Elementwise):
     """
 
     factor: ClassVar[float] = 0.5
-    meaning: ClassVar[str] = "√dispersion, no unit"
+    meaning: ClassVar[str] = "√deviance [-]"
 
     def check_labels(self, target: Tensor) -> None:
         if (target < 0).any():
@@ -377,7 +377,7 @@ class Generic(_Elementwise):
 
     elementwise: Callable[[Tensor, Tensor], Tensor] | None = None
     factor: ClassVar[float] = 0.5
-    meaning: ClassVar[str] = "√loss, no deviation"
+    meaning: ClassVar[str] = "√loss [-]"
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         if self.elementwise is None:
@@ -475,7 +475,7 @@ class Categorical(_ClassLabels):
     """
 
     factor: ClassVar[float] = 1.0
-    meaning: ClassVar[str] = "√(2·CE), no unit"
+    meaning: ClassVar[str] = "√(2·CE) [-]"
 
 
 @dataclass(frozen=True)
@@ -495,7 +495,7 @@ class CategoricalHalf(_ClassLabels):
     """
 
     factor: ClassVar[float] = 0.5
-    meaning: ClassVar[str] = "√CE, no unit"
+    meaning: ClassVar[str] = "√CE [-]"
 
 
 @lru_cache(maxsize=64)

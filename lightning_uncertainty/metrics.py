@@ -71,6 +71,7 @@ class BalancedLoss(Metric):
         self.powers = dict(powers)
         self.add_state("sums", torch.zeros(len(powers), dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(powers), dtype=torch.float32), dist_reduce_fx="sum")
+        self._absent = ""
         self._warned = False
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
@@ -79,18 +80,22 @@ class BalancedLoss(Metric):
 
     def compute(self) -> Tensor | None:
         seen = self.counts > 0
-        if not seen.all() and not self._warned:
-            self._warned = True
-            absent = ", ".join(name for name, there in zip(self.powers, seen.tolist(), strict=True) if not there)
-            warnings.warn(
-                f"no label of {absent} in this evaluation: left out of balanced_loss, whose values then compare only "
-                "among epochs with the same tasks",
-                stacklevel=2,
-            )
+        self._absent = ", ".join(name for name, there in zip(self.powers, seen.tolist(), strict=True) if not there)
         if not seen.any():
             return None
         mean = (self.sums / torch.where(seen, self.counts, 1.0)).clamp(min=torch.finfo(torch.float32).tiny)
         return (self.sums.new_tensor(list(self.powers.values())) * torch.where(seen, mean.log(), 0.0)).sum()
+
+    def reset(self) -> None:
+        if self._absent and not self._warned:  # only now is the epoch over: there may be a loader for each task
+            self._warned = True
+            warnings.warn(
+                f"no label of {self._absent} in this evaluation: left out of balanced_loss, whose values then compare only "
+                "among epochs with the same tasks",
+                stacklevel=2,
+            )
+        self._absent = ""
+        super().reset()
 
 
 class ObservedMetric(Metric):

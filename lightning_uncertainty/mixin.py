@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
         """What the mixin uses of its LightningModule."""
 
         trainer: Any
-        device: torch.device
-
-        def log(self, name: str, value: Any, **options: Any) -> None: ...
+        log: Any
 
 else:
     _Host = object
@@ -414,8 +413,8 @@ class MultiTaskMixin(_Host):
         metric = self.task_metrics[key]
         assert isinstance(metric, Metric)
         if not metric.update_called:  # Lightning keeps the metric until the epoch ends: once an epoch is enough
-            where = {"add_dataloader_idx": False, "metric_attribute": f"task_metrics.{key}"}
-            self.log(key, metric, on_step=False, on_epoch=True, **where)
+            with _all_dataloaders(self):
+                self.log(key, metric, on_step=False, on_epoch=True, metric_attribute=f"task_metrics.{key}")
         metric.update(*values)
 
 
@@ -469,6 +468,23 @@ def _pair(name: str, value: TaskLossValue, nothing: Tensor) -> tuple[Tensor, Ten
             "take its mean, or use masked_sum"
         )
     return total, count  # type: ignore[return-value]
+
+
+@contextmanager
+def _all_dataloaders(module: Any) -> Iterator[None]:
+    """Have Lightning compute what is logged within when all dataloaders are through, under one key for all."""
+    try:
+        results = module.trainer._results
+    except RuntimeError:  # no Trainer
+        results = None
+    if results is None:
+        yield
+        return
+    index, results.dataloader_idx = results.dataloader_idx, None
+    try:
+        yield
+    finally:
+        results.dataloader_idx = index
 
 
 def _optimizers(module: Any) -> list[torch.optim.Optimizer]:

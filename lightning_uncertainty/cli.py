@@ -1,0 +1,113 @@
+"""The command line: `lightning-uncertainty demo`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer, seed_everything
+
+from lightning_uncertainty.callbacks import UncertaintyMonitor
+from lightning_uncertainty.callbacks._table import render
+from lightning_uncertainty.examples.penguins import MEASURES, PenguinNet, load_penguins
+from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting
+
+__all__ = ["demo", "main"]
+
+
+def demo(epochs: int = 60, seed: int = 0, out: Path = Path("runs/penguins")) -> None:
+    """Train four tasks on the Palmer penguins, uncertainty-weighted and with equal weights, and show σ.
+
+    Logs to wandb (offline unless WANDB_MODE says otherwise) and TensorBoard, prints the held-out results of both runs
+    beside σ, and saves the trajectories of σ.
+
+    Args:
+        epochs: passes over the training birds.
+        seed: decides the held-out birds, the first weights and the order of batches.
+        out: folder for logs and the plot.
+
+    Raises:
+        SystemExit: a package of the extra `demo` is not installed, or `epochs` is not positive.
+    """
+    missing = [name for name in ("matplotlib", "pandas", "tensorboard") if find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"the demo needs {', '.join(missing)}: pip install 'lightning-uncertainty[demo]'")
+    if epochs < 1:
+        raise SystemExit(f"epochs should be at least 1: found {epochs}")
+    torch.set_num_threads(1)  # a net this small only waits for a second thread
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)  # Lightning's own
+    data = load_penguins(seed)
+    weightings = {"uncertainty": UncertaintyWeighting(), "equal": FixedWeighting()}
+    held_out, wandb_runs, sigma, plot = {}, {}, {}, out / "sigma.png"
+    for name, weighting in weightings.items():
+        seed_everything(seed, verbose=False)
+        net, monitor = PenguinNet(data[0], weighting), UncertaintyMonitor(table=False)
+        trainer, wandb_runs[name] = _trainer(out, name, max_epochs=epochs, callbacks=[monitor])
+        trainer.fit(net, data[0].loader(shuffle=True, seed=seed), data[1].loader())
+        held_out[name] = trainer.test(net, data[1].loader(), verbose=False)[0]
+        wandb_runs[name].finish()
+        if name == "uncertainty":
+            sigma = net.sigma()
+            _save_plot(monitor, plot)
+    lines = []
+    for task, (measure, metric) in MEASURES.items():
+        numbers = [sigma[task], *(results[f"test/{task}/{metric}"] for results in held_out.values())]
+        likelihood = net.task_likelihoods()[task]
+        lines.append([task, likelihood.name, likelihood.meaning, *(f"{number:.4g}" for number in numbers), measure])
+    columns = ["task", "likelihood", "σ is", "σ", "uncertainty", "equal", "held-out"]
+    print(render(f"Penguins after {epochs} epochs: {len(data[0])} birds, {len(data[1])} held out", columns, lines))
+    wandb_folder = Path(wandb_runs["uncertainty"].dir).parent
+    grams = held_out["uncertainty"]["test/body_mass_g/MeanSquaredError"]
+    print(
+        f"σ of the body mass is {sigma['body_mass_g']:.0f} g; on held-out birds the net is off by {grams:.0f} g (RMSE).\n"
+        f"Trajectories of σ, and how far it is from its optimum: {plot}\n"
+        "Dashboards:\n"
+        f"  wandb leet {wandb_folder}\n"
+        f"  tensorboard --logdir {out / 'tensorboard'}\n"
+        f"  wandb sync {wandb_folder}    # with an account: on the web"
+    )
+
+
+def _trainer(out: Path, name: str, **options: Any) -> tuple[Trainer, Any]:
+    """Return a Trainer that logs to wandb and TensorBoard, and its wandb run."""
+    from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+
+    out.mkdir(parents=True, exist_ok=True)
+    offline = os.environ.get("WANDB_MODE", "offline") != "online"
+    wandb_logger = WandbLogger(project="lightning-uncertainty-demo", name=name, save_dir=out, offline=offline)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=[wandb_logger, TensorBoardLogger(out / "tensorboard", name=name)],
+        log_every_n_steps=5,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        **options,
+    )
+    return trainer, wandb_logger.experiment
+
+
+def _save_plot(monitor: UncertaintyMonitor, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    monitor.plot("sigma", ax=left)
+    monitor.plot("sigma_gap", ax=right)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Run the command line.
+
+    Raises:
+        SystemExit: jsonargparse is not installed.
+    """
+    try:
+        from jsonargparse import auto_cli
+    except ModuleNotFoundError:
+        raise SystemExit("the command line needs jsonargparse: pip install 'lightning-uncertainty[cli]'") from None
+    auto_cli({"demo": demo}, prog="lightning-uncertainty")

@@ -1,0 +1,624 @@
+"""The mixin: registration, weighing, labels that are missing, checkpoints, guard rails."""
+
+import copy
+import inspect
+import math
+import pickle
+import typing
+import warnings
+
+import lightning.pytorch as lightning_pytorch
+import pytest
+import pytorch_lightning
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities import CombinedLoader
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics import MeanAbsoluteError, MetricCollection
+
+from lightning_uncertainty import (
+    AnalyticUncertaintyWeighting,
+    FixedWeighting,
+    MultiTaskMixin,
+    Task,
+    UncertaintyMonitor,
+    UncertaintyWeighting,
+    masked_sum,
+)
+from lightning_uncertainty.likelihoods import Categorical
+from tests._nets import Owning, Plain, columns, dicts, tensors, trainer, tuples
+
+BATCH = tuple(columns().values())
+
+
+def net_of(tasks, host=pytorch_lightning.LightningModule, **options):
+    class Net(MultiTaskMixin, host):
+        def __init__(self):
+            super().__init__()
+            self.register_tasks(tasks, **options)
+
+    return Net()
+
+
+# -- registration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "type", "train", "values", "1st", "a b", 3])
+def test_unusable_names_are_refused(name):
+    with pytest.raises(ValueError, match="a task's name should be"):
+        net_of({name: "gaussian"})
+
+
+def test_duplicate_empty_and_unknown_registrations_are_refused():
+    with pytest.raises(ValueError, match="'depth' twice"):
+        net_of([("depth", "gaussian"), ("depth", "laplace")])
+    with pytest.raises(ValueError, match="at least one"):
+        net_of({})
+    with pytest.raises(ValueError, match=r"one of gaussian, laplace.*found 'gausian'"):
+        net_of({"depth": "gausian"})
+    with pytest.raises(ValueError, match=r"base_weights should name registered tasks \(depth\): found dept"):
+        net_of({"depth": "gaussian"}, weighting=UncertaintyWeighting(base_weights={"dept": 1.0}))
+
+
+def test_registering_twice_is_refused_and_changes_nothing():
+    net = Plain()
+    before = net.task_weighting
+    with pytest.raises(RuntimeError, match="registered once"):
+        net.register_tasks({"other": "gaussian"})
+    assert net.task_weighting is before
+    assert list(net.sigma()) == ["depth", "kind"]
+
+
+def test_registering_before_init_is_refused():
+    class Early(MultiTaskMixin, pytorch_lightning.LightningModule):
+        def __init__(self):
+            self.register_tasks({"depth": "gaussian"})
+
+    with pytest.raises(RuntimeError, match=r"super\(\)\.__init__\(\) before register_tasks"):
+        Early()
+
+
+@pytest.mark.parametrize("call", ["weigh", "task_step", "sigma", "parameter_groups", "check_setup", "take_row"])
+def test_calls_before_registration_name_the_mend(call):
+    class Bare(MultiTaskMixin, pytorch_lightning.LightningModule):
+        pass
+
+    arguments = {"weigh": ({},), "task_step": (None, {}, "train"), "parameter_groups": (1e-3,)}.get(call, ())
+    with pytest.raises(RuntimeError, match=rf"{call} needs tasks: call self.register_tasks"):
+        getattr(Bare(), call)(*arguments)
+
+
+# -- the host class --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", [pytorch_lightning, lightning_pytorch])
+@pytest.mark.parametrize("mixin_first", [True, False])
+def test_both_packages_and_both_orders_of_bases(package, mixin_first):
+    bases = (MultiTaskMixin, package.LightningModule) if mixin_first else (package.LightningModule, MultiTaskMixin)
+    body = {
+        name: Plain.__dict__[name] for name in ("losses", "training_step", "validation_step", "configure_optimizers")
+    }
+
+    def init(self):
+        package.LightningModule.__init__(self)
+        self.depth, self.kind = nn.Linear(4, 1), nn.Linear(4, 3)
+        self.register_tasks({"depth": "gaussian", "kind": "categorical"})
+
+    net = type("Net", bases, {"__init__": init, **body})()
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    fit = package.Trainer(
+        accelerator="cpu", max_epochs=1, log_every_n_steps=1, callbacks=[UncertaintyMonitor()], **quiet
+    )
+    fit.fit(net, tuples(), tuples())
+    assert set(fit.callback_metrics) >= {"sigma/depth", "weight/kind", "val/depth/loss", "val/balanced_loss"}
+    assert all(math.isfinite(value) for value in net.sigma().values())
+
+
+def test_the_mixin_has_no_init_and_overrides_no_hook():
+    own = {name for name in vars(MultiTaskMixin) if not name.startswith("__")}
+    for package in (pytorch_lightning, lightning_pytorch):
+        assert own.isdisjoint(dir(package.LightningModule))
+    assert "__init__" not in vars(MultiTaskMixin)
+
+
+def test_the_hosts_type_hints_and_hyper_parameters_are_intact(tmp_path):
+    class Net(Plain):
+        def __init__(self, width: int = 4, kinds: dict | None = None) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    assert typing.get_type_hints(Net.__init__)["width"] is int
+    assert list(inspect.signature(Net).parameters) == ["width", "kinds"]
+    net = Net(width=7, kinds={"depth": "gaussian"})
+    assert dict(net.hparams) == {"width": 7, "kinds": {"depth": "gaussian"}}
+    fit = trainer(max_epochs=1)
+    fit.fit(net, tuples())
+    fit.save_checkpoint(tmp_path / "net.ckpt")
+    again = Net.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
+    assert again.hparams.width == 7
+    assert again.sigma() == net.sigma()
+
+
+def test_any_hook_may_be_overridden_without_super():
+    hooks = [
+        "on_fit_end",
+        "on_fit_start",
+        "on_train_start",
+        "on_train_batch_end",
+        "on_train_epoch_end",
+        "on_validation_end",
+    ]
+    net = type("Net", (Plain,), dict.fromkeys(hooks, lambda self, *_: None))()
+    fit = trainer(callbacks=[UncertaintyMonitor()])
+    fit.fit(net, tuples(), tuples())
+    assert net.task_weighting.offset.count_nonzero() == 2
+    assert "sigma/depth" in fit.callback_metrics
+
+
+def test_deepcopy_and_pickle_after_training_steps():
+    net = Plain()
+    net.training_step(BATCH, 0).backward()
+    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert again.sigma() == net.sigma()
+        assert again.take_row() == copy.deepcopy(net).take_row()
+
+
+# -- weigh -----------------------------------------------------------------------------------------------------------
+
+
+def test_weigh_is_kendalls_sum_and_takes_the_dict_in_any_order():
+    net = Plain(UncertaintyWeighting(start={"depth": 0.4, "kind": -0.3}))
+    losses = net.losses(BATCH)
+    expected = 0.5 * math.exp(-0.4) * losses["depth"] + 0.2 + math.exp(0.3) * losses["kind"] - 0.15
+    torch.testing.assert_close(net.weigh(losses), expected)
+    torch.testing.assert_close(net.weigh(dict(reversed(losses.items()))), expected)
+
+
+def test_pairs_means_and_none_mean_what_they_say():
+    net = Plain(FixedWeighting())
+    total = net.weigh({"depth": (torch.tensor(6.0), torch.tensor(4.0)), "kind": (torch.tensor(1.0), 2)})
+    assert total.item() == 2.0
+    assert net.weigh({"depth": torch.tensor(1.5), "kind": None}).item() == 1.5
+    assert net.weigh({"depth": None, "kind": (torch.tensor(float("nan")), 0)}).item() == 0.0
+
+
+def test_a_task_without_labels_neither_pulls_nor_drifts():
+    net = Plain(UncertaintyWeighting(start={"depth": 0.3, "kind": -0.7}))
+    total = net.weigh({"depth": torch.tensor(2.0), "kind": None})
+    assert total.item() == pytest.approx(0.8908182206817179)  # ½ e^-0.3 · 2 + ½ · 0.3
+    total.backward()
+    assert net.task_weighting.offset.grad.tolist() == pytest.approx([-0.24081822068171788, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ({"depth": torch.tensor(1.0), "knd": torch.tensor(1.0)}, r"among depth, kind: found knd"),
+        ({"depth": torch.tensor(1.0)}, "found none for kind; give None"),
+        ({"depth": torch.tensor([1.0]), "kind": torch.tensor(1.0)}, r"0-dimens.*found a tensor \[1\] for task 'depth'"),
+        ({"depth": 1.0, "kind": torch.tensor(1.0)}, "found a float for task 'depth'"),
+        ({"depth": (torch.ones(2), 2), "kind": None}, r"found \(a tensor \[2\], a int\) for task 'depth'"),
+        ({"depth": torch.tensor(-1.0), "kind": torch.tensor(1.0)}, "'depth' should be finite and at least 0: found -1"),
+        ({"depth": torch.tensor(1.0), "kind": torch.tensor(float("nan"))}, "'kind' should be finite.*found nan"),
+        ({"depth": torch.tensor(1.0), "kind": torch.tensor(float("inf"))}, "'kind' should be finite.*found inf"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
+def test_bad_losses_are_refused_before_any_state_changes(weighting, losses, message):
+    net = Plain(weighting())
+    before = tensors(net)
+    with pytest.raises(ValueError, match=message):
+        net.weigh(losses)
+    torch.testing.assert_close(tensors(net), before, equal_nan=True)
+    assert net.take_row() == {}
+
+
+def test_an_unknown_stage_is_refused():
+    with pytest.raises(ValueError, match="one of train, val, test: found 'valid'"):
+        Plain().weigh(Plain().losses(BATCH), stage="valid")
+
+
+@pytest.mark.parametrize("stage", [None, "val"])
+def test_evaluation_changes_no_training_state(stage):
+    net = Plain(AnalyticUncertaintyWeighting())
+    net.training_step(BATCH, 0)
+    before = tensors(net)
+    net.eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # self.log without a Trainer
+        total = net.weigh(net.losses(tuple(columns().values())), stage=stage)
+    assert total.isfinite()
+    torch.testing.assert_close(tensors(net), before)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the reads of a tensor's value by the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        reads = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        self.count += func in reads
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
+def test_training_reads_only_the_error_flag_and_started(weighting, monkeypatch):
+    def reads_of_a_step(net):
+        losses = net.losses(BATCH)
+        with Reads() as reads:
+            net.weigh(losses)
+        return reads.count
+
+    net = Plain(weighting())
+    net.weigh(net.losses(BATCH))  # every task has its start from here on
+    assert reads_of_a_step(net) == 1
+    first = Plain(weighting())
+    assert reads_of_a_step(first) == 1 + (weighting is UncertaintyWeighting)
+    for module in ("mixin", "weightings.uncertainty"):  # as on a GPU
+        monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
+    off = Plain(weighting())
+    off._setup_checked = True  # names are compared once a fit
+    assert [reads_of_a_step(off) for _ in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
+def test_a_step_compiles_without_a_graph_break(weighting):
+    net, eager = Plain(weighting()), Plain(weighting())
+    eager.load_state_dict(net.state_dict())
+    compiled = torch.compile(lambda x, y, z: net.weigh(net.losses((x, y, z))), fullgraph=True, backend="eager")
+    for _ in range(4):
+        total, expected = compiled(*BATCH), eager.weigh(eager.losses(BATCH))
+        torch.testing.assert_close(total, expected)
+    total.backward()
+    row, expected_row = net.take_row(), eager.take_row()
+    assert row["loss"] == pytest.approx(expected_row["loss"])
+    assert net.sigma() == pytest.approx(eager.sigma())
+
+
+def test_elsewhere_than_on_eager_cpu_a_bad_loss_is_told_with_the_next_row(monkeypatch):
+    monkeypatch.setattr("lightning_uncertainty.mixin.reads_values", lambda device: False)
+    net = Plain()
+    net.weigh({"depth": torch.tensor(1.0), "kind": torch.tensor(float("nan"))})
+    net.weigh({"depth": torch.tensor(1.0), "kind": torch.tensor(1.0)})
+    with pytest.raises(ValueError, match="'kind' should be finite"):
+        net.take_row()
+    assert net.take_row() == {}
+
+
+# -- tasks that own their heads --------------------------------------------------------------------------------------
+
+
+def test_task_losses_are_those_of_the_likelihood_over_observed_labels():
+    net, batch = Owning(), columns(missing=True)
+    outputs = net.task_outputs(net.trunk(batch["x"]))
+    losses = {name: total / count for name, (total, count) in net.task_losses(outputs, batch).items()}
+    seen = ~batch["depth"].isnan()
+    torch.testing.assert_close(losses["depth"], F.mse_loss(outputs["depth"][seen, 0], batch["depth"][seen]))
+    torch.testing.assert_close(losses["kind"], F.cross_entropy(outputs["kind"], batch["kind"]))
+
+
+def test_missing_labels_leave_finite_gradients_in_every_parameter():
+    net, batch = Owning(), columns(missing=True)
+    batch["depth"] = None  # a loader that has run out
+    net.task_step(net.trunk(batch["x"]), batch, "train").backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert net.task_heads["depth"].weight.grad.count_nonzero() == 0
+    assert net.task_heads["kind"].weight.grad.count_nonzero() > 0
+
+
+def test_targets_and_masks_by_key_and_by_function():
+    tasks = {
+        "near": Task("laplace", head=nn.Linear(4, 1), target="depth", mask="ok"),
+        "far": Task("laplace", head=nn.Linear(4, 1), target=lambda b: b["depth"] * 2, mask=lambda b: ~b["ok"]),
+    }
+    net, batch = net_of(tasks), columns()
+    batch["ok"] = torch.arange(32) < 20
+    outputs = net.task_outputs(batch["x"])
+    losses = net.task_losses(outputs, batch)
+    near = (outputs["near"][:20, 0] - batch["depth"][:20]).abs().sum()
+    far = (outputs["far"][20:, 0] - 2 * batch["depth"][20:]).abs().sum()
+    torch.testing.assert_close(losses, {"near": (near, torch.tensor(20.0)), "far": (far, torch.tensor(12.0))})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": torch.zeros(7)}, r"task 'depth': labels of a gaussian task.*\[32\].*found \[7\]"),
+        ({"kind": torch.zeros(32)}, r"task 'kind': labels of a categorical task.*found torch.float32"),
+        ({"kind": torch.full((32,), 3)}, r"task 'kind': .*lie in \[0, 2\]: found 3 to 3"),
+    ],
+)
+def test_bad_labels_name_the_task(change, message):
+    net = Owning()
+    before = tensors(net)
+    with pytest.raises(ValueError, match=message):
+        net.task_step(net.trunk(BATCH[0]), {**columns(), **change}, "train")
+    torch.testing.assert_close(tensors(net), before, equal_nan=True)
+
+
+def test_a_batch_without_the_label_and_a_task_without_a_head_name_the_mend():
+    net = Owning()
+    with pytest.raises(ValueError, match=r"labels of task 'depth' should be under 'depth'.*found keys x, kind"):
+        net.task_step(net.trunk(BATCH[0]), {"x": BATCH[0], "kind": BATCH[2]}, "train")
+    with pytest.raises(ValueError, match="found a list"):
+        net.task_step(net.trunk(BATCH[0]), [1, 2], "train")
+    with pytest.raises(RuntimeError, match="found none for depth, kind; give `Task"):
+        Plain().task_step(None, {}, "train")
+
+
+def test_metrics_see_observed_scalars_and_are_logged_by_stage_and_task():
+    net = Owning()
+    batches, fit = dicts(missing=True), trainer(max_epochs=1)
+    fit.fit(net, batches, batches)
+    table = columns_of(batches)
+    with torch.no_grad():
+        features = net.trunk(table["x"]).tanh()
+        seen = ~table["depth"].isnan()
+        error = (net.task_heads["depth"](features)[seen, 0] - table["depth"][seen]).abs().mean()
+        logits, known = net.task_heads["kind"](features), table["kind"] >= 0
+        hits = (logits.argmax(1) == table["kind"])[known].float().mean()
+    logged = fit.callback_metrics
+    torch.testing.assert_close(logged["val/depth/MeanAbsoluteError"], error)
+    torch.testing.assert_close(logged["val/kind/MulticlassAccuracy"], hits)
+    torch.testing.assert_close(logged["val/kind/loss"], F.cross_entropy(logits, table["kind"]))
+    mse = F.mse_loss(net.task_heads["depth"](features)[seen, 0], table["depth"][seen])
+    torch.testing.assert_close(logged["val/depth/loss"], mse)
+    balanced = 0.5 * mse.log() + 0.5 * F.cross_entropy(logits, table["kind"]).log()
+    torch.testing.assert_close(logged["val/balanced_loss"], balanced)
+    assert not [key for key in logged if key.startswith("train/")]
+
+
+def columns_of(loader):
+    return {name: torch.cat([batch[name] for batch in loader]) for name in ("x", "depth", "kind")}
+
+
+def test_train_metrics_on_request_and_collections():
+    metrics = MetricCollection({"mae": MeanAbsoluteError()})
+
+    class Net(Owning):
+        def __init__(self):
+            pytorch_lightning.LightningModule.__init__(self)
+            self.trunk = nn.Linear(4, 8)
+            self.register_tasks({"depth": Task("laplace", head=nn.Linear(8, 1), metrics=metrics)})
+
+        def training_step(self, batch, batch_idx):
+            return self.task_step(self.trunk(batch["x"]), batch, "train", train_metrics=True)
+
+    fit = trainer(max_epochs=1)
+    fit.fit(Net(), dicts())
+    assert set(fit.callback_metrics) == {"train/depth/mae"}
+
+
+def test_an_epoch_without_labels_logs_nothing_for_its_task_and_warns_once():
+    batches = dicts()
+    batches.dataset.table["depth"][:] = torch.nan
+    net, fit = Owning(), trainer(max_epochs=3)
+    with pytest.warns(UserWarning, match="no label of depth in this evaluation: left out of balanced_loss") as caught:
+        fit.fit(net, dicts(), batches)
+    assert sum("balanced_loss" in str(warning.message) for warning in caught) == 1
+    assert {key for key in fit.callback_metrics if "loss" in key} == {"val/kind/loss", "val/balanced_loss"}
+    torch.testing.assert_close(
+        fit.callback_metrics["val/balanced_loss"], 0.5 * fit.callback_metrics["val/kind/loss"].log()
+    )
+
+
+def test_combined_loader_with_none_for_a_loader_that_ran_out():
+    class Net(Plain):
+        def training_step(self, batch, batch_idx):
+            def loss(task):
+                x, depth, kind = batch[task]
+                return self.losses((x, depth, kind))[task]
+
+            return self.weigh({task: None if batch[task] is None else loss(task) for task in ("depth", "kind")})
+
+    net = Net()
+    loader = CombinedLoader({"depth": tuples(32), "kind": tuples(8)}, mode="max_size")
+    fit = trainer(max_epochs=1, callbacks=[UncertaintyMonitor()], log_every_n_steps=4)
+    fit.fit(net, loader)
+    assert set(fit.callback_metrics) >= {"sigma/depth", "sigma/kind"}
+    assert all(math.isfinite(value) for value in net.sigma().values())
+
+
+def test_several_validation_loaders_add_up_in_one_key():
+    class Net(Plain):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            losses = self.losses(batch)
+            self.weigh({"depth": losses["depth"], "kind": losses["kind"] if dataloader_idx else None}, stage="val")
+
+    first, second, fit = tuples(24), tuples(8), trainer(max_epochs=1)
+    net = Net()
+    fit.fit(net, tuples(), [first, second])
+    whole = [torch.cat(parts) for parts in zip(*[batch for loader in (first, second) for batch in loader], strict=True)]
+    torch.testing.assert_close(fit.callback_metrics["val/depth/loss"], net.losses(whole)["depth"].detach())
+    torch.testing.assert_close(fit.callback_metrics["val/kind/loss"], net.losses(next(iter(second)))["kind"].detach())
+
+
+def test_our_keys_can_be_monitored():
+    stop = EarlyStopping("val/balanced_loss", patience=3)
+    best = ModelCheckpoint(monitor="sigma/depth", mode="min", save_top_k=1)
+    fit = trainer(max_epochs=2, callbacks=[UncertaintyMonitor(), stop, best], enable_checkpointing=True)
+    fit.fit(Plain(), tuples(), tuples())
+    assert stop.best_score == fit.callback_metrics["val/balanced_loss"]
+    assert best.best_model_score is not None
+
+
+def test_balanced_loss_orders_models_alike_whatever_the_units_are():
+    values = []
+    for scale in (1.0, 1000.0):
+        torch.manual_seed(1)
+        good, poor = torch.rand(50), 3 * torch.rand(50)
+        net = net_of({"mass": "gaussian"})
+        keys = [net.task_metrics["val/balanced_loss"].clone() for _ in range(2)]
+        for metric, error in zip(keys, (good, poor), strict=True):
+            metric.update(*(x[None] for x in masked_sum((scale * error).square())))
+        values.append([metric.compute().item() for metric in keys])
+    (a, b), (scaled_a, scaled_b) = values
+    assert a < b
+    assert scaled_b - scaled_a == pytest.approx(b - a, abs=1e-5)
+
+
+# -- guard rails -----------------------------------------------------------------------------------------------------
+
+
+def fit_with(optimizers, **options):
+    net = type("Net", (Plain,), {"configure_optimizers": lambda self: optimizers(self)})()
+    trainer(max_epochs=1, **options).fit(net, tuples())
+    return net
+
+
+@pytest.mark.parametrize("callbacks", [[], [UncertaintyMonitor()]])
+def test_log_variances_in_no_optimizer_are_an_error_with_the_line_to_add(callbacks):
+    with pytest.raises(RuntimeError, match=r"found them in none, so σ would never move.*self\.parameter_groups\(lr"):
+        fit_with(lambda self: torch.optim.Adam(self.depth.parameters()), callbacks=callbacks)
+
+
+def test_log_variances_in_two_optimizers_are_an_error():
+    class Net(Plain):
+        automatic_optimization = False
+
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.parameters(), 0.1), torch.optim.SGD(self.task_weighting.parameters(), 0.1)]
+
+    with pytest.raises(RuntimeError, match="found them in 2, so they would be stepped twice"):
+        trainer(callbacks=[UncertaintyMonitor()]).fit(Net(), tuples())
+
+
+def test_weight_decay_on_log_variances_warns_once_and_helper_groups_do_not():
+    with pytest.warns(
+        UserWarning, match=r"under weight decay 0\.01.*parameter_groups\(lr=\.\.\., weight_decay=0\.01\)"
+    ) as caught:
+        fit_with(lambda self: torch.optim.AdamW(self.parameters(), 1e-3))
+    assert sum("weight decay" in str(warning.message) for warning in caught) == 1
+    fit_with(lambda self: torch.optim.AdamW(self.parameter_groups(lr=1e-3, weight_decay=0.01)))
+
+
+def test_frozen_log_variances_warn():
+    def frozen(self):
+        self.task_weighting.requires_grad_(False)
+        return torch.optim.Adam(self.parameters())
+
+    with pytest.warns(UserWarning, match=r"log-variances are frozen.*requires_grad_\(True\)"):
+        fit_with(frozen)
+
+
+@pytest.mark.parametrize("weighting", [AnalyticUncertaintyWeighting, FixedWeighting])
+def test_a_weighting_without_parameters_needs_no_optimizer(weighting):
+    net = Plain(weighting())
+    assert len(net.parameter_groups(lr=0.1)) == 1
+    trainer(callbacks=[UncertaintyMonitor()]).fit(net, tuples())
+
+
+def test_parameter_groups_hold_every_parameter_once_log_variances_last():
+    net = Owning()
+    network, own = net.parameter_groups(lr=0.1, weight_decay=0.3, betas=(0.8, 0.9))
+    assert sorted(map(id, network["params"] + own["params"])) == sorted(map(id, net.parameters()))
+    assert own["params"] == [net.task_weighting.offset]
+    assert (network["lr"], network["weight_decay"], own["lr"], own["weight_decay"]) == (0.1, 0.3, 1.0, 0.0)
+    assert network["betas"] == own["betas"] == (0.8, 0.9)
+    assert net.parameter_groups(lr=0.1, log_variance_lr=0.5)[1]["lr"] == 0.5
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_resume_equals_uninterrupted(tmp_path):
+    def run(epochs, net, **options):
+        fit = trainer(max_epochs=epochs)
+        fit.fit(net, loader, **options)
+        return fit
+
+    loader = tuples()
+    state = Plain().state_dict()
+    whole, half, rest = Plain(), Plain(), Plain()
+    whole.load_state_dict(state)
+    half.load_state_dict(state)
+    run(4, whole)
+    run(2, half).save_checkpoint(tmp_path / "half.ckpt")
+    run(4, rest, ckpt_path=tmp_path / "half.ckpt")
+    torch.testing.assert_close(tensors(rest), tensors(whole), rtol=0, atol=0)
+    assert rest.sigma() == whole.sigma()
+
+
+class Other(Plain):
+    """Depth's and kind's checkpoint read by a module with other tasks."""
+
+    def __init__(self, tasks=("kind", "depth")):
+        pytorch_lightning.LightningModule.__init__(self)
+        self.depth, self.kind = nn.Linear(4, 1), nn.Linear(4, 3)
+        self.register_tasks({name: "categorical" if name == "kind" else "gaussian" for name in tasks})
+
+
+def test_reordered_tasks_load_by_name_and_cannot_resume_the_optimizer(tmp_path):
+    net, fit = Plain(), trainer(max_epochs=1)
+    fit.fit(net, tuples())
+    fit.save_checkpoint(tmp_path / "net.ckpt")
+    other = Other.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
+    assert list(other.sigma()) == ["kind", "depth"]
+    assert other.sigma() == net.sigma()
+    trainer(max_epochs=1).fit(other, tuples())  # with a fresh optimizer
+    with pytest.raises(RuntimeError, match="checkpoint of other tasks cannot be resumed"):
+        trainer(max_epochs=3, callbacks=[UncertaintyMonitor()]).fit(Other(), tuples(), ckpt_path=tmp_path / "net.ckpt")
+
+
+def test_added_and_removed_tasks_are_told_in_one_warning():
+    net = Plain()
+    net.training_step(BATCH, 0)
+    other = Other(("normals", "depth"))
+    with pytest.warns(UserWarning, match="knows the tasks depth, kind: normals start anew; kind are dropped") as caught:
+        other.load_state_dict(net.state_dict())
+    assert len(caught) == 1
+    assert other.sigma()["depth"] == net.sigma()["depth"]
+    assert math.isnan(other.sigma()["normals"])
+
+
+# -- precision -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true"])
+def test_log_variances_learn_in_float32_or_wider(precision):
+    class Net(Plain):
+        def losses(self, batch):
+            x, depth, kind = batch
+            x, depth = x.to(self.depth.weight.dtype), depth.to(self.depth.weight.dtype)
+            return super().losses((x, depth, kind))
+
+    net = Net(UncertaintyWeighting(start=2.0))
+    trainer(precision=precision, max_epochs=1, callbacks=[UncertaintyMonitor()]).fit(net, tuples(), tuples())
+    wanted = torch.float64 if precision == "64-true" else torch.float32
+    assert net.task_weighting.dtypes() == {wanted}
+    assert net.task_weighting.offset.abs().min() > 1e-3
+    assert net.training_step(BATCH, 0).dtype == wanted
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e12])
+def test_tiny_and_huge_losses_stay_finite(size):
+    net = net_of({"depth": "gaussian", "edge": "laplace"})
+    for _ in range(3):
+        total = net.weigh({name: torch.tensor(size, requires_grad=True) for name in ("depth", "edge")})
+        total.backward()
+    assert total.isfinite()
+    assert net.sigma()["depth"] == pytest.approx(math.sqrt(size), rel=1e-4)
+    assert net.sigma()["edge"] == pytest.approx(math.sqrt(2) * size, rel=1e-4)
+
+
+def test_class_weights_and_ignore_index_reach_the_step():
+    weights = (1.0, 2.0, 0.5)
+    head = nn.Linear(4, 3)
+    net = net_of(
+        {"kind": Task(Categorical(ignore_index=9, class_weights=weights), head=head)}, weighting=FixedWeighting()
+    )
+    x, label = torch.randn(8, 4), torch.tensor([0, 1, 2, 9, 1, 2, 9, 0])
+    expected = F.cross_entropy(head(x), label, torch.tensor(weights), ignore_index=9)
+    torch.testing.assert_close(net.task_step(x, {"kind": label}, "train"), expected)
