@@ -49,7 +49,7 @@ class UncertaintyMonitor(AnyCallback):
         max_rows: bound of the history; when it is full every second row is dropped, so that it still spans the run.
 
     Raises:
-        ValueError: `max_rows` is below 2.
+        ValueError: `max_rows` is below 2, or (at the start of a fit) the Trainer has another monitor.
         TypeError: (at the start of a fit) the module is no `MultiTaskMixin`.
 
     Example:
@@ -71,11 +71,6 @@ class UncertaintyMonitor(AnyCallback):
         self._latest: dict[str, dict[str, float]] = {}
         self._warned = False
 
-    @property
-    def state_key(self) -> str:
-        """Key of the history in checkpoints: one for each prefix."""
-        return self._generate_state_key(prefix=self.prefix)
-
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -84,6 +79,11 @@ class UncertaintyMonitor(AnyCallback):
             raise TypeError(
                 f"UncertaintyMonitor watches a MultiTaskMixin: found {type(pl_module).__name__}; write "
                 f"`class {type(pl_module).__name__}(MultiTaskMixin, LightningModule)` and call register_tasks"
+            )
+        if sum(isinstance(callback, UncertaintyMonitor) for callback in trainer.callbacks) > 1:
+            raise ValueError(
+                "a Trainer should have one UncertaintyMonitor, which logs to all its loggers: found several; the second "
+                "would find nothing left to log"
             )
         pl_module.check_setup()
         self._last_step = trainer.global_step
