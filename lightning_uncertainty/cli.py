@@ -63,7 +63,8 @@ def demo(epochs: int = 60, seed: int = 0, out: Path = Path("runs/penguins")) -> 
     wandb_folder = Path(wandb_runs["uncertainty"].dir).parent
     grams = held_out["uncertainty"]["test/body_mass_g/MeanSquaredError"]
     print(
-        f"σ of the body mass is {sigma['body_mass_g']:.0f} g; on held-out birds the net is off by {grams:.0f} g (RMSE).\n"
+        f"σ of the body mass is {sigma['body_mass_g']:.0f} g; on held-out birds the net is off by {grams:.0f} g "
+        "(RMSE).\n"
         f"Trajectories of σ, and how far it is from its optimum: {plot}\n"
         "Dashboards:\n"
         f"  wandb leet {wandb_folder}\n"

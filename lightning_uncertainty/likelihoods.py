@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
+from math import log, sqrt
 from typing import ClassVar
 
 import torch
@@ -111,16 +111,19 @@ def _fit_mask(mask: Tensor, shape: torch.Size) -> Tensor:
     return mask.expand(shape)
 
 
-def optimal_log_variance(loss: Tensor, factor: Tensor, exponent: Tensor, penalty: Tensor) -> Tensor:
+def optimal_log_variance(loss: Tensor, exponent: Tensor, log_ratio: Tensor) -> Tensor:
     """Return `s* = log(a c L / r) / a`, the minimum of `c e^{-a s} L + r s`; a zero loss counts as float32's tiny.
 
+    Args:
+        loss: `L`.
+        exponent: `a`.
+        log_ratio: `log(a c / r)`.
+
     Example:
-        >>> one = torch.ones(1)
-        >>> optimal_log_variance(4 * one, one / 2, one, one / 2).exp()  # Gaussian: σ² = mean squared error
-        tensor([4.])
+        >>> optimal_log_variance(torch.tensor(4.0), torch.tensor(1.0), torch.tensor(0.0)).exp()  # Gaussian: σ² = MSE
+        tensor(4.)
     """
-    floored = loss.clamp(min=torch.finfo(torch.float32).tiny)
-    return (floored.log() + (exponent * factor / penalty).log()) / exponent
+    return (loss.clamp(min=torch.finfo(torch.float32).tiny).log() + log_ratio) / exponent
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,11 @@ class Likelihood(ABC):
     def name(self) -> str:
         """The word by which `LIKELIHOODS` knows this likelihood."""
         return next((name for name, kind in LIKELIHOODS.items() if kind is type(self)), type(self).__name__)
+
+    @property
+    def log_ratio(self) -> float:
+        """The constant `log(a c / r)` of the optimum."""
+        return log(self.exponent * self.factor / self.penalty)
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -175,7 +183,7 @@ class Likelihood(ABC):
             >>> round(Categorical().optimum(0.5), 6) + 0.0  # e^s = 2 CE = 1
             0.0
         """
-        numbers = torch.tensor([loss, self.factor, self.exponent, self.penalty], dtype=torch.float64)
+        numbers = torch.tensor([loss, self.exponent, self.log_ratio], dtype=torch.float64)
         return float(optimal_log_variance(*numbers.unbind()))
 
 
@@ -429,7 +437,8 @@ class _ClassLabels(Likelihood):
                     f"class_weights should have one weight for each of {classes} outputs, found "
                     f"{len(self.class_weights)}"
                 )
-            weights = _class_weights(self.class_weights, output.device)
+            make = _tensor_of if torch.compiler.is_compiling() else _cached_tensor_of
+            weights = make(self.class_weights, output.device)
         label = torch.where(in_range, label, 0)  # a label out of range would abort a CUDA process
         error = F.cross_entropy(promote(output), label, reduction="none")
         error = torch.where(in_range, error, torch.nan)  # ... it becomes a NaN loss instead, which is reported
@@ -453,7 +462,7 @@ class _ClassLabels(Likelihood):
                 f"a {self.name} task should have logits [B, C, ...] and labels [B, ...]: found logits "
                 f"{list(output.shape)} and labels {list(target.shape)}"
             )
-        observed = target != self.ignore_index
+        observed = target.long() != self.ignore_index  # in uint8, -100 would be class 156
         return observed if mask is None else observed & _fit_mask(mask, target.shape)
 
 
@@ -498,10 +507,11 @@ class CategoricalHalf(_ClassLabels):
     meaning: ClassVar[str] = "√CE [-]"
 
 
-@lru_cache(maxsize=64)
-def _class_weights(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """One copy of the class weights on each device, made once."""
-    return torch.tensor(weights, dtype=torch.float32, device=device)
+def _tensor_of(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32, device=device)
+
+
+_cached_tensor_of = lru_cache(maxsize=64)(_tensor_of)  # one copy to the device, not one a step
 
 
 def _range(labels: Tensor) -> str:

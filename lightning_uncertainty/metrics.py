@@ -90,8 +90,8 @@ class BalancedLoss(Metric):
         if self._absent and not self._warned:  # only now is the epoch over: there may be a loader for each task
             self._warned = True
             warnings.warn(
-                f"no label of {self._absent} in this evaluation: left out of balanced_loss, whose values then compare only "
-                "among epochs with the same tasks",
+                f"no label of {self._absent} in this evaluation: left out of balanced_loss, whose values then compare "
+                "only among epochs with the same tasks",
                 stacklevel=2,
             )
         self._absent = ""
@@ -124,6 +124,10 @@ class ObservedMetric(Metric):
         if label.numel():
             self.labels += label.shape[0]
             self.metric.update(prediction, label)
+
+    def forward(self, prediction: Tensor, label: Tensor) -> None:
+        """Update; the value is that of the epoch (torchmetrics' own forward would reset the inner metric)."""
+        self.update(prediction, label)
 
     def compute(self) -> Any:
         with warnings.catch_warnings():

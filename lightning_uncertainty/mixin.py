@@ -447,8 +447,7 @@ def _metrics(tasks: Mapping[str, Task], weighting: Weighting) -> dict[str, Metri
             given = task.metrics
             named = {type(given).__name__: given} if isinstance(given, Metric) else dict((given or {}).items())
             metrics |= {f"{stage}/{name}/{key}": ObservedMetric(metric) for key, metric in named.items()}
-    numbers = zip(weighting.base_weight.tolist(), weighting.penalty.tolist(), weighting.exponent.tolist(), strict=True)
-    powers = {name: b * r / a for name, (b, r, a) in zip(tasks, numbers, strict=True)}
+    powers = dict(zip(tasks, (weighting.base_penalty / weighting.exponent).tolist(), strict=True))
     for stage in _EVALUATION:
         metrics |= {f"{stage}/{name}/loss": TaskLoss() for name in tasks}
         metrics[f"{stage}/balanced_loss"] = BalancedLoss(powers)

@@ -34,7 +34,7 @@ class StepWindow:
             return
         self.losses.add_(losses)
         self.roots.add_(roots)
-        self.steps.add_(present)
+        self.steps.add_(present.to(losses.dtype))
         self.weights = torch.where(present, weighted.weights, self.weights)
         if weighted.log_variances is not None and self.log_variances is not None:
             self.log_variances = torch.where(present, weighted.log_variances, self.log_variances)
@@ -51,7 +51,7 @@ class StepWindow:
         optimum = weighting.optimum(mean_losses)
         if self.log_variances is not None and optimum is not None:
             vectors += [self.log_variances, optimum]
-        columns = torch.stack([vector.to(torch.float64) for vector in vectors]).T.tolist()
+        columns = torch.stack([vector.to(mean_losses.dtype) for vector in vectors]).T.tolist()
         self.losses = None
         rows = {task: column for task, column in zip(weighting.tasks, columns, strict=True) if column[0] > 0}
         for task, column in rows.items():

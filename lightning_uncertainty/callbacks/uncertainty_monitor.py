@@ -82,8 +82,8 @@ class UncertaintyMonitor(AnyCallback):
             )
         if sum(isinstance(callback, UncertaintyMonitor) for callback in trainer.callbacks) > 1:
             raise ValueError(
-                "a Trainer should have one UncertaintyMonitor, which logs to all its loggers: found several; the second "
-                "would find nothing left to log"
+                "a Trainer should have one UncertaintyMonitor, which logs to all its loggers: found several; the "
+                "second would find nothing left to log"
             )
         pl_module.check_setup()
         self._last_step = trainer.global_step

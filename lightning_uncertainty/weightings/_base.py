@@ -6,7 +6,7 @@ import hashlib
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
@@ -73,10 +73,11 @@ class Weighting(Float32Module, ABC):
         remapped: whether the last checkpoint loaded had other tasks or another order.
     """
 
-    factor: Tensor
-    exponent: Tensor
-    penalty: Tensor
-    base_weight: Tensor
+    exponent: Tensor  # a
+    log_ratio: Tensor  # log(a c / r)
+    log_factor: Tensor  # log(b c), with the base weight b
+    base_penalty: Tensor  # b r
+    base_weight: Tensor  # b
     task_ids: Tensor
     log_variance: Tensor | None
 
@@ -85,7 +86,7 @@ class Weighting(Float32Module, ABC):
         self.tasks: tuple[str, ...] = ()
         self.remapped = False
         self._base_weights = dict(base_weights or {})
-        self._constants: dict[str, tuple[float, ...]] = {}
+        self._constants: dict[str, tuple[float, ...]] = {}  # what each constant buffer holds, to the last digit
         self.register_buffer("log_variance", None)
 
     def bind(self: Self, tasks: Mapping[str, Likelihood]) -> Self:
@@ -100,19 +101,23 @@ class Weighting(Float32Module, ABC):
             )
         names = tuple(tasks)
         base = named_vector(self._base_weights, names, 1.0, "base_weights", minimum=0.0)
-        self._constants = {
-            "factor": tuple(likelihood.factor for likelihood in tasks.values()),
-            "exponent": tuple(likelihood.exponent for likelihood in tasks.values()),
-            "penalty": tuple(likelihood.penalty for likelihood in tasks.values()),
-            "base_weight": base,
-        }
         self.tasks = names
-        for name in self._constants:
-            self.register_buffer(name, self.vector(), persistent=False)
+        likelihoods = tasks.values()
+        self.add_constant("exponent", (kind.exponent for kind in likelihoods))
+        self.add_constant("log_ratio", (kind.log_ratio for kind in likelihoods))
+        self.add_constant("base_weight", base)
+        factors = (b * kind.factor for b, kind in zip(base, likelihoods, strict=True))
+        self.add_constant("log_factor", (math.log(factor) if factor else -math.inf for factor in factors))
+        self.add_constant("base_penalty", (b * kind.penalty for b, kind in zip(base, likelihoods, strict=True)))
         self.register_buffer("task_ids", self.vector(dtype=torch.int64))
         self.make_vectors()
         self.reset_parameters()
         return self
+
+    def add_constant(self, name: str, values: Iterable[float]) -> None:
+        """Register a buffer `[T]` that never changes and is in no checkpoint."""
+        self._constants[name] = tuple(values)
+        self.register_buffer(name, self.vector(), persistent=False)
 
     def vector(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return an unfilled vector `[T]`, for `make_vectors`."""
@@ -124,12 +129,20 @@ class Weighting(Float32Module, ABC):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Fill every parameter and every buffer with its first value (also after a meta device)."""
-        for name, values in self._constants.items():
-            buffer: Tensor = getattr(self, name)
-            buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
+        self._fill_constants()
         self.task_ids.copy_(torch.tensor(self.own_task_ids()))
         if self.log_variance is not None:
             self.log_variance.fill_(torch.nan)
+
+    def _fill_constants(self) -> None:
+        for name, values in self._constants.items():
+            buffer: Tensor = getattr(self, name)
+            buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._fill_constants()  # a constant cast from float32 to float64 would keep float32's digits
+        return self
 
     def forward(self, losses: Tensor, present: Tensor) -> Weighted:
         """Weigh losses `[T]`; `present` `[T]` is True where a task has labels (elsewhere any finite loss will do).
@@ -166,16 +179,21 @@ class Weighting(Float32Module, ABC):
         """Return the closed-form log-variance `[T]` of constant losses `[T]`, where the weighting has any."""
         if self.log_variance is None:
             return None
-        return optimal_log_variance(promote(losses), self.factor, self.exponent, self.penalty)
+        return optimal_log_variance(promote(losses), self.exponent, self.log_ratio)
+
+    def usable(self, losses: Tensor, present: Tensor) -> Tensor:
+        """Where a loss tells anything about the optimum: present, switched on, positive and finite."""
+        losses = losses * (present * self.base_weight)
+        return (losses > 0) & (losses < torch.inf)
 
     def balanced_objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of `b (c e^{-a s} L + r s)` over present tasks, and the effective weights `b c e^{-a s}`.
 
         With `b` the base weights; Kendall, Gal & Cipolla, CVPR 2018, Eq. 7 and 10.
         """
-        base = torch.where(present, self.base_weight, 0.0)
-        weights = torch.exp(torch.addcmul((base * self.factor).log(), self.exponent, s, value=-1))
-        total = torch.addcmul(weights * losses, base * self.penalty, s).sum()
+        log_factor = self.log_factor + present.log()  # -inf where absent: weight and gradients are 0
+        weights = torch.exp(torch.addcmul(log_factor, self.exponent, s, value=-1))
+        total = torch.addcmul(weights * losses, present * self.base_penalty, s).sum()
         return total, weights.detach()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
@@ -205,6 +223,7 @@ class Weighting(Float32Module, ABC):
         """Nothing to set: `_load_from_state_dict` has used it."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.remapped = False
         extra = state_dict.setdefault(f"{prefix}_extra_state", None)
         if isinstance(extra, dict):
             self._remap(state_dict, prefix, tuple(extra["tasks"]))

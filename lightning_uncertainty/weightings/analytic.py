@@ -37,10 +37,11 @@ class AnalyticUncertaintyWeighting(Weighting):
         ValueError: the decay is outside [0, 1).
 
     Example:
-        >>> weighting = AnalyticUncertaintyWeighting().bind({"depth": as_likelihood("gaussian")})
+        >>> from lightning_uncertainty.likelihoods import Gaussian
+        >>> weighting = AnalyticUncertaintyWeighting().bind({"depth": Gaussian()})
         >>> loss = torch.tensor([9.0], requires_grad=True)
-        >>> weighting(loss, torch.tensor([True])).log_variances.div(2).exp()  # σ = RMSE
-        tensor([3.])
+        >>> round(weighting(loss, torch.tensor([True])).log_variances.div(2).exp().item(), 4)  # σ = RMSE
+        3.0
     """
 
     mean_loss: Tensor
@@ -78,7 +79,7 @@ class AnalyticUncertaintyWeighting(Weighting):
 
     def _updated(self, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Return running means and step counts with this batch; evaluation changes only tasks that never trained."""
-        usable = present & (losses > 0) & torch.isfinite(losses) & (self.base_weight > 0)
+        usable = self.usable(losses, present)
         if not self.learning:
             usable = usable & (self.steps == 0)
         steps = self.steps + usable

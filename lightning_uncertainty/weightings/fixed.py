@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from lightning_uncertainty.weightings._base import Weighted, Weighting, named_vector
@@ -22,7 +21,9 @@ class FixedWeighting(Weighting):
         ValueError: (when tasks are registered) a name is no task, or a weight is not finite or negative.
 
     Example:
-        >>> tasks = {"depth": as_likelihood("gaussian"), "semantics": as_likelihood("categorical")}
+        >>> import torch
+        >>> from lightning_uncertainty.likelihoods import Categorical, Gaussian
+        >>> tasks = {"depth": Gaussian(), "semantics": Categorical()}
         >>> weighting = FixedWeighting({"depth": 0.1}).bind(tasks)
         >>> weighting(torch.tensor([5.0, 2.0]), torch.tensor([True, True])).total
         tensor(2.5000)
@@ -35,9 +36,8 @@ class FixedWeighting(Weighting):
         self._weights = dict(weights or {})
 
     def make_vectors(self) -> None:
-        self._constants["weight"] = named_vector(self._weights, self.tasks, 1.0, "weights", minimum=0.0)
-        self.register_buffer("weight", self.vector(), persistent=False)
+        self.add_constant("weight", named_vector(self._weights, self.tasks, 1.0, "weights", minimum=0.0))
 
     def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
-        weights = torch.where(present, self.weight, 0.0)
+        weights = present * self.weight
         return Weighted((weights * losses).sum(), weights, None)

@@ -37,7 +37,8 @@ class UncertaintyWeighting(Weighting):
         ValueError: (when tasks are registered) a name is no task, or a number is not finite or negative.
 
     Example:
-        >>> weighting = UncertaintyWeighting(start=0.0).bind({"depth": as_likelihood("gaussian")})
+        >>> from lightning_uncertainty.likelihoods import Gaussian
+        >>> weighting = UncertaintyWeighting(start=0.0).bind({"depth": Gaussian()})
         >>> weighting(torch.tensor([4.0]), torch.tensor([True]))
         Weighted(total=tensor(2., grad_fn=<SumBackward0>), weights=tensor([0.5000]), log_variances=tensor([0.]))
     """
@@ -61,8 +62,8 @@ class UncertaintyWeighting(Weighting):
             given = self._start
         elif self._start is not None:
             given = dict.fromkeys(self.tasks, self._start)
-        self._constants["start"] = named_vector(given, self.tasks, 0.0, "start")
-        self._constants["started"] = tuple(float(name in given) for name in self.tasks)
+        self._first_start = named_vector(given, self.tasks, 0.0, "start")
+        self._first_started = [name in given for name in self.tasks]
         self.register_buffer("start", self.vector())
         self.register_buffer("started", self.vector(dtype=torch.bool))
         self.register_buffer("log_variance", self.vector())
@@ -71,6 +72,8 @@ class UncertaintyWeighting(Weighting):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         super().reset_parameters()
+        self.start.copy_(torch.tensor(self._first_start))
+        self.started.copy_(torch.tensor(self._first_started))
         self.offset.zero_()
         self._all_started = False
 
@@ -88,9 +91,8 @@ class UncertaintyWeighting(Weighting):
     def _start_from_data(self, s: Tensor, losses: Tensor, present: Tensor) -> Tensor:
         """Return s with tasks that have not started at the optimum of this batch; in training they start there."""
         losses = losses.detach()
-        usable = present & (losses > 0) & torch.isfinite(losses) & (self.base_weight > 0)
         started = self.started.clone()  # autograd keeps it, and the buffer is about to change
-        new = usable & ~started
+        new = self.usable(losses, present) & ~started
         optimum = self.optimum(losses)
         assert optimum is not None
         if self.learning:

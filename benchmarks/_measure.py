@@ -1,0 +1,126 @@
+"""CPU time of small things on a shared machine: interleaved rounds, paired differences, medians with intervals."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple, TypeVar
+
+import torch
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Estimate(NamedTuple):
+    """A median over rounds and its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 0) -> str:
+        """Return `median [low, high]`."""
+        return f"{self.median:,.{digits}f} [{self.low:,.{digits}f}, {self.high:,.{digits}f}]"
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """Return the median; its interval lies between order statistics (the sign test's, normal approximation)."""
+    ordered = sorted(values)
+    n = len(ordered)
+    reach = 0.98 * math.sqrt(n)
+    low, high = math.floor(n / 2 - reach), math.ceil(n / 2 + reach)
+    return Estimate(median(ordered), ordered[max(low, 0)], ordered[min(high, n - 1)])
+
+
+def differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """Return a - b, round by round."""
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """Return a / b, round by round; inf where noise has made b negative."""
+    return [x / y if y > 0 else math.inf for x, y in zip(a, b, strict=True)]
+
+
+def per_call(run: Callable[[], object], prepare: Callable[[], object], block: float) -> Callable[[], float]:
+    """Return a sampler of the microseconds of one `run()`, over about `block` µs, each after an untimed `prepare()`.
+
+    A fifth of the calls comes first, untimed, so that no sample pays for the caches which another has filled. Runs now
+    to find how many calls fill a block.
+    """
+    clock = time.process_time
+
+    def sample(calls: int) -> float:
+        spent = 0.0
+        for _ in range(calls):
+            prepare()
+            start = clock()
+            run()
+            spent += clock() - start
+        return 1e6 * spent / calls
+
+    sample(5)
+    calls = max(1, round(block / min(sample(1) for _ in range(5))))
+
+    def warm() -> float:
+        sample(math.ceil(calls / 5))
+        return sample(calls)
+
+    return warm
+
+
+def interleave(samplers: Mapping[Key, Callable[[], float]], seconds: float) -> dict[Key, list[float]]:
+    """Sample each in turn, in an order drawn anew every round, for this long; return what they gave, by round."""
+    samples: dict[Key, list[float]] = {key: [] for key in samplers}
+    order, chance = list(samplers), random.Random(0)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end or len(samples[order[0]]) < 6:
+            chance.shuffle(order)
+            for key in order:
+                samples[key].append(samplers[key]())
+            gc.collect()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    return samples
+
+
+def judge(measured: Estimate, *, at_most: float = math.inf, at_least: float = -math.inf) -> str:
+    """Say whether a claim holds: the whole interval must lie within the bounds."""
+    if at_least <= measured.low and measured.high <= at_most:
+        return "holds"
+    if measured.high < at_least or measured.low > at_most:
+        return "does not hold"
+    return "not resolved"
+
+
+def heading(title: str, packages: Iterable[str]) -> None:
+    """Print a title, the machine's essentials and the command that made what follows."""
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    print(
+        f"# {title}\n\n{os.cpu_count()} CPUs ({platform.machine()}), {torch.get_num_threads()} thread, "
+        f"Python {platform.python_version()}, {versions}. CPU time of the process, rounds in random order, median of "
+        f"same-round differences or ratios [95 % interval]. Made by `{command}`.\n"
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table; numbers to the right."""
+    print(f"| {' | '.join(header)} |\n|---|{'---:|' * (len(header) - 1)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+    print(flush=True)

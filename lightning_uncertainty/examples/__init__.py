@@ -1,0 +1,1 @@
+"""Examples that run as they are, with `python -m`; each is one file to read in one sitting."""

@@ -1,0 +1,111 @@
+"""Every weighting, once, with what can be said of it; `test_properties.py` proves it of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty.likelihoods import LIKELIHOODS, Likelihood
+from lightning_uncertainty.weightings import (
+    AnalyticUncertaintyWeighting,
+    FixedWeighting,
+    UncertaintyWeighting,
+    Weighted,
+    Weighting,
+)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A weighting in the list.
+
+    Attributes:
+        name: what pytest shows.
+        make: returns a new one, not bound; a task named in its arguments is `task0`, which always exists.
+        compiles: `torch.compile(fullgraph=True)` takes it.
+        permutes: another order of the tasks gives the same result in that order.
+        scale_equivariant: a task's weighted gradient does not depend on the unit of its loss: k L has the weight w / k.
+    """
+
+    name: str
+    make: Callable[[], Weighting]
+    compiles: bool = True
+    permutes: bool = True
+    scale_equivariant: bool = False
+
+    def bind(self, tasks: int | dict[str, Likelihood]) -> Weighting:
+        return self.make().bind(make_tasks(tasks) if isinstance(tasks, int) else tasks)
+
+
+WEIGHTINGS = [
+    Listed("uncertainty", UncertaintyWeighting, scale_equivariant=True),
+    Listed("uncertainty, start 0", lambda: UncertaintyWeighting(start=0.0)),
+    Listed(
+        "uncertainty, one start and base weight",
+        lambda: UncertaintyWeighting(start={"task0": 1.5}, base_weights={"task0": 0.3}),
+    ),
+    Listed("analytic", AnalyticUncertaintyWeighting, scale_equivariant=True),
+    Listed("analytic, every batch", lambda: AnalyticUncertaintyWeighting(decay=0.0), scale_equivariant=True),
+    Listed(
+        "analytic, base weight",
+        lambda: AnalyticUncertaintyWeighting(decay=0.5, base_weights={"task0": 4.0}),
+        scale_equivariant=True,
+    ),
+    Listed("fixed", FixedWeighting),
+    Listed("fixed, weights", lambda: FixedWeighting({"task0": 0.1})),
+]
+
+
+def make_tasks(count: int) -> dict[str, Likelihood]:
+    """`count` tasks `task0`, `task1`, ... that go round all likelihoods."""
+    kinds = list(LIKELIHOODS.values())
+    return {f"task{i}": kinds[i % len(kinds)]() for i in range(count)}
+
+
+def draw_losses(count: int, seed: int = 0) -> Tensor:
+    """Losses `[count]` over some orders of magnitude."""
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed)).mul(2).exp()
+
+
+def everywhere(count: int) -> Tensor:
+    return torch.ones(count, dtype=torch.bool)
+
+
+def some(count: int, seed: int = 0) -> Tensor:
+    """Presence `[count]`: about half, the first always."""
+    present = torch.rand(count, generator=torch.Generator().manual_seed(100 + seed)) < 0.5
+    present[0] = True
+    return present
+
+
+def train_step(weighting: Weighting, losses: Tensor, present: Tensor, lr: float = 0.1) -> Weighted:
+    """One step of training, parameters by plain gradient descent."""
+    losses = losses.clone().requires_grad_()
+    weighted = weighting(losses, present)
+    weighted.total.backward()
+    with torch.no_grad():
+        for parameter in weighting.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad, alpha=lr)
+                parameter.grad = None
+    return weighted
+
+
+def train(weighting: Weighting, steps: int, seed: int = 0) -> list[Weighted]:
+    """Some steps with losses that wander and labels that come and go."""
+    count = len(weighting.tasks)
+    return [train_step(weighting, draw_losses(count, seed + step), some(count, seed + step)) for step in range(steps)]
+
+
+def vectors(weighting: Weighting) -> dict[str, Tensor]:
+    """A copy of all vectors of a weighting."""
+    named = [*weighting.named_parameters(), *weighting.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def assert_same(actual: object, expected: object, **tolerances: float) -> None:
+    """Equal to the last bit, or within tolerances; NaN equals NaN."""
+    torch.testing.assert_close(actual, expected, equal_nan=True, **(tolerances or {"rtol": 0.0, "atol": 0.0}))

@@ -1,0 +1,316 @@
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torchjd.scalarization import UW
+
+from lightning_uncertainty.likelihoods import as_likelihood
+from lightning_uncertainty.weightings import UncertaintyWeighting, uncertainty
+from tests.weightings._properties import (
+    assert_same,
+    draw_losses,
+    everywhere,
+    make_tasks,
+    train,
+    train_step,
+    vectors,
+)
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))
+NAN, INF = float("nan"), float("inf")
+
+
+def gaussians(count, start=None, **kwargs):
+    return UncertaintyWeighting(start, **kwargs).bind({f"task{i}": as_likelihood("gaussian") for i in range(count)})
+
+
+def float64(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# -- start -------------------------------------------------------------------------------------------------------------
+
+
+def test_starts_at_the_optimum_of_the_first_batch():
+    weighting = UncertaintyWeighting().bind(make_tasks(8))
+    losses = draw_losses(8)
+    weighted = weighting(losses, everywhere(8))
+    torch.testing.assert_close(weighted.log_variances, weighting.optimum(losses))
+    torch.testing.assert_close(weighted.weights, weighting.base_penalty / (weighting.exponent * losses))
+    for i, likelihood in enumerate(make_tasks(8).values()):
+        assert weighted.log_variances[i].item() == pytest.approx(
+            likelihood.optimum(losses[i].item()), rel=1e-5, abs=1e-6
+        )
+
+
+def test_the_first_step_has_no_gradient_to_its_log_variance_and_adam_does_not_move_it():
+    weighting = UncertaintyWeighting().bind(make_tasks(8))
+    adam = torch.optim.Adam(weighting.parameters(), lr=0.1)
+    weighting(draw_losses(8), everywhere(8)).total.backward()
+    assert (weighting.offset.grad == 0).all()  # exactly: rounding error would be a whole step
+    adam.step()
+    assert (weighting.offset == 0).all()
+    adam.zero_grad()
+    weighting(10 * draw_losses(8), everywhere(8)).total.backward()
+    assert (weighting.offset.grad < 0).all()  # larger residuals: σ has to grow
+
+
+def test_a_task_first_present_later_starts_later():
+    weighting = gaussians(2)
+    first = train_step(weighting, torch.tensor([4.0, 123.0]), torch.tensor([True, False]))
+    assert first.log_variances[0].exp().item() == pytest.approx(4.0)
+    assert first.log_variances[1].isnan()
+    losses = torch.tensor([9.0, 25.0], requires_grad=True)
+    second = weighting(losses, everywhere(2))
+    assert second.log_variances.exp().tolist() == pytest.approx([4.0, 25.0])
+    second.total.backward()
+    assert weighting.offset.grad[0] < 0
+    assert weighting.offset.grad[1] == 0
+    weighting.zero_grad()
+    third = weighting(torch.tensor([9.0, 36.0]), everywhere(2))
+    assert third.log_variances.exp().tolist() == pytest.approx([4.0, 25.0])
+    third.total.backward()
+    assert (weighting.offset.grad < 0).all()
+
+
+def test_a_start_takes_an_offset_that_is_not_zero_into_account():
+    weighting = gaussians(1)
+    with torch.no_grad():
+        weighting.offset.fill_(0.7)
+    assert weighting(torch.tensor([4.0]), everywhere(1)).log_variances.exp().item() == pytest.approx(4.0)
+    assert weighting(torch.tensor([9.0]), everywhere(1)).log_variances.exp().item() == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("loss", [0.0, -1.0, INF, NAN])
+def test_a_loss_without_an_optimum_starts_nothing(loss):
+    weighting = gaussians(2)
+    before = vectors(weighting)
+    weighted = weighting(torch.tensor([loss, 4.0]), everywhere(2))
+    assert weighted.log_variances[0].isnan()
+    assert weighting.started.tolist() == [False, True]
+    assert weighting.start[0] == before["start"][0]
+    again = weighting(torch.tensor([9.0, 4.0]), everywhere(2))
+    assert again.log_variances.exp().tolist() == pytest.approx([9.0, 4.0])
+
+
+def test_a_zero_loss_before_the_start_moves_nothing():
+    weighting = gaussians(1)
+    weighted = train_step(weighting, torch.zeros(1), everywhere(1))
+    assert weighted.total.isfinite()
+    assert weighting.offset.item() == 0.0
+
+
+@pytest.mark.parametrize("start", [0.0, -0.5, 3])
+def test_start_is_a_number(start):
+    weighting = gaussians(3, start)
+    weighted = weighting(torch.tensor([4.0, 9.0, 16.0]), everywhere(3))
+    assert weighted.log_variances.tolist() == [start] * 3
+    weighted.total.backward()
+    assert (weighting.offset.grad != 0).all()  # it learns from the first step on
+
+
+def test_start_is_a_number_for_some_tasks():
+    weighting = gaussians(3, {"task1": -2.0})
+    weighted = weighting(torch.tensor([4.0, 9.0, 16.0]), everywhere(3))
+    assert weighted.log_variances.tolist() == pytest.approx([math.log(4), -2.0, math.log(16)])
+    weighted.total.backward()
+    assert weighting.offset.grad[[0, 2]].tolist() == [0.0, 0.0]
+    assert weighting.offset.grad[1] != 0
+
+
+@pytest.mark.parametrize("start", [NAN, INF, {"task0": -INF}])
+def test_start_is_finite(start):
+    with pytest.raises(ValueError, match=r"start should be finite numbers: found .* for task 'task0'"):
+        gaussians(2, start)
+
+
+def test_start_of_unknown_tasks():
+    with pytest.raises(ValueError, match=r"start should name registered tasks \(task0, task1\): found task9"):
+        gaussians(2, {"task9": 0.0})
+
+
+def test_base_weight_zero_freezes():
+    weighting = gaussians(2, start={"task0": 1.0}, base_weights={"task0": 0.0, "task1": 0.0})
+    for _ in range(2):
+        weighted = weighting(torch.tensor([4.0, 9.0]), everywhere(2))
+        assert weighted.total == 0
+        weighted.total.backward()
+        assert weighting.offset.grad.tolist() == [0.0, 0.0]
+    assert weighted.log_variances[0] == 1.0
+    assert weighted.log_variances[1].isnan()
+
+
+def test_evaluation_does_not_start():
+    weighting = gaussians(2).eval()
+    weighted = weighting(torch.tensor([4.0, 9.0]), everywhere(2))
+    assert weighted.weights.tolist() == pytest.approx([1 / 8, 1 / 18])  # the optimum of this batch, for once
+    assert weighted.log_variances.isnan().all()
+    assert not weighting.started.any()
+    weighting.train()
+    assert weighting(torch.tensor([1.0, 1.0]), everywhere(2)).log_variances.tolist() == [0.0, 0.0]
+
+
+def test_a_resumed_run_does_not_start_again():
+    weighting = gaussians(2)
+    train_step(weighting, torch.tensor([4.0, 5.0]), torch.tensor([True, False]))
+    train_step(weighting, torch.tensor([6.0, 5.0]), torch.tensor([True, False]))
+    resumed = gaussians(2)
+    resumed.load_state_dict(copy.deepcopy(weighting.state_dict()))
+    s = weighting.start[0] + weighting.offset[0]
+    assert s.item() != pytest.approx(math.log(4.0))
+    weighted = resumed(torch.tensor([1000.0, 25.0]), everywhere(2))
+    assert weighted.log_variances[0] == s  # where it was
+    assert weighted.log_variances[1].exp().item() == pytest.approx(25.0)  # which had not started
+
+
+def test_a_checkpoint_from_before_the_start_starts_again():
+    weighting = gaussians(1)
+    untouched = copy.deepcopy(weighting.state_dict())
+    for _ in range(2):
+        train_step(weighting, torch.tensor([4.0]), everywhere(1))
+    weighting.load_state_dict(untouched)
+    assert weighting(torch.tensor([25.0]), everywhere(1)).log_variances.exp().item() == pytest.approx(25.0)
+
+
+def test_where_values_are_not_read_every_step_the_result_is_the_same(monkeypatch):
+    eager = gaussians(2)
+    results = train(eager, 120)
+    monkeypatch.setattr(uncertainty, "reads_values", lambda device: False)
+    looks, settle = [], UncertaintyWeighting.settle
+
+    def counted(weighting):
+        looks.append(weighting)
+        settle(weighting)
+
+    monkeypatch.setattr(UncertaintyWeighting, "settle", counted)
+    weighting = gaussians(2)
+    assert_same(train(weighting, 120), results)
+    assert_same(vectors(weighting), vectors(eager))
+    assert len(looks) == 1  # one look at step 50, and none once all have started
+
+
+# -- learning ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_torchjds_uw_is_ours_for_gaussian_tasks_from_zero(optimizer):
+    ours, theirs = gaussians(4, start=0.0), UW(4)
+    steps = [optimizer(module.parameters(), lr=0.05) for module in (ours, theirs)]
+    for step in range(20):
+        losses = draw_losses(4, step)
+        total, expected = ours(losses, everywhere(4)).total, theirs(losses)
+        torch.testing.assert_close(total, expected)
+        for loss, each in zip((total, expected), steps, strict=True):
+            each.zero_grad()
+            loss.backward()
+            each.step()
+        torch.testing.assert_close(ours.start + ours.offset, theirs.log_var)
+
+
+def test_sigma_arrives_at_the_residuals():
+    tasks = make_tasks(8)
+    weighting = UncertaintyWeighting(start=0.0).bind(tasks)
+    losses = torch.tensor([4.0, 0.5, 3.0, 0.7, 0.2, 0.4, 2.0, 1.5])
+    adam = torch.optim.Adam(weighting.parameters(), lr=0.3)
+    for _ in range(150):
+        adam.zero_grad()
+        weighting(losses, everywhere(8)).total.backward()
+        adam.step()
+    expected = [likelihood.optimum(x) for likelihood, x in zip(tasks.values(), losses.tolist(), strict=True)]
+    torch.testing.assert_close(weighting.log_variance, torch.tensor(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_weight_decay_pulls_towards_the_first_batch():
+    weighting = gaussians(1)
+    sgd = torch.optim.SGD(weighting.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(50):
+        sgd.zero_grad()
+        weighting(torch.tensor([100.0]), everywhere(1)).total.backward()
+        sgd.step()
+    assert weighting.log_variance.div(2).exp().item() == pytest.approx(10.0, rel=1e-5)
+
+
+def test_the_offset_is_the_only_parameter():
+    weighting = UncertaintyWeighting().bind(make_tasks(3))
+    assert [name for name, _ in weighting.named_parameters()] == ["offset"]
+    assert weighting.offset.shape == (3,)
+
+
+# -- vectors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["uw.gaussian.s0", "uw.gaussian.s_half", "uw.gaussian.opt"])
+def test_vector_gaussian(key):
+    vector = VECTORS[key]
+    names = ["task0", "task1", "task2"]
+    weighting = gaussians(3, dict(zip(names, vector["inputs"]["s"], strict=True))).double()
+    weighting.start.copy_(float64(vector["inputs"]["s"]))  # the number itself, not its float32
+    weighted = weighting(float64(vector["inputs"]["loss"]), everywhere(3))
+    weighted.total.backward()
+    for actual, what in (
+        (weighted.total.detach(), "total"),
+        (weighted.weights, "weight"),
+        (weighting.offset.grad, "grad_s"),
+        (weighted.log_variances.div(2).exp(), "sigma"),
+    ):
+        assert_same(actual, float64(vector["expected"][what]), rtol=vector["rtol"], atol=vector["atol"])
+
+
+@pytest.mark.parametrize("absent", [0.0, 1.0, 1e12])
+def test_vector_missing_task(absent):
+    vector = VECTORS["uw.missing_task"]
+    weighting = gaussians(2, 0.0).double()
+    weighting.start.copy_(float64(vector["inputs"]["s"]))
+    losses = float64([vector["inputs"]["loss_task0"], absent])
+    total = weighting(losses, torch.tensor([True, vector["inputs"]["task1_observed"] > 0])).total
+    total.backward()
+    assert_same(total.detach(), float64(vector["expected"]["total"]), rtol=vector["rtol"], atol=vector["atol"])
+    grad_s = float64(vector["expected"]["grad_s"])
+    assert_same(weighting.offset.grad, grad_s, rtol=vector["rtol"], atol=vector["atol"])
+
+
+def trajectory(optimizer, loss, steps):
+    weighting = gaussians(1, 0.0).double()
+    step = optimizer(weighting.parameters())
+    seen = [weighting.offset.item()]
+    for _ in range(steps):
+        step.zero_grad()
+        weighting(float64([loss]), everywhere(1)).total.backward()
+        step.step()
+        seen.append(weighting.offset.item())
+    return float64(seen)
+
+
+def test_vector_sgd_trajectory():
+    vector = VECTORS["uw.sgd_trajectory"]
+    expected = float64(vector["expected"]["s"])
+    seen = trajectory(
+        lambda p: torch.optim.SGD(p, lr=vector["inputs"]["lr"]), vector["inputs"]["loss"], len(expected) - 1
+    )
+    assert_same(seen, expected, rtol=vector["rtol"], atol=vector["atol"])
+
+
+def test_vector_adam_trajectory():
+    vector = VECTORS["uw.adam_trajectory"]
+    expected, given = float64(vector["expected"]["s"]), vector["inputs"]
+    adam = lambda p: torch.optim.Adam(p, lr=given["lr"], betas=given["betas"], eps=given["eps"])  # noqa: E731
+    seen = trajectory(adam, given["loss"], len(expected) - 1)
+    assert_same(seen, expected, rtol=vector["rtol"], atol=vector["atol"])
+
+
+def test_vector_weight_decay_bias():
+    """Started at 0 as in the paper, L2 decay biases σ towards 1: its stationary points are those of the vector."""
+    vector = VECTORS["uw.weight_decay_bias"]
+    for row in vector["expected"]["rows"]:
+        weighting = gaussians(1, 0.0).double()
+        with torch.no_grad():
+            weighting.offset.copy_(float64([row["s"]]))
+        sgd = torch.optim.SGD(weighting.parameters(), lr=1.0, weight_decay=row["lambda_l2"])
+        weighted = weighting(float64([vector["inputs"]["loss"]]), everywhere(1))
+        weighted.total.backward()
+        sgd.step()
+        assert weighting.offset.item() == pytest.approx(row["s"], abs=1e-8)
+        assert weighted.log_variances.div(2).exp().item() == pytest.approx(row["sigma"], rel=vector["rtol"])
