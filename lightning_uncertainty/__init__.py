@@ -2,7 +2,8 @@
 
 from lightning_uncertainty.callbacks import UncertaintyMonitor
 from lightning_uncertainty.likelihoods import masked_sum
-from lightning_uncertainty.mixin import MultiTaskMixin, Task
+from lightning_uncertainty.mixin import MultiTaskMixin
+from lightning_uncertainty.tasks import Task
 from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, FixedWeighting, UncertaintyWeighting
 
 __all__ = [

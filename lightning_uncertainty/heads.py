@@ -29,7 +29,9 @@ class Rescale(Float32Module):
         `[B, C, ...]` to `[B, C, ...]`, channels second.
 
     Example:
-        >>> nn.Sequential(nn.Linear(8, 1), Rescale(4207.0, 802.0))[1](torch.tensor([[0.0], [1.0]])).tolist()
+        >>> from torch import nn
+        >>> head = nn.Sequential(nn.Linear(8, 1), Rescale(4207.0, 802.0))
+        >>> head[1](torch.tensor([[0.0], [1.0]])).tolist()
         [[4207.0], [5009.0]]
     """
 

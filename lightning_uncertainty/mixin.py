@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from lightning_uncertainty.global_batch import mean_losses
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood, reads_values
-from lightning_uncertainty.metrics import BalancedLoss, ObservedMetric, TaskLoss
 from lightning_uncertainty.precision import Float32Module, promote
 from lightning_uncertainty.step_window import StepWindow, unsound_loss
+from lightning_uncertainty.tasks import EVALUATION, STAGES, Stage, Task, Tasks, metrics_of, specify
 from lightning_uncertainty.weightings import UncertaintyWeighting, Weighted, Weighting
 
 if TYPE_CHECKING:
@@ -32,43 +31,9 @@ if TYPE_CHECKING:
 else:
     _Host = object
 
-__all__ = ["MultiTaskMixin", "Stage", "Task"]
+__all__ = ["MultiTaskMixin"]
 
-Stage = Literal["train", "val", "test"]
 TaskLossValue = Tensor | tuple[Tensor, Tensor | float] | None
-_EVALUATION = ("val", "test")
-_STAGES = ("train", *_EVALUATION)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task that owns its head, its likelihood and its metrics.
-
-    Args:
-        likelihood: a name in `LIKELIHOODS` or a `Likelihood`, for example `Categorical(ignore_index=255)`.
-        head: module from the shared features to the task's output.
-        target: key of the batch, or function of the batch, that gives the labels; the task's name where None. Missing
-            labels are NaN (class indices: `ignore_index`), or None for all of them.
-        mask: key or function that gives a boolean tensor, True where a label is observed.
-        metrics: torchmetrics, given predictions in label space (probabilities for classes) and labels of the observed
-            scalars, flat.
-
-    Raises:
-        ValueError: there is no such likelihood.
-
-    Example:
-        >>> Task("laplace", head=nn.Linear(8, 1), target="depth_m").likelihood
-        Laplace()
-    """
-
-    likelihood: str | Likelihood
-    head: nn.Module | None = None
-    target: str | Callable[[Any], Any] | None = None
-    mask: str | Callable[[Any], Any] | None = None
-    metrics: Metric | MetricCollection | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "likelihood", as_likelihood(self.likelihood))
 
 
 class _TaskMetrics(Float32Module, nn.ModuleDict):
@@ -116,7 +81,7 @@ class MultiTaskMixin(_Host):
 
     def register_tasks(
         self,
-        tasks: Mapping[str, str | Likelihood | Task] | Iterable[tuple[str, str | Likelihood | Task]],
+        tasks: Tasks,
         *,
         weighting: Weighting | None = None,
     ) -> None:
@@ -135,7 +100,7 @@ class MultiTaskMixin(_Host):
                 f"tasks should be registered once: found {', '.join(self._tasks)} registered already; name them all in "
                 "one call"
             )
-        specified = _specify(tasks)
+        specified = specify(tasks)
         likelihoods = {name: as_likelihood(task.likelihood) for name, task in specified.items()}
         weighting = (weighting or UncertaintyWeighting()).bind(likelihoods)
         try:
@@ -145,7 +110,7 @@ class MultiTaskMixin(_Host):
                 "call super().__init__() before register_tasks: the module is not initialised"
             ) from error
         self.task_heads = nn.ModuleDict({name: task.head for name, task in specified.items() if task.head is not None})
-        self.task_metrics = _TaskMetrics(_metrics(specified, weighting))
+        self.task_metrics = _TaskMetrics(metrics_of(specified, weighting.powers()))
         self._window = StepWindow()
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
 
@@ -244,10 +209,10 @@ class MultiTaskMixin(_Host):
                 at once and before any state changes, elsewhere when `UncertaintyMonitor` logs).
         """
         self._require_tasks("weigh")
-        if stage is not None and stage not in _STAGES:
-            raise ValueError(f"stage should be one of {', '.join(_STAGES)}: found {stage!r}")
+        if stage is not None and stage not in STAGES:
+            raise ValueError(f"stage should be one of {', '.join(STAGES)}: found {stage!r}")
         sums, counts = self._vectors(losses)
-        if stage in _EVALUATION:
+        if stage in EVALUATION:
             self._log_evaluation(stage, sums, torch.ones_like(sums) if counts is None else counts)
             with torch.no_grad():
                 return self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
@@ -306,7 +271,7 @@ class MultiTaskMixin(_Host):
         self._known(outputs)
         losses = {}
         for name, output in outputs.items():
-            target, mask = self._labels(name, batch)
+            target, mask = self._tasks[name].labels(name, batch)
             if target is None:  # the head stays in the graph, so that ranks with labels need not wait
                 losses[name] = (promote(output).sum() * 0.0, output.new_zeros((), dtype=torch.float32))
                 continue
@@ -338,7 +303,7 @@ class MultiTaskMixin(_Host):
             )
         outputs = self.task_outputs(features)
         losses = self.task_losses(outputs, batch)
-        if stage in _EVALUATION or train_metrics:
+        if stage in EVALUATION or train_metrics:
             self._update_metrics(stage, outputs, batch)
         return self.weigh(losses, stage=stage)
 
@@ -382,18 +347,13 @@ class MultiTaskMixin(_Host):
         name, found = next((n, v) for n, v in zip(self._tasks, values.tolist(), strict=True) if not 0 <= v < math.inf)
         raise ValueError(unsound_loss(name, f"{found:g}"))
 
-    def _labels(self, name: str, batch: Any) -> tuple[Any, Any]:
-        task = self._tasks[name]
-        target = _pick(batch, name if task.target is None else task.target, f"labels of task {name!r}")
-        return target, None if task.mask is None else _pick(batch, task.mask, f"mask of task {name!r}")
-
     @torch.compiler.disable
     def _update_metrics(self, stage: str, outputs: Mapping[str, Tensor], batch: Any) -> None:
         with torch.no_grad():
             for name, output in outputs.items():
                 prefix = f"{stage}/{name}/"
                 keys = [key for key in self.task_metrics if key.startswith(prefix) and key != f"{prefix}loss"]
-                target, mask = self._labels(name, batch)
+                target, mask = self._tasks[name].labels(name, batch)
                 if not keys:
                     continue
                 if target is None:
@@ -416,42 +376,6 @@ class MultiTaskMixin(_Host):
             with _all_dataloaders(self):
                 self.log(key, metric, on_step=False, on_epoch=True, metric_attribute=f"task_metrics.{key}")
         metric.update(*values)
-
-
-def _specify(
-    tasks: Mapping[str, str | Likelihood | Task] | Iterable[tuple[str, str | Likelihood | Task]],
-) -> dict[str, Task]:
-    """Check the names of tasks and return a `Task` for each."""
-    pairs = list(tasks.items()) if isinstance(tasks, Mapping) else list(tasks)
-    if not pairs:
-        raise ValueError("tasks should be at least one: found none; name them, as in {'depth': 'laplace'}")
-    specified: dict[str, Task] = {}
-    for name, task in pairs:
-        usable = isinstance(name, str) and re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)
-        if not usable or name in dir(nn.ModuleDict):
-            raise ValueError(
-                "a task's name should be letters, digits and underscores, not starting with a digit, and no attribute "
-                f"of torch.nn.ModuleDict (such as 'type', 'train' or 'values'): found {name!r}; rename it"
-            )
-        if name in specified:
-            raise ValueError(f"tasks should be named once each: found {name!r} twice; rename one")
-        specified[name] = task if isinstance(task, Task) else Task(task)
-    return specified
-
-
-def _metrics(tasks: Mapping[str, Task], weighting: Weighting) -> dict[str, Metric]:
-    """Make a metric for every log key of the stages."""
-    metrics: dict[str, Metric] = {}
-    for stage in _STAGES:
-        for name, task in tasks.items():
-            given = task.metrics
-            named = {type(given).__name__: given} if isinstance(given, Metric) else dict((given or {}).items())
-            metrics |= {f"{stage}/{name}/{key}": ObservedMetric(metric) for key, metric in named.items()}
-    powers = dict(zip(tasks, (weighting.base_penalty / weighting.exponent).tolist(), strict=True))
-    for stage in _EVALUATION:
-        metrics |= {f"{stage}/{name}/loss": TaskLoss() for name in tasks}
-        metrics[f"{stage}/balanced_loss"] = BalancedLoss(powers)
-    return metrics
 
 
 def _pair(name: str, value: TaskLossValue, nothing: Tensor) -> tuple[Tensor, Tensor]:
@@ -492,18 +416,6 @@ def _optimizers(module: Any) -> list[torch.optim.Optimizer]:
         return list(module.trainer.optimizers)
     except RuntimeError:  # Lightning's way to say that there is no Trainer
         return []
-
-
-def _pick(batch: Any, where: str | Callable[[Any], Any], what: str) -> Any:
-    if callable(where):
-        return where(batch)
-    if not isinstance(batch, Mapping) or where not in batch:
-        found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise ValueError(
-            f"{what} should be under {where!r} in the batch: found {found}; name another key, give a function of the "
-            "batch, or put None there where a batch has none"
-        )
-    return batch[where]
 
 
 def _shape(value: Any) -> str:

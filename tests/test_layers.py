@@ -12,7 +12,7 @@ LAYERS = [
     {"precision", "metrics", "global_batch"},
     {"likelihoods"},
     {"heads", "weightings"},
-    {"step_window"},
+    {"step_window", "tasks"},
     {"mixin"},
     {"callbacks"},
     {"examples"},

@@ -613,6 +613,18 @@ def test_tiny_and_huge_losses_stay_finite(size):
     assert net.sigma()["edge"] == pytest.approx(math.sqrt(2) * size, rel=1e-4)
 
 
+def test_a_module_built_on_the_meta_device_starts_as_any_other():
+    with torch.device("meta"):
+        net = Plain(UncertaintyWeighting(start={"depth": 1.5}))
+    net.to_empty(device="cpu")
+    for module in net.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    net.training_step(BATCH, 0).backward()
+    assert net.sigma()["depth"] == pytest.approx(math.exp(0.75))
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
 def test_class_weights_and_ignore_index_reach_the_step():
     weights = (1.0, 2.0, 0.5)
     head = nn.Linear(4, 3)

@@ -181,6 +181,11 @@ class Weighting(Float32Module, ABC):
             return None
         return optimal_log_variance(promote(losses), self.exponent, self.log_ratio)
 
+    def powers(self) -> list[float]:
+        """Return `b r / a` of every task: what its log-loss counts in the balanced loss."""
+        pairs = zip(self._constants["base_penalty"], self._constants["exponent"], strict=True)
+        return [penalty / exponent for penalty, exponent in pairs]
+
     def usable(self, losses: Tensor, present: Tensor) -> Tensor:
         """Where a loss tells anything about the optimum: present, switched on, positive and finite."""
         losses = losses * (present * self.base_weight)

@@ -1,0 +1,112 @@
+"""What a task is: its likelihood, and what it may own of head, labels and metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
+from lightning_uncertainty.metrics import BalancedLoss, ObservedMetric, TaskLoss
+
+__all__ = ["EVALUATION", "STAGES", "Stage", "Task", "Tasks", "metrics_of", "specify"]
+
+Stage = Literal["train", "val", "test"]
+EVALUATION = ("val", "test")
+STAGES = ("train", *EVALUATION)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that owns its head, its likelihood and its metrics.
+
+    Args:
+        likelihood: a name in `LIKELIHOODS` or a `Likelihood`, for example `Categorical(ignore_index=255)`.
+        head: module from the shared features to the task's output.
+        target: key of the batch, or function of the batch, that gives the labels; the task's name where None. Missing
+            labels are NaN (class indices: `ignore_index`), or None for all of them.
+        mask: key or function that gives a boolean tensor, True where a label is observed.
+        metrics: torchmetrics, given predictions in label space (probabilities for classes) and labels of the observed
+            scalars, flat.
+
+    Raises:
+        ValueError: there is no such likelihood.
+
+    Example:
+        >>> Task("laplace", head=nn.Linear(8, 1), target="depth_m").likelihood
+        Laplace()
+    """
+
+    likelihood: str | Likelihood
+    head: nn.Module | None = None
+    target: str | Callable[[Any], Any] | None = None
+    mask: str | Callable[[Any], Any] | None = None
+    metrics: Metric | MetricCollection | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "likelihood", as_likelihood(self.likelihood))
+
+    def labels(self, name: str, batch: Any) -> tuple[Any, Any]:
+        """Return labels and mask of a batch for the task of this name; each may be None.
+
+        Raises:
+            ValueError: the batch has nothing there.
+        """
+        target = _pick(batch, name if self.target is None else self.target, f"labels of task {name!r}")
+        return target, None if self.mask is None else _pick(batch, self.mask, f"mask of task {name!r}")
+
+
+Tasks = Mapping[str, str | Likelihood | Task] | Iterable[tuple[str, str | Likelihood | Task]]
+
+
+def specify(tasks: Tasks) -> dict[str, Task]:
+    """Check the names of tasks and return a `Task` for each.
+
+    Raises:
+        ValueError: there is none, or a name cannot be used or is there twice.
+    """
+    pairs = list(tasks.items()) if isinstance(tasks, Mapping) else list(tasks)
+    if not pairs:
+        raise ValueError("tasks should be at least one: found none; name them, as in {'depth': 'laplace'}")
+    specified: dict[str, Task] = {}
+    for name, task in pairs:
+        usable = isinstance(name, str) and re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)
+        if not usable or name in dir(nn.ModuleDict):
+            raise ValueError(
+                "a task's name should be letters, digits and underscores, not starting with a digit, and no attribute "
+                f"of torch.nn.ModuleDict (such as 'type', 'train' or 'values'): found {name!r}; rename it"
+            )
+        if name in specified:
+            raise ValueError(f"tasks should be named once each: found {name!r} twice; rename one")
+        specified[name] = task if isinstance(task, Task) else Task(task)
+    return specified
+
+
+def metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str, Metric]:
+    """Make a metric for every log key of the stages; `powers` are those of the balanced loss."""
+    metrics: dict[str, Metric] = {}
+    for stage in STAGES:
+        for name, task in tasks.items():
+            given = task.metrics
+            named = {type(given).__name__: given} if isinstance(given, Metric) else dict((given or {}).items())
+            metrics |= {f"{stage}/{name}/{key}": ObservedMetric(metric) for key, metric in named.items()}
+    for stage in EVALUATION:
+        metrics |= {f"{stage}/{name}/loss": TaskLoss() for name in tasks}
+        metrics[f"{stage}/balanced_loss"] = BalancedLoss(dict(zip(tasks, powers, strict=True)))
+    return metrics
+
+
+def _pick(batch: Any, where: str | Callable[[Any], Any], what: str) -> Any:
+    if callable(where):
+        return where(batch)
+    if not isinstance(batch, Mapping) or where not in batch:
+        found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"{what} should be under {where!r} in the batch: found {found}; name another key, give a function of the "
+            "batch, or put None there where a batch has none"
+        )
+    return batch[where]
