@@ -23,7 +23,7 @@ def demo(epochs: int = 60, seed: int = 0, out: Path = Path("runs/penguins")) -> 
     """Train four tasks on the Palmer penguins, uncertainty-weighted and with equal weights, and show σ.
 
     Logs to wandb (offline unless WANDB_MODE says otherwise) and TensorBoard, prints the held-out results of both runs
-    beside σ, and saves the trajectories of σ.
+    beside σ, and saves the trajectories of σ and of the weights.
 
     Args:
         epochs: passes over the training birds.
@@ -65,7 +65,7 @@ def demo(epochs: int = 60, seed: int = 0, out: Path = Path("runs/penguins")) -> 
     print(
         f"σ of the body mass is {sigma['body_mass_g']:.0f} g; on held-out birds the net is off by {grams:.0f} g "
         "(RMSE).\n"
-        f"Trajectories of σ, and how far it is from its optimum: {plot}\n"
+        f"Trajectories of σ and of the effective weights: {plot}\n"
         "Dashboards:\n"
         f"  wandb leet {wandb_folder}\n"
         f"  tensorboard --logdir {out / 'tensorboard'}\n"
@@ -83,7 +83,7 @@ def _trainer(out: Path, name: str, **options: Any) -> tuple[Trainer, Any]:
     trainer = Trainer(
         accelerator="cpu",
         logger=[wandb_logger, TensorBoardLogger(out / "tensorboard", name=name)],
-        log_every_n_steps=5,
+        log_every_n_steps=9,  # an epoch
         enable_checkpointing=False,
         enable_model_summary=False,
         **options,
@@ -94,10 +94,12 @@ def _trainer(out: Path, name: str, **options: Any) -> tuple[Trainer, Any]:
 def _save_plot(monitor: UncertaintyMonitor, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     monitor.plot("sigma", ax=left)
-    monitor.plot("sigma_gap", ax=right)
+    monitor.plot("weight", ax=right)
+    left.get_legend().remove()
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
 
 

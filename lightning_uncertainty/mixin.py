@@ -79,12 +79,7 @@ class MultiTaskMixin(_Host):
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
-    def register_tasks(
-        self,
-        tasks: Tasks,
-        *,
-        weighting: Weighting | None = None,
-    ) -> None:
+    def register_tasks(self, tasks: Tasks, *, weighting: Weighting | None = None) -> None:
         """Name the tasks, once, in `__init__` after `super().__init__()`.
 
         Args:
@@ -92,7 +87,8 @@ class MultiTaskMixin(_Host):
             weighting: how losses become one scalar; `UncertaintyWeighting()` where None.
 
         Raises:
-            ValueError: a name cannot be used or is there twice, or no such likelihood exists.
+            ValueError: a name of a task or metric cannot be used or is there twice, no such likelihood exists, or the
+                weighting has numbers for other tasks.
             RuntimeError: tasks are registered already, or the LightningModule is not initialised.
         """
         if self._tasks:

@@ -87,12 +87,21 @@ def specify(tasks: Tasks) -> dict[str, Task]:
 
 
 def metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str, Metric]:
-    """Make a metric for every log key of the stages; `powers` are those of the balanced loss."""
+    """Make a metric for every log key of the stages; `powers` are those of the balanced loss.
+
+    Raises:
+        ValueError: a metric has a name that is taken.
+    """
     metrics: dict[str, Metric] = {}
     for stage in STAGES:
         for name, task in tasks.items():
             given = task.metrics
             named = {type(given).__name__: given} if isinstance(given, Metric) else dict((given or {}).items())
+            if "loss" in named:
+                raise ValueError(
+                    f"a metric of task {name!r} should not be called 'loss', which is the mean loss: rename it in the "
+                    "MetricCollection"
+                )
             metrics |= {f"{stage}/{name}/{key}": ObservedMetric(metric) for key, metric in named.items()}
     for stage in EVALUATION:
         metrics |= {f"{stage}/{name}/loss": TaskLoss() for name in tasks}

@@ -26,6 +26,8 @@ def _records(data: bytes) -> Iterator[wandb_internal_pb2.Record]:
         if kind == 0:
             return
         chunk = data[offset + _HEADER : offset + _HEADER + size]
+        if len(chunk) < size:  # being written
+            return
         assert zlib.crc32(chunk, zlib.crc32(bytes([kind]))) == checksum
         offset += _HEADER + size
         parts = chunk if kind in (1, 2) else parts + chunk  # 1 whole, 2 first, 3 middle, 4 last
@@ -35,15 +37,16 @@ def _records(data: bytes) -> Iterator[wandb_internal_pb2.Record]:
             yield record
 
 
-def history(run: Path, patience: float = 10.0) -> list[dict[str, float]]:
-    """Return the history rows of a finished run; its file may be complete only a moment after `finish`."""
+def history(folder: Path, patience: float = 30.0) -> list[dict[str, float]]:
+    """Return the history rows of a finished run; its file may be there, and complete, only a moment after `finish`."""
     deadline = time.monotonic() + patience
     while True:
-        records = list(_records(run.read_bytes()))
-        if any(record.HasField("exit") for record in records) or time.monotonic() > deadline:
+        files = list(folder.glob("*.wandb"))
+        records = list(_records(files[0].read_bytes())) if files and files[0].stat().st_size > _HEADER else []
+        if any(record.HasField("exit") for record in records):
             break
-        time.sleep(0.02)
-    assert any(record.HasField("exit") for record in records), "the run was not finished"
+        assert time.monotonic() < deadline, f"no finished run in {folder}"
+        time.sleep(0.05)
     return [
         {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records

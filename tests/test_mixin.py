@@ -62,6 +62,12 @@ def test_duplicate_empty_and_unknown_registrations_are_refused():
         net_of({"depth": "gaussian"}, weighting=UncertaintyWeighting(base_weights={"dept": 1.0}))
 
 
+def test_a_metric_called_loss_is_refused():
+    metrics = MetricCollection({"loss": MeanAbsoluteError()})
+    with pytest.raises(ValueError, match="a metric of task 'depth' should not be called 'loss'"):
+        net_of({"depth": Task("gaussian", metrics=metrics)})
+
+
 def test_registering_twice_is_refused_and_changes_nothing():
     net = Plain()
     before = net.task_weighting
