@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.utilities import CombinedLoader
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MeanAbsoluteError, MetricCollection
@@ -273,6 +274,21 @@ def test_training_reads_only_the_error_flag_and_started(weighting, monkeypatch):
     off = Plain(weighting())
     off._setup_checked = True  # names are compared once a fit
     assert [reads_of_a_step(off) for _ in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
+def test_elsewhere_than_on_eager_cpu_no_value_is_read(weighting, monkeypatch):
+    """Tensors without values stand for those of a device: any read of one raises."""
+    for module in ("mixin", "likelihoods", "weightings.uncertainty"):
+        monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
+    net = Owning(weighting())
+    net._setup_checked = True  # names are compared once a fit
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        batch = {name: mode.from_tensor(column) for name, column in columns(missing=True).items()}
+        for _ in range(3):
+            net.task_step(net.trunk(batch["x"]), batch, "train").backward()
+        with pytest.raises(DataDependentOutputException):
+            net.take_row()  # on logging steps, one is
 
 
 @pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])

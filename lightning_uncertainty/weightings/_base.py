@@ -196,10 +196,10 @@ class Weighting(Float32Module, ABC):
 
         With `b` the base weights; Kendall, Gal & Cipolla, CVPR 2018, Eq. 7 and 10.
         """
-        log_factor = self.log_factor + present.log()  # -inf where absent: weight and gradients are 0
-        weights = torch.exp(torch.addcmul(log_factor, self.exponent, s, value=-1))
-        total = torch.addcmul(weights * losses, present * self.base_penalty, s).sum()
-        return total, weights.detach()
+        weights = torch.exp(torch.addcmul(self.log_factor, self.exponent, s, value=-1))
+        terms = torch.addcmul(weights * losses, self.base_penalty, s)
+        there = present.to(terms.dtype)
+        return terms.dot(there), weights.detach() * there
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

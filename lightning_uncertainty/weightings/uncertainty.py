@@ -53,7 +53,7 @@ class UncertaintyWeighting(Weighting):
     ) -> None:
         super().__init__(base_weights)
         self._start = start
-        self._all_started = False
+        self._settled = False
         self._steps = 0
 
     def make_vectors(self) -> None:
@@ -64,6 +64,7 @@ class UncertaintyWeighting(Weighting):
             given = dict.fromkeys(self.tasks, self._start)
         self._first_start = named_vector(given, self.tasks, 0.0, "start")
         self._first_started = [name in given for name in self.tasks]
+        self._switched_off = 0.0 in self._constants["base_weight"]
         self.register_buffer("start", self.vector())
         self.register_buffer("started", self.vector(dtype=torch.bool))
         self.register_buffer("log_variance", self.vector())
@@ -75,16 +76,17 @@ class UncertaintyWeighting(Weighting):
         self.start.copy_(torch.tensor(self._first_start))
         self.started.copy_(torch.tensor(self._first_started))
         self.offset.zero_()
-        self._all_started = False
+        self._settled = False
 
     def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
         s = self.start + self.offset
-        if not self._all_started:
+        if not self._settled:
             s = self._start_from_data(s, losses, present)
         total, weights = self.balanced_objective(s, losses, present)
         log_variances = s.detach()
-        if not self._all_started:
+        if not self._settled or self._switched_off:
             log_variances = torch.where(self.started, log_variances, torch.nan)
+        if not self._settled:
             self._look_for_stragglers()
         return Weighted(total, weights, log_variances)
 
@@ -105,7 +107,7 @@ class UncertaintyWeighting(Weighting):
         return s
 
     def _look_for_stragglers(self) -> None:
-        """Note when all tasks have started: on eager CPU at once, elsewhere every 50th step, compiled never."""
+        """Settle when all tasks have started: on eager CPU at once, elsewhere every 50th step, compiled never."""
         if torch.compiler.is_compiling() or not self.learning:
             return
         self._steps += 1
@@ -113,9 +115,10 @@ class UncertaintyWeighting(Weighting):
             self.settle()
 
     def settle(self) -> None:
-        """Look whether all tasks have started; steps then skip the start from data."""
-        self._all_started = bool(self.started.all())
+        """Look whether all tasks that are switched on have started; steps then skip the start from data."""
+        if not self._settled:
+            self._settled = bool((self.started | (self.base_weight == 0)).all())
 
     def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *args: object) -> None:
-        self._all_started = False  # the checkpoint decides
+        self._settled = False  # the checkpoint decides
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -314,3 +314,14 @@ def test_vector_weight_decay_bias():
         sgd.step()
         assert weighting.offset.item() == pytest.approx(row["s"], abs=1e-8)
         assert weighted.log_variances.div(2).exp().item() == pytest.approx(row["sigma"], rel=vector["rtol"])
+
+
+def test_a_task_that_is_switched_off_does_not_keep_the_others_unsettled():
+    tasks = {"depth": as_likelihood("gaussian"), "off": as_likelihood("gaussian")}
+    weighting = UncertaintyWeighting(base_weights={"off": 0.0}).bind(tasks)
+    losses = torch.tensor([4.0, 9.0], requires_grad=True)
+    for _ in range(3):
+        weighted = weighting(losses, torch.tensor([True, True]))
+        assert weighting._settled
+        assert weighted.log_variances.exp().tolist() == pytest.approx([4.0, math.nan], nan_ok=True)
+        assert weighted.weights.tolist() == pytest.approx([0.125, 0.0])
