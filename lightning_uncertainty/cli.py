@@ -40,6 +40,7 @@ def demo(epochs: int = 60, seed: int = 0, out: Path = Path("runs/penguins")) -> 
         raise SystemExit(f"epochs should be at least 1: found {epochs}")
     torch.set_num_threads(1)  # a net this small only waits for a second thread
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)  # Lightning's own
+    out = out.resolve()  # wandb's service may have another working directory
     data = load_penguins(seed)
     weightings = {"uncertainty": UncertaintyWeighting(), "equal": FixedWeighting()}
     held_out, wandb_runs, sigma, plot = {}, {}, {}, out / "sigma.png"

@@ -39,8 +39,9 @@ class UncertaintyWeighting(Weighting):
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
         >>> weighting = UncertaintyWeighting(start=0.0).bind({"depth": Gaussian()})
-        >>> weighting(torch.tensor([4.0]), torch.tensor([True]))
-        Weighted(total=tensor(2., grad_fn=<SumBackward0>), weights=tensor([0.5000]), log_variances=tensor([0.]))
+        >>> weighted = weighting(torch.tensor([4.0]), torch.tensor([True]))
+        >>> weighted.total.item(), weighted.weights.tolist(), weighted.log_variances.tolist()
+        (2.0, [0.5], [0.0])
     """
 
     offset: nn.Parameter
