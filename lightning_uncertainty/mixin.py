@@ -235,6 +235,10 @@ class MultiTaskMixin(_Host):
         self.task_weighting.settle()
         return self._window.take(self.task_weighting)
 
+    def drop_row(self) -> None:
+        """Forget what the training steps left so far, as those of an earlier fit that nobody watched."""
+        self._window = StepWindow()
+
     def task_likelihoods(self) -> dict[str, Likelihood]:
         """Return the likelihoods by task."""
         return {name: as_likelihood(task.likelihood) for name, task in self._tasks.items()}

@@ -86,7 +86,9 @@ class UncertaintyMonitor(AnyCallback):
                 "second would find nothing left to log"
             )
         pl_module.check_setup()
+        pl_module.drop_row()
         self._last_step = trainer.global_step
+        self._latest = {}
         self._warned = False
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -102,7 +104,7 @@ class UncertaintyMonitor(AnyCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Print the table, of all steps up to the last."""
-        self._latest |= pl_module.take_row()
+        self._remember(pl_module.take_row())
         if self.table and not trainer.barebones and trainer.is_global_zero and self._latest:
             print(task_table(pl_module.task_likelihoods(), self._latest, trainer.global_step))
 
@@ -172,27 +174,29 @@ class UncertaintyMonitor(AnyCallback):
     # -- within --------------------------------------------------------------------------------------------------------
 
     def _log(self, trainer: Any, pl_module: Any, step: int) -> None:
-        self._latest = pl_module.take_row()
-        row = {
-            f"{self.prefix}{kind}/{task}": value
-            for kind, tasks in self._latest.items()
-            for task, value in tasks.items()
-        }
-        if not row:
+        found = pl_module.take_row()
+        if not found:
             return
+        self._remember(found)
+        row = {f"{self.prefix}{kind}/{task}": value for kind, tasks in found.items() for task, value in tasks.items()}
         self.history.append(step, row)
         for logger in trainer.loggers:
             logger.log_metrics(metrics=row, step=step)
         device = trainer.strategy.root_device
         trainer.callback_metrics.update({key: torch.tensor(value, device=device) for key, value in row.items()})
         if self.progress_bar:
-            sigma = {f"σ {task}": value for task, value in self._latest.get("sigma", {}).items()}
+            sigma = {f"σ {task}": value for task, value in found.get("sigma", {}).items()}
             pl_module.log_dict(sigma, prog_bar=True, logger=False)
-        self._warn_of_dominance()
+        self._warn_of_dominance(found["weight_share"])
 
-    def _warn_of_dominance(self) -> None:
+    def _remember(self, found: dict[str, dict[str, float]]) -> None:
+        """Keep each task's latest numbers, for the table at the end."""
+        for kind, tasks in found.items():
+            self._latest.setdefault(kind, {}).update(tasks)
+
+    def _warn_of_dominance(self, shares: dict[str, float]) -> None:
         """Warn once a fit of a task that took nearly all weight as its σ fell, and whose σ is still falling."""
-        rows, shares = self.history.rows, self._latest["weight_share"]
+        rows = self.history.rows
         for task, share in shares.items():
             if self._warned or share <= _DOMINANT or len(shares) == 1 or len(rows) < _ROWS_TO_JUDGE:
                 continue

@@ -200,6 +200,24 @@ def test_the_table_covers_the_last_steps_and_needs_no_rich(capsys, monkeypatch):
     assert kind.endswith("√(2·CE) [-]")
 
 
+def test_the_table_keeps_a_task_that_had_no_labels_in_the_last_rows(capsys):
+    batches = dicts()
+    batches.dataset.table["depth"][8:] = torch.nan  # in the first of four batches only
+    net = Owning()
+    trainer(max_epochs=1, callbacks=[UncertaintyMonitor()]).fit(net, batches)
+    shown = capsys.readouterr().out
+    assert f"{net.sigma()['kind']:.4g}" in shown
+    assert "depth" in shown
+
+
+def test_a_fit_nobody_watched_is_in_no_row():
+    net, monitor, loader = Plain(FixedWeighting()), UncertaintyMonitor(table=False), tuples()
+    trainer(max_epochs=5).fit(net, loader)
+    first = net.losses(next(iter(loader)))["depth"].item()
+    trainer(max_epochs=1, callbacks=[monitor]).fit(net, loader)
+    assert monitor.history.rows[0]["loss/depth"] == pytest.approx(first)
+
+
 def test_no_table_on_request(capsys):
     trainer(callbacks=[UncertaintyMonitor(table=False)]).fit(Plain(), tuples())
     assert capsys.readouterr().out == ""
