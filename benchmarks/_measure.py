@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import math
 import os
@@ -107,8 +108,13 @@ def judge(measured: Estimate, *, at_most: float = math.inf, at_least: float = -m
     return "not resolved"
 
 
-def heading(title: str, packages: Iterable[str]) -> None:
-    """Print a title, the machine's essentials and the command that made what follows."""
+def begin(title: str, description: str | None, seconds: float, packages: Iterable[str]) -> float:
+    """Set torch up, print a title, the machine's essentials and the command; return how long to measure."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--seconds", type=float, default=seconds, help="how long to measure")
+    chosen: float = parser.parse_args().seconds
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     print(
@@ -116,6 +122,7 @@ def heading(title: str, packages: Iterable[str]) -> None:
         f"Python {platform.python_version()}, {versions}. CPU time of the process, rounds in random order, median of "
         f"same-round differences or ratios [95 % interval]. Made by `{command}`.\n"
     )
+    return chosen
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

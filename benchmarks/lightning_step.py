@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 import warnings
@@ -11,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from _measure import differences, estimate, heading, interleave, judge, ratios, table
+from _measure import begin, differences, estimate, interleave, judge, ratios, table
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.logger import DummyLogger
@@ -138,15 +137,10 @@ def fit(module: LightningModule, logger: Any, data: DataLoader, stopwatch: Stopw
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=140.0, help="how long to measure")
-    seconds = parser.parse_args().seconds
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    heading("A Lightning training step", ["torch", "pytorch-lightning"])
+    seconds = begin("A Lightning training step", __doc__, 140.0, ["torch", "pytorch-lightning"])
 
     def batches(count: int, *shape: int) -> DataLoader:
         return DataLoader([(torch.randn(shape), torch.randn(shape[0], 1)) for _ in range(count)], batch_size=None)

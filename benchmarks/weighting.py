@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from itertools import cycle, islice
 
 import torch
-from _measure import Estimate, differences, estimate, heading, interleave, judge, per_call, ratios, table
+from _measure import Estimate, begin, differences, estimate, interleave, judge, per_call, ratios, table
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchjd.scalarization import UW
@@ -112,12 +111,7 @@ def samplers(tasks: int) -> dict[tuple[str, int], Callable[[], float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120.0, help="how long to measure")
-    seconds = parser.parse_args().seconds
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    heading("Weighting alone", ["torch", "pytorch-lightning", "torchjd"])
+    seconds = begin("Weighting alone", __doc__, 120.0, ["torch", "pytorch-lightning", "torchjd"])
 
     everything = {key: sampler for tasks in (*TASKS, MANY) for key, sampler in samplers(tasks).items()}
     ways = list(dict.fromkeys(way for way, _ in everything))

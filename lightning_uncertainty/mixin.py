@@ -147,7 +147,8 @@ class MultiTaskMixin(_Host):
         self._require_tasks("check_setup")
         self.task_weighting.check_tasks()
         self._setup_checked = True
-        optimizers = _optimizers(self)
+        trainer = _trainer_of(self)
+        optimizers = [] if trainer is None else list(trainer.optimizers)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         own = {id(parameter) for parameter in self.task_weighting.parameters()}
         known = {id(parameter) for group in groups for parameter in group["params"]}
@@ -353,9 +354,9 @@ class MultiTaskMixin(_Host):
             for name, output in outputs.items():
                 prefix = f"{stage}/{name}/"
                 keys = [key for key in self.task_metrics if key.startswith(prefix) and key != f"{prefix}loss"]
-                target, mask = self._tasks[name].labels(name, batch)
                 if not keys:
                     continue
+                target, mask = self._tasks[name].labels(name, batch)
                 if target is None:
                     observed = output.new_zeros(0), output.new_zeros(0)
                 else:
@@ -396,10 +397,8 @@ def _pair(name: str, value: TaskLossValue, nothing: Tensor) -> tuple[Tensor, Ten
 @contextmanager
 def _all_dataloaders(module: Any) -> Iterator[None]:
     """Have Lightning compute what is logged within when all dataloaders are through, under one key for all."""
-    try:
-        results = module.trainer._results
-    except RuntimeError:  # no Trainer
-        results = None
+    trainer = _trainer_of(module)
+    results = None if trainer is None else trainer._results
     if results is None:
         yield
         return
@@ -410,12 +409,12 @@ def _all_dataloaders(module: Any) -> Iterator[None]:
         results.dataloader_idx = index
 
 
-def _optimizers(module: Any) -> list[torch.optim.Optimizer]:
-    """The Trainer's optimizers; none where the module has no Trainer."""
+def _trainer_of(module: Any) -> Any | None:
+    """The module's Trainer; None where it has none."""
     try:
-        return list(module.trainer.optimizers)
-    except RuntimeError:  # Lightning's way to say that there is no Trainer
-        return []
+        return module.trainer
+    except RuntimeError:  # Lightning's way to say that there is none
+        return None
 
 
 def _shape(value: Any) -> str:

@@ -504,8 +504,6 @@ def test_log_variances_in_no_optimizer_are_an_error_with_the_line_to_add(callbac
 
 def test_log_variances_in_two_optimizers_are_an_error():
     class Net(Plain):
-        automatic_optimization = False
-
         def __init__(self):
             super().__init__()
             self.automatic_optimization = False

@@ -70,6 +70,9 @@ def load_penguins(seed: int = 0, held_out: float = 0.25) -> tuple[Birds, Birds]:
     def numbers(column: str) -> Tensor:
         return torch.tensor([float("nan") if row[column] == "NA" else float(row[column]) for row in rows])
 
+    def birds(index: Tensor) -> Birds:
+        return Birds({name: column[index] for name, column in columns.items()})
+
     island = torch.tensor([[float(row["island"] == name) for name in ISLANDS] for row in rows])
     measured = torch.stack([numbers(column) for column in ("bill_length_mm", "bill_depth_mm", "year")], dim=1)
     columns = {
@@ -83,7 +86,7 @@ def load_penguins(seed: int = 0, held_out: float = 0.25) -> tuple[Birds, Birds]:
     test, train = order.tensor_split([round(held_out * len(rows))])
     mean, std = mean_and_std(columns["features"][train])
     columns["features"] = ((columns["features"] - mean) / std).nan_to_num()  # unmeasured: the mean
-    return tuple(Birds({name: column[rows_] for name, column in columns.items()}) for rows_ in (train, test))  # type: ignore[return-value]
+    return birds(train), birds(test)
 
 
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:

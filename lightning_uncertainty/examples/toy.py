@@ -29,7 +29,6 @@ import argparse
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -74,10 +73,13 @@ class Toy(MultiTaskMixin, LightningModule):
         """Return mean squared errors; x, y1, y2 are `[B, 1]` each."""
         return {"y1": (self.net1(x) - y1).square().mean(), "y2": (self.net2(x) - y2).square().mean()}
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+    def data(self) -> TensorDataset:
         """Return the data of this epoch's phase."""
-        dataset = self.phases[0][0] if self.current_epoch < self.phases[0][1] else self.phases[-1][0]
-        return DataLoader(dataset, batch_size=20, shuffle=True)  # 5 steps an epoch
+        first, epochs = self.phases[0]
+        return first if self.current_epoch < epochs else self.phases[-1][0]
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(self.data(), batch_size=20, shuffle=True)  # 5 steps an epoch
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Weigh the two losses: the one line that this package adds to the step."""
@@ -92,8 +94,7 @@ class Toy(MultiTaskMixin, LightningModule):
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:
         """Note σ beside the RMSE over the whole training set, which it should equal."""
-        dataset: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
-        mse = self.losses(*dataset.tensors)
+        mse = self.losses(*self.data().tensors)
         self.curve.append([list(self.sigma().values()), [loss.sqrt().item() for loss in mse.values()]])
 
 

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -296,7 +297,7 @@ def test_vector_sgd_trajectory():
 def test_vector_adam_trajectory():
     vector = VECTORS["uw.adam_trajectory"]
     expected, given = float64(vector["expected"]["s"]), vector["inputs"]
-    adam = lambda p: torch.optim.Adam(p, lr=given["lr"], betas=given["betas"], eps=given["eps"])  # noqa: E731
+    adam = partial(torch.optim.Adam, lr=given["lr"], betas=given["betas"], eps=given["eps"])
     seen = trajectory(adam, given["loss"], len(expected) - 1)
     assert_same(seen, expected, rtol=vector["rtol"], atol=vector["atol"])
 
