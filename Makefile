@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 export WANDB_MODE ?= offline
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench browser clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/lightning-uncertainty demo
 
-test: lint
+test: lint browser
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 lint: $(VENV)/test.stamp
@@ -16,12 +16,22 @@ lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/docs.stamp
+	$(VENV)/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 bench: $(VENV)/test.stamp
 	$(VENV)/bin/python benchmarks/weighting.py
 	$(VENV)/bin/python benchmarks/lightning_step.py
 
+browser: # tests look at the report in a headless Chromium; Debian's is installed where there is none and root asks
+	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else echo "the tests of the report need a Chromium on the PATH: install chromium or google-chrome" >&2; exit 1; fi
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build
 
 $(VENV)/pip.stamp:
 	$(PYTHON) -m venv $(VENV)
