@@ -48,7 +48,7 @@ class StepWindow:
             return {}
         mean_losses = self.losses / self.steps.clamp(min=1)
         vectors = [self.steps, self.roots, mean_losses, self.weights]
-        optimum = weighting.optimum(mean_losses)
+        optimum = weighting.optimum(mean_losses, self.steps)
         if self.log_variances is not None and optimum is not None:
             vectors += [self.log_variances, optimum]
         columns = torch.stack([vector.to(mean_losses.dtype) for vector in vectors]).T.tolist()

@@ -65,6 +65,7 @@ class Weighting(Float32Module, ABC):
     Args:
         base_weights: a constant factor on a task's whole term, by task name; others have 1. 0 switches a task off and
             freezes what the weighting knows of it.
+        options: what else the method was given; its `repr` shows those that are neither None nor empty.
 
     Attributes:
         tasks: task names, in order.
@@ -81,12 +82,14 @@ class Weighting(Float32Module, ABC):
     task_ids: Tensor
     log_variance: Tensor | None
 
-    def __init__(self, base_weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, base_weights: Mapping[str, float] | None = None, **options: object) -> None:
         super().__init__()
         self.tasks: tuple[str, ...] = ()
         self.remapped = False
         self._base_weights = dict(base_weights or {})
-        self._constants: dict[str, tuple[float, ...]] = {}  # what each constant buffer holds, to the last digit
+        self._options = {**options, "base_weights": self._base_weights}
+        self._meanings: dict[str, str] = {}
+        self._constants: dict[str, Any] = {}  # what each constant buffer holds, to the last digit
         self.register_buffer("log_variance", None)
 
     def bind(self: Self, tasks: Mapping[str, Likelihood]) -> Self:
@@ -102,6 +105,7 @@ class Weighting(Float32Module, ABC):
         names = tuple(tasks)
         base = named_vector(self._base_weights, names, 1.0, "base_weights", minimum=0.0)
         self.tasks = names
+        self._meanings = {name: kind.meaning for name, kind in tasks.items()}
         likelihoods = tasks.values()
         self.add_constant("exponent", (kind.exponent for kind in likelihoods))
         self.add_constant("log_ratio", (kind.log_ratio for kind in likelihoods))
@@ -114,10 +118,11 @@ class Weighting(Float32Module, ABC):
         self.reset_parameters()
         return self
 
-    def add_constant(self, name: str, values: Iterable[float]) -> None:
-        """Register a buffer `[T]` that never changes and is in no checkpoint."""
+    def add_constant(self, name: str, values: Iterable[Any]) -> None:
+        """Register a buffer `[T]` or `[T, T]` that never changes and is in no checkpoint."""
         self._constants[name] = tuple(values)
-        self.register_buffer(name, self.vector(), persistent=False)
+        shape = torch.tensor(self._constants[name], device="cpu").shape
+        self.register_buffer(name, torch.empty(shape, dtype=torch.float32), persistent=False)
 
     def vector(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return an unfilled vector `[T]`, for `make_vectors`."""
@@ -175,11 +180,23 @@ class Weighting(Float32Module, ABC):
         """Whether this call may change state: training mode with gradients."""
         return self.training and torch.is_grad_enabled()
 
-    def optimum(self, losses: Tensor) -> Tensor | None:
-        """Return the closed-form log-variance `[T]` of constant losses `[T]`, where the weighting has any."""
+    def optimum(self, losses: Tensor, steps: Tensor | None = None) -> Tensor | None:
+        """Return the closed-form log-variance `[T]` of constant losses `[T]`, where the weighting has any.
+
+        `steps` `[T]` says in how many steps each task was present, for weightings in which tasks share something; None
+        is once each.
+        """
         if self.log_variance is None:
             return None
         return optimal_log_variance(promote(losses), self.exponent, self.log_ratio)
+
+    def meanings(self) -> dict[str, str]:
+        """Return what σ is at its optimum, and its unit, by task; empty for a weighting without log-variances."""
+        return {} if self.log_variance is None else dict(self._meanings)
+
+    def extra_repr(self) -> str:
+        """Return the options that were given."""
+        return ", ".join(f"{name}={value!r}" for name, value in self._options.items() if value not in (None, {}, ()))
 
     def powers(self) -> list[float]:
         """Return `b r / a` of every task: what its log-loss counts in the balanced loss."""

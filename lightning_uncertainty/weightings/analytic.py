@@ -49,7 +49,7 @@ class AnalyticUncertaintyWeighting(Weighting):
     log_variance: Tensor
 
     def __init__(self, decay: float = DEFAULT_DECAY, base_weights: Mapping[str, float] | None = None) -> None:
-        super().__init__(base_weights)
+        super().__init__(base_weights, decay=decay)
         if not 0 <= decay < 1:
             raise ValueError(f"decay should lie in [0, 1): found {decay}")
         self.decay = decay

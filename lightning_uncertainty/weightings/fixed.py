@@ -32,8 +32,9 @@ class FixedWeighting(Weighting):
     weight: Tensor
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        super().__init__()
-        self._weights = dict(weights or {})
+        given = dict(weights or {})
+        super().__init__(weights=given)
+        self._weights = given
 
     def make_vectors(self) -> None:
         self.add_constant("weight", named_vector(self._weights, self.tasks, 1.0, "weights", minimum=0.0))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_uncertainty.likelihoods import reads_values
-from lightning_uncertainty.weightings._base import Weighted, Weighting, named_vector
+from lightning_uncertainty.likelihoods import optimal_log_variance
+from lightning_uncertainty.precision import promote
+from lightning_uncertainty.weightings._learnt import LearntWeighting
+from lightning_uncertainty.weightings._one_way_clamp import one_way_clamp
 
 __all__ = ["UncertaintyWeighting"]
 
-_STEPS_BETWEEN_LOOKS = 50  # at `started` on devices where reading a value stalls the queue
+Bounds = tuple[float, float]
+_OPEN: Bounds = (-math.inf, math.inf)
 
 
-class UncertaintyWeighting(Weighting):
+class UncertaintyWeighting(LearntWeighting):
     r"""Learn one log-variance `s = log σ²` per task, together with the network.
 
     .. math::  \sum_i b_i \left( c_i e^{-a_i s_i} L_i + r_i s_i \right)
@@ -32,9 +36,17 @@ class UncertaintyWeighting(Weighting):
         start: first log-variance: a number for all tasks, or numbers by task name; a task without a number, and None,
             start at the optimum of the first batch with labels (0.0 is σ = 1, the paper's choice).
         base_weights: see `Weighting`.
+        bounds: a lowest and a highest `s`, each may be infinite: a pair for all tasks, or pairs by task name. A lowest
+            `s` caps the weight of a task whose loss goes to zero. Unlike a clamp, a bound keeps the gradient that leads
+            back, so `s` leaves it as soon as the loss does. `optimum` is the nearest that the bounds allow.
+        shared: groups of task names; the tasks of a group have one likelihood and one `s`, whose optimum is
+            `log(a Σ b c L / Σ b r) / a` over those present: σ of their pooled residuals. Every task keeps its own
+            copy in checkpoints.
 
     Raises:
-        ValueError: (when tasks are registered) a name is no task, or a number is not finite or negative.
+        ValueError: (when tasks are registered) a name is no task, a number is not finite or negative, bounds are not a
+            lower and a higher one, a start is outside its bounds, or tasks that share `s` differ in likelihood, bounds
+            or start, or do so in two groups.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
@@ -44,82 +56,99 @@ class UncertaintyWeighting(Weighting):
         (2.0, [0.5], [0.0])
     """
 
-    offset: nn.Parameter
-    start: Tensor
-    started: Tensor
-    log_variance: Tensor
+    low: Tensor
+    high: Tensor
+    group: Tensor  # [T, T], 1 where two tasks share s
 
     def __init__(
-        self, start: float | Mapping[str, float] | None = None, base_weights: Mapping[str, float] | None = None
+        self,
+        start: float | Mapping[str, float] | None = None,
+        base_weights: Mapping[str, float] | None = None,
+        *,
+        bounds: Bounds | Mapping[str, Bounds] | None = None,
+        shared: Sequence[Sequence[str]] = (),
     ) -> None:
-        super().__init__(base_weights)
-        self._start = start
-        self._settled = False
-        self._steps = 0
+        super().__init__(start, base_weights, bounds=bounds, shared=tuple(map(tuple, shared)))
+        self._bounds = bounds
+        self._shared = tuple(map(tuple, shared))
 
     def make_vectors(self) -> None:
-        given: Mapping[str, float] = {}
-        if isinstance(self._start, Mapping):
-            given = self._start
-        elif self._start is not None:
-            given = dict.fromkeys(self.tasks, self._start)
-        self._first_start = named_vector(given, self.tasks, 0.0, "start")
-        self._first_started = [name in given for name in self.tasks]
-        self._switched_off = 0.0 in self._constants["base_weight"]
-        self.register_buffer("start", self.vector())
-        self.register_buffer("started", self.vector(dtype=torch.bool))
-        self.register_buffer("log_variance", self.vector())
-        self.offset = nn.Parameter(self.vector())
+        super().make_vectors()
+        bounds = _bounds_of(self._bounds, self.tasks)
+        for name, start in self._given_start.items():
+            low, high = bounds[name]
+            if not low <= start <= high:
+                raise ValueError(
+                    f"a start should lie between its bounds {low:g} and {high:g}: found {start:g} for task {name!r}"
+                )
+        if self._bounds is not None:
+            self.add_constant("low", (low for low, _ in bounds.values()))
+            self.add_constant("high", (high for _, high in bounds.values()))
+        if self._shared:
+            alike = {name: (self._meanings[name], bounds[name], self._given_start.get(name)) for name in self.tasks}
+            self.add_constant("group", _membership(self._shared, alike))
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        self.start.copy_(torch.tensor(self._first_start))
-        self.started.copy_(torch.tensor(self._first_started))
-        self.offset.zero_()
-        self._settled = False
+    def shaped(self, raw: Tensor, present: Tensor) -> Tensor:
+        if self._shared:
+            pooled = self.group @ raw  # the value is the mean of copies that are equal, the gradient that of one s
+            raw = pooled + (pooled / self.group.sum(1) - pooled).detach()
+        return raw if self._bounds is None else one_way_clamp(raw, self.low, self.high)
 
-    def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
-        s = self.start + self.offset
-        if not self._settled:
-            s = self._start_from_data(s, losses, present)
-        total, weights = self.balanced_objective(s, losses, present)
-        log_variances = s.detach()
-        if not self._settled or self._switched_off:
-            log_variances = torch.where(self.started, log_variances, torch.nan)
-        if not self._settled:
-            self._look_for_stragglers()
-        return Weighted(total, weights, log_variances)
+    def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        return self.balanced_objective(s, losses, present)
 
-    def _start_from_data(self, s: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """Return s with tasks that have not started at the optimum of this batch; in training they start there."""
-        losses = losses.detach()
-        started = self.started.clone()  # autograd keeps it, and the buffer is about to change
-        new = self.usable(losses, present) & ~started
-        optimum = self.optimum(losses)
-        assert optimum is not None
-        if self.learning:
-            with torch.no_grad():
-                self.start.copy_(torch.where(new, optimum - self.offset, self.start))
-        # no gradient yet: at the optimum it is rounding error alone, which Adam would blow up to a whole step
-        s = torch.where(started, s, torch.where(new, optimum.to(s.dtype), s.detach()))
-        if self.learning:
-            self.started.logical_or_(new)
-        return s
+    def optimum(self, losses: Tensor, steps: Tensor | None = None) -> Tensor:
+        losses = promote(losses)
+        if self._shared:
+            count = self.base_weight if steps is None else steps * self.base_weight
+            pooled = self.group @ torch.where(count > 0, count * losses, 0.0)  # c and r are alike in a group
+            losses = pooled / (self.group @ count).clamp(min=torch.finfo(pooled.dtype).tiny)
+        optimum = optimal_log_variance(losses, self.exponent, self.log_ratio)
+        return optimum if self._bounds is None else optimum.clamp(self.low, self.high)
 
-    def _look_for_stragglers(self) -> None:
-        """Settle when all tasks have started: on eager CPU at once, elsewhere every 50th step, compiled never."""
-        if torch.compiler.is_compiling() or not self.learning:
-            return
-        self._steps += 1
-        if reads_values(self.started.device) or self._steps % _STEPS_BETWEEN_LOOKS == 0:
-            self.settle()
+    def first_raw(self, raw: Tensor, losses: Tensor, present: Tensor, started: Tensor) -> tuple[Tensor, Tensor]:
+        usable = self.usable(losses, present)
+        first = self.optimum(losses, usable)
+        if self._shared:  # one starts for all; a task that joins a group takes its s over
+            known = self.group @ started.to(raw.dtype)
+            theirs = (self.group @ (raw * started)) / known.clamp(min=1)
+            first = torch.where(known > 0, theirs, first)
+            usable = (self.group @ (usable | started).to(raw.dtype)) > 0
+        return first, usable & ~started
 
-    def settle(self) -> None:
-        """Look whether all tasks that are switched on have started; steps then skip the start from data."""
-        if not self._settled:
-            self._settled = bool((self.started | (self.base_weight == 0)).all())
 
-    def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *args: object) -> None:
-        self._settled = False  # the checkpoint decides
-        super()._load_from_state_dict(state_dict, prefix, *args)
+def _bounds_of(bounds: Bounds | Mapping[str, Bounds] | None, tasks: tuple[str, ...]) -> dict[str, Bounds]:
+    """Return the bounds of every task; none are infinite.
+
+    Raises:
+        ValueError: a name is no task, or bounds are not a lower and a higher number.
+    """
+    given = bounds if isinstance(bounds, Mapping) else dict.fromkeys(tasks, bounds or _OPEN)
+    unknown = [name for name in given if name not in tasks]
+    if unknown:
+        raise ValueError(f"bounds should name registered tasks ({', '.join(tasks)}): found {', '.join(unknown)}")
+    for name, pair in given.items():
+        if len(pair) != 2 or not pair[0] < pair[1]:
+            raise ValueError(f"bounds should be a lower and a higher log-variance: found {pair} for task {name!r}")
+    return {name: (float(given[name][0]), float(given[name][1])) if name in given else _OPEN for name in tasks}
+
+
+def _membership(groups: Sequence[Sequence[str]], alike: Mapping[str, object]) -> list[list[float]]:
+    """Return which tasks share `s`, `[T][T]`; `alike` holds what those of a group have in common.
+
+    Raises:
+        ValueError: a name is no task or is there twice, or tasks of a group differ.
+    """
+    named = [name for group in groups for name in group]
+    wrong = [name for name in named if name not in alike or named.count(name) > 1]
+    if wrong:
+        found = ", ".join(dict.fromkeys(wrong))
+        raise ValueError(f"shared should name registered tasks ({', '.join(alike)}), each once: found {found}")
+    for group in groups:
+        if any(alike[name] != alike[group[0]] for name in group):
+            raise ValueError(
+                f"tasks that share a log-variance should have one likelihood, one start and one pair of bounds: found "
+                f"different ones in {', '.join(group)}"
+            )
+    group_of = {name: group for group in groups for name in group}
+    return [[float(a == b or a in group_of.get(b, ())) for b in alike] for a in alike]

@@ -11,7 +11,10 @@ from torch import Tensor
 from lightning_uncertainty.likelihoods import LIKELIHOODS, Likelihood
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
+    BoundedUncertaintyWeighting,
+    ConstrainedUncertaintyWeighting,
     FixedWeighting,
+    SoftOptimalUncertaintyWeighting,
     UncertaintyWeighting,
     Weighted,
     Weighting,
@@ -47,6 +50,20 @@ WEIGHTINGS = [
         "uncertainty, one start and base weight",
         lambda: UncertaintyWeighting(start={"task0": 1.5}, base_weights={"task0": 0.3}),
     ),
+    Listed("uncertainty, bounds", lambda: UncertaintyWeighting(bounds=(-2.0, 3.0))),
+    Listed(
+        "uncertainty, one floor and a group of one",
+        lambda: UncertaintyWeighting(bounds={"task0": (5.0, float("inf"))}, shared=[["task0"]]),
+    ),
+    Listed("bounded", BoundedUncertaintyWeighting),
+    Listed("bounded, start 0 and base weight", lambda: BoundedUncertaintyWeighting(0.0, {"task0": 0.3})),
+    Listed("constrained", ConstrainedUncertaintyWeighting),
+    Listed(
+        "constrained, mean, start and base weight",
+        lambda: ConstrainedUncertaintyWeighting(1.5, {"task0": 1.0}, {"task0": 0.3}),
+    ),
+    Listed("soft optimal", lambda: SoftOptimalUncertaintyWeighting(temperature=20.0)),
+    Listed("soft optimal, base weight", lambda: SoftOptimalUncertaintyWeighting(20.0, {"task0": 0.3})),
     Listed("analytic", AnalyticUncertaintyWeighting, scale_equivariant=True),
     Listed("analytic, every batch", lambda: AnalyticUncertaintyWeighting(decay=0.0), scale_equivariant=True),
     Listed(

@@ -8,6 +8,8 @@ from torch import nn
 from lightning_uncertainty.likelihoods import as_likelihood
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
+    BoundedUncertaintyWeighting,
+    ConstrainedUncertaintyWeighting,
     FixedWeighting,
     UncertaintyWeighting,
     Weighted,
@@ -24,7 +26,13 @@ KINDS = {
     "edges": "bernoulli",
 }
 TASK_IDS = {"depth": -2390530514267407338, "semantics": -8049304875501222275}
-WITH_STATE = [UncertaintyWeighting, AnalyticUncertaintyWeighting]
+WITH_STATE = [
+    UncertaintyWeighting,
+    BoundedUncertaintyWeighting,
+    ConstrainedUncertaintyWeighting,
+    AnalyticUncertaintyWeighting,
+]
+UNCOUPLED = [kind for kind in WITH_STATE if kind is not ConstrainedUncertaintyWeighting]  # each task for itself
 
 
 def bind(kind, *names):
@@ -151,7 +159,7 @@ def test_named_vector_of_numbers_that_make_no_sense(value):
         named_vector({"b": value}, ("a", "b"), 1.0, "weights", minimum=0.0)
 
 
-@pytest.mark.parametrize("kind", WITH_STATE)
+@pytest.mark.parametrize("kind", UNCOUPLED)
 def test_base_weights_scale_the_whole_term(kind):
     tasks = {"depth": as_likelihood("laplace"), "edges": as_likelihood("bernoulli")}
     plain, weighed = kind().bind(tasks), kind(base_weights={"depth": 3.0, "edges": 0.5}).bind(tasks)
@@ -204,7 +212,7 @@ def test_reordered_tasks_load_by_name_in_silence(kind):
     assert_same(weighted.weights, expected.weights[order], rtol=1e-6, atol=0.0)
 
 
-@pytest.mark.parametrize("kind", WITH_STATE)
+@pytest.mark.parametrize("kind", UNCOUPLED)
 def test_added_tasks_start_anew(kind):
     old = trained(kind, "depth", "semantics")
     new = bind(kind, "edges", "semantics", "counts", "depth")

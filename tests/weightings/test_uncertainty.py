@@ -9,7 +9,7 @@ import torch
 from torchjd.scalarization import UW
 
 from lightning_uncertainty.likelihoods import as_likelihood
-from lightning_uncertainty.weightings import UncertaintyWeighting, uncertainty
+from lightning_uncertainty.weightings import UncertaintyWeighting, _learnt
 from tests.weightings._properties import (
     assert_same,
     draw_losses,
@@ -179,7 +179,7 @@ def test_a_checkpoint_from_before_the_start_starts_again():
 def test_where_values_are_not_read_every_step_the_result_is_the_same(monkeypatch):
     eager = gaussians(2)
     results = train(eager, 120)
-    monkeypatch.setattr(uncertainty, "reads_values", lambda device: False)
+    monkeypatch.setattr(_learnt, "reads_values", lambda device: False)
     looks, settle = [], UncertaintyWeighting.settle
 
     def counted(weighting):
@@ -326,3 +326,171 @@ def test_a_task_that_is_switched_off_does_not_keep_the_others_unsettled():
         assert weighting._settled
         assert weighted.log_variances.exp().tolist() == pytest.approx([4.0, math.nan], nan_ok=True)
         assert weighted.weights.tolist() == pytest.approx([0.125, 0.0])
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+
+def test_wide_bounds_change_nothing():
+    free, bounded = gaussians(4), gaussians(4, bounds=(-40.0, 40.0))
+    assert_same(train(bounded, 5), train(free, 5))
+
+
+@pytest.mark.parametrize(("bounds", "loss", "nearest"), [((-1.0, INF), 1e-6, -1.0), ((-INF, 2.0), 1e2, 2.0)])
+def test_log_variances_stay_at_a_bound_and_leave_it_with_the_loss(bounds, loss, nearest):
+    weighting = gaussians(1, bounds=bounds)
+    adam = torch.optim.Adam(weighting.parameters(), lr=0.05)
+    for _ in range(400):
+        adam.zero_grad()
+        weighted = weighting(torch.tensor([loss]), everywhere(1))
+        weighted.total.backward()
+        adam.step()
+        assert bounds[0] <= weighted.log_variances.item() <= bounds[1]
+    assert weighted.log_variances.item() == nearest
+    assert weighting.optimum(torch.tensor([loss])).item() == nearest
+    for _ in range(400):  # the data change: a clamp would never leave its bound
+        adam.zero_grad()
+        weighted = weighting(torch.tensor([1.0]), everywhere(1))
+        weighted.total.backward()
+        adam.step()
+    assert weighted.log_variances.item() == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_floor_caps_the_weight():
+    weighted = gaussians(2, bounds={"task0": (-2.0, INF)})(torch.tensor([1e-9, 1e-9]), everywhere(2))
+    assert weighted.weights[0] == pytest.approx(math.exp(2.0) / 2)
+    assert weighted.weights[1] == pytest.approx(0.5e9)
+
+
+@pytest.mark.parametrize("start", [-2.0, 0.3, 2.99])
+def test_a_start_within_bounds_is_kept(start):
+    weighting = gaussians(2, start, bounds=(-2.0, 3.0)).double()
+    log_variances = weighting(draw_losses(2), everywhere(2)).log_variances
+    assert log_variances.tolist() == pytest.approx([start] * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("start", [-2.1, 3.1, 9.0])
+def test_a_start_outside_its_bounds_is_refused(start):
+    with pytest.raises(
+        ValueError, match=rf"a start should lie between its bounds -2 and 3: found {start:g} for task 't"
+    ):
+        gaussians(2, start, bounds=(-2.0, 3.0))
+
+
+def test_bounds_are_a_lower_and_a_higher_number_of_a_task():
+    for bounds in [(1.0, 1.0), (2.0, 1.0), (NAN, 1.0), (1.0, 2.0, 3.0)]:
+        with pytest.raises(ValueError, match="bounds should be a lower and a higher log-variance: found"):
+            gaussians(2, bounds={"task1": bounds})
+    with pytest.raises(ValueError, match=r"bounds should name registered tasks \(task0, task1\): found depth"):
+        gaussians(2, bounds={"depth": (0.0, 1.0)})
+
+
+# -- tasks that share s ------------------------------------------------------------------------------------------------
+
+
+def shared(count=3, **kwargs):
+    """Gaussian tasks, of which 0 and 2 share `s`."""
+    return gaussians(count, shared=[["task0", "task2"]], **kwargs)
+
+
+def test_shared_tasks_have_the_variance_of_their_pooled_residuals():
+    torch.manual_seed(0)
+    residuals = torch.randn(2, 1000) * torch.tensor([[3.0], [7.0]])
+    losses = torch.stack([residuals[0].square().mean(), torch.tensor(0.1), residuals[1].square().mean()])
+    weighted = shared()(losses, everywhere(3))
+    sigma = weighted.log_variances.div(2).exp()
+    assert sigma[0] == sigma[2] == pytest.approx(residuals.square().mean().sqrt().item(), rel=1e-5)
+    assert sigma[1] == pytest.approx(0.1**0.5)
+
+
+def test_it_is_one_parameter():
+    """The same training as with one log-variance used twice, step for step."""
+    weighting, start = shared(start=0.4), torch.tensor([0.4, 0.4])
+    s = start.clone().requires_grad_()
+    optimizers = [torch.optim.SGD([p], lr=0.1) for p in (weighting.offset, s)]
+    for step in range(10):
+        losses, present = draw_losses(3, step), torch.tensor([True, True, step % 3 > 0])
+        each = s[torch.tensor([0, 1, 0])]
+        total = ((torch.exp(-each) * losses / 2 + each / 2) * present).sum()
+        weighted = weighting(losses, present)
+        torch.testing.assert_close(weighted.total, total)
+        torch.testing.assert_close(weighted.log_variances, each.detach())
+        for optimizer, scalar in zip(optimizers, (weighted.total, total), strict=True):
+            optimizer.zero_grad()
+            scalar.backward()
+            optimizer.step()
+
+
+def test_the_shared_optimum_is_stationary_with_absent_tasks_and_base_weights():
+    losses, steps = torch.tensor([2.0, 1.0, 9.0]).double(), torch.tensor([3.0, 1.0, 1.0]).double()
+    weighting = shared(base_weights={"task2": 4.0}).double()
+    s = weighting.optimum(losses, steps)
+    assert s[0] == s[2] == pytest.approx(math.log((3 * 2.0 + 4 * 9.0) / (3 + 4)))
+    assert weighting.optimum(losses, torch.tensor([0.0, 1.0, 1.0]))[0] == pytest.approx(math.log(9.0))
+    assert weighting.optimum(losses)[0] == pytest.approx(math.log((2.0 + 4 * 9.0) / 5))
+    assert shared(3).optimum(torch.tensor([1.0, NAN, 4.0]), torch.tensor([1.0, 0.0, 1.0]))[0] == pytest.approx(
+        math.log(2.5)
+    )
+
+
+def test_one_task_starts_for_its_group():
+    weighting = shared()
+    weighted = train_step(weighting, torch.tensor([4.0, 1.0, 0.0]), torch.tensor([True, False, False]))
+    assert weighting.started.tolist() == [True, False, True]
+    assert weighted.log_variances[[0, 2]].exp().tolist() == pytest.approx([4.0, 4.0])
+    train_step(weighting, torch.tensor([4.0, 1.0, 100.0]), everywhere(3))
+    assert weighting.start[2] == weighting.start[0]  # no second start
+
+
+def test_the_group_is_in_checkpoints_task_by_task():
+    old = shared()
+    train(old, 4)
+    ours = (old.start + old.offset)[0].item()
+    assert old.offset[0] == old.offset[2]
+    assert old.start[0] == old.start[2]
+    alone = UncertaintyWeighting().bind({"task2": as_likelihood("gaussian")})
+    with pytest.warns(UserWarning, match="task0, task1 are dropped"):
+        alone.load_state_dict(copy.deepcopy(old.state_dict()))
+    assert alone(torch.ones(1), everywhere(1)).log_variances.item() == pytest.approx(ours)
+    names = ["task9", "task2", "task0"]
+    joined = UncertaintyWeighting(shared=[names]).bind({name: as_likelihood("gaussian") for name in names})
+    with pytest.warns(UserWarning, match="task9 start anew; task1 are dropped"):
+        joined.load_state_dict(copy.deepcopy(old.state_dict()))
+    weighted = joined(torch.tensor([50.0, 1.0, 1.0]), everywhere(3))  # a task that joins takes the group's s
+    assert weighted.log_variances.tolist() == pytest.approx([ours] * 3, abs=1e-5)
+
+
+def test_bounds_and_groups_go_together():
+    weighting = shared(bounds={"task0": (0.0, INF), "task2": (0.0, INF)})
+    weighted = train_step(weighting, torch.tensor([1e-4, 1e-4, 1e-4]), everywhere(3))
+    assert weighted.log_variances[0] == weighted.log_variances[2] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "match"),
+    [
+        ([["task0", "depth"]], {}, r"shared should name registered tasks \(task0, task1\), each once: found depth"),
+        ([["task0", "task1"], ["task1"]], {}, "each once: found task1"),
+        ([["task0", "task1"]], {"start": {"task0": 1.0}}, "one likelihood, one start and one pair of bounds"),
+        ([["task0", "task1"]], {"bounds": {"task0": (0.0, 1.0)}}, "found different ones in task0, task1"),
+    ],
+)
+def test_groups_are_of_tasks_alike(groups, options, match):
+    with pytest.raises(ValueError, match=match):
+        gaussians(2, shared=groups, **options)
+    with pytest.raises(ValueError, match="one likelihood"):
+        UncertaintyWeighting(shared=[["task0", "task1"]]).bind(make_tasks(2))
+
+
+# -- what is told ------------------------------------------------------------------------------------------------------
+
+
+def test_repr_shows_the_options_that_were_given():
+    assert repr(UncertaintyWeighting()) == "UncertaintyWeighting()"
+    weighting = UncertaintyWeighting(0.0, {"depth": 0.5}, bounds=(-4.0, INF))
+    assert repr(weighting) == "UncertaintyWeighting(start=0.0, bounds=(-4.0, inf), base_weights={'depth': 0.5})"
+
+
+def test_meanings_are_those_of_the_likelihoods():
+    tasks = make_tasks(8)
+    assert UncertaintyWeighting().bind(tasks).meanings() == {name: kind.meaning for name, kind in tasks.items()}

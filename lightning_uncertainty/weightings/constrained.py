@@ -1,0 +1,84 @@
+"""Uncertainty weighting with the mean of all log-variances fixed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty.precision import promote
+from lightning_uncertainty.weightings._learnt import LearntWeighting
+
+__all__ = ["ConstrainedUncertaintyWeighting"]
+
+
+class ConstrainedUncertaintyWeighting(LearntWeighting):
+    r"""Learn the ratios of the tasks' σ and keep their product: the mean of `s` over the tasks present is `m`.
+
+    .. math::  \sum_i b_i c_i e^{-a_i s_i} L_i, \quad s_i = \text{raw}_i - \overline{\text{raw}} + m, \qquad
+               s^*_i = \frac{\log(a_i b_i c_i L_i) - \log\lambda}{a_i},
+
+    with `λ` such that the mean is `m`. There is no penalty to pay for a large σ, as none can grow but at the cost of
+    others: the total is positive, all weights cannot rise together, and where all `a` are alike it is, at its optimum,
+    the geometric mean of the losses (times `T c e^{-a m}`). With one task, its weight is constant.
+
+    The gradient of `s` has the size of the losses: give it to Adam, or choose its learning rate with care.
+
+    σ is relative: for tasks of one exponent `a` and one base weight, the ratio of two σ is that of their deviations;
+    their size says nothing about the data.
+
+    Source: Kendall, Gal & Cipolla, CVPR 2018, Eq. 7, under a constraint in place of its log-terms; at its optimum it is
+    the geometric loss of Chennupati et al., "MultiNet++", CVPR Workshops 2019.
+
+    Args:
+        mean_log_variance: `m`.
+        start: first `s` before the mean is taken out, as in `UncertaintyWeighting`.
+        base_weights: see `Weighting`.
+
+    Raises:
+        ValueError: the mean is not finite; (when tasks are registered) a name is no task, or a number is not finite or
+            negative.
+
+    Example:
+        >>> from lightning_uncertainty.likelihoods import Gaussian
+        >>> weighting = ConstrainedUncertaintyWeighting().bind({"depth": Gaussian(), "mass": Gaussian()})
+        >>> weighted = weighting(torch.tensor([1.0, 16.0]), torch.tensor([True, True]))
+        >>> weighted.log_variances.exp(), weighted.total.item()  # σ as 1 : 4
+        (tensor([0.2500, 4.0000]), 4.0)
+    """
+
+    def __init__(
+        self,
+        mean_log_variance: float = 0.0,
+        start: float | Mapping[str, float] | None = None,
+        base_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(start, base_weights, mean_log_variance=mean_log_variance)
+        if not math.isfinite(mean_log_variance):
+            raise ValueError(f"mean_log_variance should be finite: found {mean_log_variance}")
+        self.mean_log_variance = mean_log_variance
+
+    def shaped(self, raw: Tensor, present: Tensor) -> Tensor:
+        counted = present * (self.base_weight > 0)
+        return raw - (counted * raw).sum() / counted.sum().clamp(min=1) + self.mean_log_variance
+
+    def first_raw(self, raw: Tensor, losses: Tensor, present: Tensor, started: Tensor) -> tuple[Tensor, Tensor]:
+        free = (losses.clamp(min=torch.finfo(torch.float32).tiny).log() + self.log_ratio) / self.exponent
+        return free, self.usable(losses, present) & ~started
+
+    def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        weights = torch.exp(self.log_factor - self.exponent * s) * present
+        return (weights * losses).sum(), weights.detach()
+
+    def optimum(self, losses: Tensor, steps: Tensor | None = None) -> Tensor:
+        losses = promote(losses)
+        counted = self.usable(losses, torch.ones_like(losses) if steps is None else steps > 0)
+        tiny = torch.finfo(torch.float32).tiny
+        free = (self.exponent.log() + self.log_factor + losses.clamp(min=tiny).log()) / self.exponent
+        excess = torch.where(counted, free - self.mean_log_variance, 0.0).sum()
+        return free - excess / (counted / self.exponent).sum().clamp(min=tiny) / self.exponent
+
+    def meanings(self) -> dict[str, str]:
+        return {task: f"relative: only ratios count; {meaning}" for task, meaning in self._meanings.items()}
