@@ -3,6 +3,7 @@
 from lightning_uncertainty.callbacks import UncertaintyMonitor
 from lightning_uncertainty.likelihoods import masked_sum
 from lightning_uncertainty.mixin import MultiTaskMixin
+from lightning_uncertainty.module import MultiTaskModule
 from lightning_uncertainty.tasks import Task
 from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, FixedWeighting, UncertaintyWeighting
 
@@ -10,6 +11,7 @@ __all__ = [
     "AnalyticUncertaintyWeighting",
     "FixedWeighting",
     "MultiTaskMixin",
+    "MultiTaskModule",
     "Task",
     "UncertaintyMonitor",
     "UncertaintyWeighting",

@@ -374,6 +374,7 @@ class MultiTaskMixin(_Host):
         metric = self.task_metrics[key]
         assert isinstance(metric, Metric)
         if not metric.update_called:  # Lightning keeps the metric until the epoch ends: once an epoch is enough
+            metric.reset()  # states made in the inference mode of `Trainer.validate` could not be updated in a fit
             with _all_dataloaders(self):
                 self.log(key, metric, on_step=False, on_epoch=True, metric_attribute=f"task_metrics.{key}")
         metric.update(*values)

@@ -269,7 +269,7 @@ def test_training_reads_only_the_error_flag_and_started(weighting, monkeypatch):
     assert reads_of_a_step(net) == 1
     first = Plain(weighting())
     assert reads_of_a_step(first) == 1 + (weighting is UncertaintyWeighting)
-    for module in ("mixin", "weightings.uncertainty"):  # as on a GPU
+    for module in ("mixin", "weightings._learnt"):  # as on a GPU
         monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
     off = Plain(weighting())
     off._setup_checked = True  # names are compared once a fit
@@ -279,7 +279,7 @@ def test_training_reads_only_the_error_flag_and_started(weighting, monkeypatch):
 @pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
 def test_elsewhere_than_on_eager_cpu_no_value_is_read(weighting, monkeypatch):
     """Tensors without values stand for those of a device: any read of one raises."""
-    for module in ("mixin", "likelihoods", "weightings.uncertainty"):
+    for module in ("mixin", "likelihoods", "weightings._learnt"):
         monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
     net = Owning(weighting())
     net._setup_checked = True  # names are compared once a fit
@@ -461,6 +461,18 @@ def test_several_validation_loaders_add_up_in_one_key():
     whole = [torch.cat(parts) for parts in zip(*[batch for loader in (first, second) for batch in loader], strict=True)]
     torch.testing.assert_close(fit.callback_metrics["val/depth/loss"], net.losses(whole)["depth"].detach())
     torch.testing.assert_close(fit.callback_metrics["val/kind/loss"], net.losses(next(iter(second)))["kind"].detach())
+
+
+@pytest.mark.parametrize("kind", [Plain, Owning])
+def test_a_net_that_was_validated_alone_can_be_fitted(kind):
+    """Validation alone runs in inference mode, whose tensors cannot be updated elsewhere."""
+    net, fit = kind(), trainer()
+    loader = tuples if kind is Plain else dicts
+    fit.validate(net, loader(), verbose=False)
+    fit.fit(net, loader(), loader())
+    fresh = trainer()
+    fresh.validate(net, loader(), verbose=False)
+    assert fresh.callback_metrics.keys() == {key for key in fit.callback_metrics if key.startswith("val/")}
 
 
 def test_our_keys_can_be_monitored():

@@ -1,32 +1,56 @@
-"""The table at the end of a fit."""
+"""The table at the end of a fit: numbers first, then their look."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lightning_uncertainty.likelihoods import Likelihood
+__all__ = ["COLUMNS", "Cell", "render", "render_tasks", "task_rows"]
 
-__all__ = ["render", "task_table"]
+Cell = str | float | None
+
+COLUMNS = {  # name of the column, its header and format in print
+    "task": ("task", ""),
+    "likelihood": ("likelihood", ""),
+    "loss": ("loss", ".4g"),
+    "sigma": ("σ", ".4g"),
+    "sigma_gap": ("σ/σ*-1", "+.1%"),
+    "weight": ("weight", ".4g"),
+    "weight_share": ("share", ".1%"),
+    "sigma_is": ("σ is", ""),
+}
 
 
-def task_table(likelihoods: Mapping[str, Likelihood], row: Mapping[str, Mapping[str, float]], steps: int) -> str:
-    """Return the table of a row: likelihood, σ and its meaning, gap, weight, share and loss of every task in it."""
-    columns = ["task", "likelihood", "loss", "σ", "σ/σ*-1", "weight", "share", "σ is"]
-    lines = []
-    for task in row["loss"]:
-        likelihood = likelihoods[task]
-        number = {kind: values.get(task) for kind, values in row.items()}
-        lines.append([
-            task,
-            likelihood.name,
-            _format(number["loss"]),
-            _format(number.get("sigma")),
-            _format(number.get("sigma_gap"), "+.1%"),
-            _format(number["weight"]),
-            _format(number.get("weight_share"), ".1%"),
-            likelihood.meaning if number.get("sigma") is not None else "",
-        ])  # fmt: skip
-    return render(f"Task uncertainty after {steps} steps", columns, lines)
+def task_rows(
+    numbers: Mapping[str, Mapping[str, float]], likelihoods: Mapping[str, str], meanings: Mapping[str, str]
+) -> list[list[Cell]]:
+    """Return a row for every task that has a loss, in the order of `COLUMNS`; None where a task has no such entry.
+
+    Args:
+        numbers: by kind and task.
+        likelihoods: their names, by task.
+        meanings: what σ is, by task.
+
+    Example:
+        >>> task_rows({"loss": {"depth": 4.0}, "weight": {"depth": 1.0}}, {"depth": "gaussian"}, {})
+        [['depth', 'gaussian', 4.0, None, None, 1.0, None, None]]
+    """
+    tasks = numbers["loss"]
+    table: dict[str, Mapping[str, Cell]] = {
+        **numbers,
+        "task": dict(zip(tasks, tasks, strict=True)),
+        "likelihood": likelihoods,
+        "sigma_is": {task: meanings.get(task) for task in numbers.get("sigma", {})},
+    }
+    return [[table.get(column, {}).get(task) for column in COLUMNS] for task in tasks]
+
+
+def render_tasks(rows: Sequence[Sequence[Cell]], steps: int) -> str:
+    """Return the rows of `task_rows` as text."""
+    formats = [spec for _, spec in COLUMNS.values()]
+    lines = [
+        ["" if cell is None else format(cell, spec) for cell, spec in zip(row, formats, strict=True)] for row in rows
+    ]
+    return render(f"Task uncertainty after {steps} steps", [header for header, _ in COLUMNS.values()], lines)
 
 
 def render(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -50,11 +74,8 @@ def render(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -
         table.add_column(column, justify="left" if column in (columns[0], columns[1], columns[-1]) else "right")
     for line in lines:
         table.add_row(*map(escape, line))
-    console = Console(width=200)  # a table that wraps inside its cells cannot be read
+    # a table that wraps inside its cells cannot be read; in a notebook it is text too
+    console = Console(width=200, force_jupyter=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
-
-
-def _format(number: float | None, spec: str = ".4g") -> str:
-    return "" if number is None else format(number, spec)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lightning_uncertainty.callbacks._base import AnyCallback
+from lightning_uncertainty.callbacks._dominance import dominance
 from lightning_uncertainty.callbacks._history import History
-from lightning_uncertainty.callbacks._table import task_table
+from lightning_uncertainty.callbacks._plot import Kind, plot_rows
+from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_rows
+from lightning_uncertainty.dashboards import log_config, log_task_table, log_tensorboard_layout, sigma_optima
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 if TYPE_CHECKING:
@@ -18,20 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-__all__ = ["KINDS", "UncertaintyMonitor"]
-
-Kind = Literal["sigma", "sigma_gap", "weight", "weight_share", "loss"]
-KINDS: dict[str, str] = {
-    "sigma": "σ",
-    "sigma_gap": "σ / σ* - 1",
-    "weight": "effective weight",
-    "weight_share": "share of the weight",
-    "loss": "loss",
-}
-_DOMINANT = 0.95  # share of the weight
-_FALLEN = 0.5  # σ now over σ of the first row; shares alone compare units
-_FALLING = 0.9  # σ now over σ in the middle of the history
-_ROWS_TO_JUDGE = 10
+__all__ = ["UncertaintyMonitor"]
 
 
 class UncertaintyMonitor(AnyCallback):
@@ -39,14 +29,21 @@ class UncertaintyMonitor(AnyCallback):
 
     Keys are `loss/<task>`, `sigma/<task>`, `sigma_gap/<task>`, `weight/<task>` and `weight_share/<task>`. A row covers
     the training steps since the last row: the mean loss, and the latest σ and weight; a task without labels since then
-    is left out. The values are in `trainer.callback_metrics` too, where ModelCheckpoint and EarlyStopping find them. At
-    the start of a fit the monitor runs `check_setup`; at its end it prints a table.
+    is left out. The values are in `trainer.callback_metrics` too, where ModelCheckpoint and EarlyStopping find them.
+
+    At the start of a fit the monitor runs `check_setup`, puts weighting, likelihoods and the meaning of every σ into
+    the loggers' config under "uncertainty", and gives TensorBoard a layout with all tasks in one chart. At its end it
+    prints a table, which wandb gets too.
 
     Args:
         prefix: put before every key, for example "uncertainty/".
         progress_bar: whether the progress bar shows every σ.
         table: whether to print the table at the end of a fit.
-        max_rows: bound of the history; when it is full every second row is dropped, so that it still spans the run.
+        max_rows: bound of each history; when it is full every second row is dropped, so that it still spans the run.
+
+    Attributes:
+        history: the rows that were logged in training.
+        evaluations: a row of held-out losses and metrics for every validation within a fit.
 
     Raises:
         ValueError: `max_rows` is below 2, or (at the start of a fit) the Trainer has another monitor.
@@ -66,15 +63,18 @@ class UncertaintyMonitor(AnyCallback):
         self.prefix = prefix
         self.progress_bar = progress_bar
         self.table = table
-        self.history = History(max_rows)
+        self.history, self.evaluations = History(max_rows), History(max_rows)
+        self._title = ""
+        self._config: dict[str, Any] = {}
+        self._boards: list[Any] = []  # loggers that have TensorBoard's layout
         self._last_step = 0
         self._latest: dict[str, dict[str, float]] = {}
         self._warned = False
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check the setup."""
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Tell the loggers what will come, before Lightning writes the hyper-parameters."""
         if not isinstance(pl_module, MultiTaskMixin):
             raise TypeError(
                 f"UncertaintyMonitor watches a MultiTaskMixin: found {type(pl_module).__name__}; write "
@@ -85,8 +85,21 @@ class UncertaintyMonitor(AnyCallback):
                 "a Trainer should have one UncertaintyMonitor, which logs to all its loggers: found several; the "
                 "second would find nothing left to log"
             )
+        if not pl_module.task_likelihoods():
+            pl_module.check_setup()  # says that tasks are missing
+        about = self._about(pl_module)
+        shown = {"sigma": bool(about["sigma_is"]), "held_out": trainer.enable_validation}
+        self._boards = []
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            log_config(logger, {"uncertainty": about})
+            if log_tensorboard_layout(logger, list(about["likelihood"]), prefix=self.prefix, **shown):
+                self._boards.append(logger)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check the setup."""
         pl_module.check_setup()
         pl_module.drop_row()
+        self._title, self._config = type(pl_module).__name__, {"uncertainty": self._about(pl_module)}
         self._last_step = trainer.global_step
         self._latest = {}
         self._warned = False
@@ -102,19 +115,44 @@ class UncertaintyMonitor(AnyCallback):
         if (step + 1) % every == 0:
             self._log(trainer, pl_module, step)
 
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Keep a row of what this validation found; one copy to the host."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        computed = trainer._logger_connector.metrics["callback"]  # callback_metrics has those of earlier epochs too
+        keys = [key for key in pl_module.task_metrics if key.startswith("val/") and key in computed]
+        if keys:
+            device = trainer.strategy.root_device
+            values = torch.cat([computed[key].to(device).reshape(1) for key in keys]).tolist()
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            self.evaluations.append(step, dict(zip(keys, values, strict=True)))
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Print the table, of all steps up to the last."""
+        """Print the table, of all steps up to the last, and log it to wandb."""
         self._remember(pl_module.take_row())
-        if self.table and not trainer.barebones and trainer.is_global_zero and self._latest:
-            print(task_table(pl_module.task_likelihoods(), self._latest, trainer.global_step))
+        if trainer.barebones or not trainer.is_global_zero or not self._latest:
+            return
+        about = self._about(pl_module)
+        rows = task_rows(self._latest, about["likelihood"], about["sigma_is"])
+        for logger in trainer.loggers:
+            log_task_table(logger, f"{self.prefix}tasks", list(COLUMNS), rows)
+        if self.table:
+            print(render_tasks(rows, trainer.global_step))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history, builtins only."""
-        return self.history.state_dict()
+        """Return the histories and what they are of, builtins only."""
+        return {
+            "history": self.history.state_dict(),
+            "evaluations": self.evaluations.state_dict(),
+            "title": self._title,
+            "config": self._config,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the history up where a checkpoint left it."""
-        self.history.load_state_dict(state_dict)
+        """Take the histories up where a checkpoint left them."""
+        self.history.load_state_dict(state_dict["history"])
+        self.evaluations.load_state_dict(state_dict["evaluations"])
+        self._title, self._config = state_dict["title"], state_dict["config"]
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -144,32 +182,27 @@ class UncertaintyMonitor(AnyCallback):
             ValueError: there is no such kind, or no row holds it yet.
             ModuleNotFoundError: matplotlib is not installed.
         """
-        if kind not in KINDS:
-            raise ValueError(f"kind should be one of {', '.join(KINDS)}: found {kind!r}")
-        start = f"{self.prefix}{kind}/"
-        keys = list(dict.fromkeys(key for row in self.history.rows for key in row if key.startswith(start)))
-        if not keys:
+        return plot_rows(self.history.rows, kind, self.prefix, ax)
+
+    def report(self, path: str | Path) -> None:
+        """Write both histories as one HTML file that needs no network.
+
+        Args:
+            path: where to write it.
+
+        Raises:
+            ValueError: there is no row yet.
+            ModuleNotFoundError: plotly is not installed.
+        """
+        if not self.history.rows:
             raise ValueError(
-                f"there is no {kind} to plot: found {len(self.history.rows)} rows without it; fit with this callback "
-                "for at least log_every_n_steps steps, with a weighting that has it"
+                "there is nothing to report: found no rows; fit with this callback for at least log_every_n_steps "
+                "steps, or load a checkpoint of such a fit"
             )
-        try:
-            from matplotlib import pyplot
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("plot needs matplotlib: pip install 'lightning-uncertainty[plot]'") from error
-        if ax is None:
-            _, ax = pyplot.subplots(layout="constrained")
-        for key in keys:
-            points = [(row["step"], row[key]) for row in self.history.rows if key in row]
-            ax.plot(*zip(*points, strict=True), label=key.removeprefix(start))
-        ax.set_xlabel("step")
-        ax.set_ylabel(KINDS[kind])
-        if kind in ("sigma", "weight", "loss"):
-            ax.set_yscale("log")
-        ax.legend()
-        figure = ax.get_figure()
-        assert figure is not None
-        return figure, ax  # type: ignore[return-value]
+        from lightning_uncertainty.report import Run, write_report
+
+        rows = sorted([*self.history.rows, *self.evaluations.rows], key=lambda row: row["step"])
+        write_report(Run(title=self._title, rows=rows, config=self._config), path)
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -178,36 +211,35 @@ class UncertaintyMonitor(AnyCallback):
         if not found:
             return
         self._remember(found)
-        row = {f"{self.prefix}{kind}/{task}": value for kind, tasks in found.items() for task, value in tasks.items()}
+        row = self._keyed(found)
         self.history.append(step, row)
+        optima = self._keyed({"sigma_optimum": sigma_optima(found.get("sigma", {}), found.get("sigma_gap", {}))})
         for logger in trainer.loggers:
-            logger.log_metrics(metrics=row, step=step)
+            logger.log_metrics(metrics={**row, **optima} if logger in self._boards else row, step=step)
         device = trainer.strategy.root_device
         trainer.callback_metrics.update({key: torch.tensor(value, device=device) for key, value in row.items()})
         if self.progress_bar:
             sigma = {f"σ {task}": value for task, value in found.get("sigma", {}).items()}
             pl_module.log_dict(sigma, prog_bar=True, logger=False)
-        self._warn_of_dominance(found["weight_share"])
+        warning = None if self._warned else dominance(self.history.rows, found["weight_share"], self.prefix)
+        if warning:
+            self._warned = True
+            warnings.warn(warning, stacklevel=2)
+
+    def _about(self, pl_module: Any) -> dict[str, Any]:
+        """Return what reads the rows: the entry of the loggers' config."""
+        return {
+            "weighting": repr(pl_module.task_weighting),
+            "prefix": self.prefix,
+            "likelihood": {task: likelihood.name for task, likelihood in pl_module.task_likelihoods().items()},
+            "sigma_is": pl_module.task_weighting.meanings(),
+        }
+
+    def _keyed(self, found: dict[str, dict[str, float]]) -> dict[str, float]:
+        """Return numbers by log key."""
+        return {f"{self.prefix}{kind}/{task}": value for kind, tasks in found.items() for task, value in tasks.items()}
 
     def _remember(self, found: dict[str, dict[str, float]]) -> None:
         """Keep each task's latest numbers, for the table at the end."""
         for kind, tasks in found.items():
             self._latest.setdefault(kind, {}).update(tasks)
-
-    def _warn_of_dominance(self, shares: dict[str, float]) -> None:
-        """Warn once a fit of a task that took nearly all weight as its σ fell, and whose σ is still falling."""
-        rows = self.history.rows
-        for task, share in shares.items():
-            if self._warned or share <= _DOMINANT or len(shares) == 1 or len(rows) < _ROWS_TO_JUDGE:
-                continue
-            key = f"{self.prefix}sigma/{task}"
-            first, middle, last = (row.get(key, math.nan) for row in (rows[0], rows[len(rows) // 2], rows[-1]))
-            if last < _FALLEN * first and last < _FALLING * middle:
-                self._warned = True
-                warnings.warn(
-                    f"task {task!r} takes {share:.0%} of the weight, and its σ has fallen from {first:.3g} to "
-                    f"{last:.3g} and is still falling: its loss is heading to zero, as when a model overfits or a task "
-                    "is too easy; stop earlier, regularise, or lower its weight with "
-                    f"UncertaintyWeighting(base_weights={{{task!r}: ...}})",
-                    stacklevel=2,
-                )

@@ -2,24 +2,31 @@
 
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 
+import lightning.pytorch as lightning_pytorch
 import matplotlib.pyplot
 import pytest
 import torch
+import yaml
 from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from lightning_uncertainty import (
     AnalyticUncertaintyWeighting,
     FixedWeighting,
+    MultiTaskMixin,
     UncertaintyMonitor,
     UncertaintyWeighting,
+    report,
 )
-from lightning_uncertainty.callbacks.uncertainty_monitor import KINDS
+from lightning_uncertainty.dashboards import KINDS
 from tests import _wandb_reader
 from tests._nets import Owning, Plain, dicts, trainer, tuples
 
@@ -31,18 +38,43 @@ class Recorder(Logger):
 
     def __init__(self):
         super().__init__()
-        self.rows = []
+        self.rows, self.parameters = [], {}
 
     def log_metrics(self, metrics, step=None):
         self.rows.append((step, dict(metrics)))
 
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
+    def log_hyperparams(self, params):
+        self.parameters |= params
 
     @property
     def ours(self):
         """The rows that hold our keys, all of them."""
         return [(step, row) for step, row in self.rows if any(key.startswith(("sigma", "weight")) for key in row)]
+
+
+def about(weighting="UncertaintyWeighting()", prefix=""):
+    """The entry of every logger's config for a fit of Plain."""
+    meanings = {"depth": "RMSE [label]", "kind": "√(2·CE) [-]"}
+    return {
+        "weighting": weighting,
+        "prefix": prefix,
+        "likelihood": {"depth": "gaussian", "kind": "categorical"},
+        "sigma_is": meanings if weighting.startswith("Uncertainty") else {},
+    }
+
+
+class Configured(Plain):
+    """Plain with hyper-parameters of its own."""
+
+    def __init__(self, width=3):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def events_of(logger):
+    events = EventAccumulator(logger.log_dir, size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
 
 
 class Witness(Plain):
@@ -106,13 +138,15 @@ def test_every_logger_gets_the_row_and_callback_metrics_the_values():
     assert monitor.history.rows[-1] == {"step": step, **row}
 
 
-def test_every_value_of_a_wandb_run_is_the_truth(tmp_path):
+def test_every_value_of_a_wandb_run_is_the_truth(tmp_path, capsys):
     logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
-    recorder, monitor = Recorder(), UncertaintyMonitor()
+    recorder, monitor = Recorder(), UncertaintyMonitor(table=False)
     fit = trainer(max_epochs=3, logger=[logger, recorder], log_every_n_steps=2, callbacks=[monitor])
+    logger.log_hyperparams({"mine": {"a": 1}})
+    net = Configured()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # wandb's own
-        fit.fit(Plain(), tuples(), tuples())
+        fit.fit(net, tuples(), tuples())
         run = Path(logger.experiment.dir).parent
         logger.experiment.finish()
     written = _wandb_reader.history(run)
@@ -123,9 +157,23 @@ def test_every_value_of_a_wandb_run_is_the_truth(tmp_path):
         assert {key: row[key] for key in values} == values  # bit for bit
         assert {key for key in row if not key.startswith(("_", "trainer"))} == set(values)  # and nothing else
     validated = [row for row in written if "val/balanced_loss" in row]
-    assert len(validated) == 3
-    assert validated[-1]["val/balanced_loss"] == pytest.approx(fit.callback_metrics["val/balanced_loss"].item())
-    assert set(validated[-1]) >= {"val/depth/loss", "val/kind/loss"}
+    assert [row["trainer/global_step"] for row in validated] == [row["step"] for row in monitor.evaluations.rows]
+    for row, kept in zip(validated, monitor.evaluations.rows, strict=True):
+        assert {key: row[key] for key in kept if key != "step"} == {k: v for k, v in kept.items() if k != "step"}
+    config = {}
+    for record in _wandb_reader.records(run):
+        config |= record["config"]["update"] if record["type"] == "config" else {}
+    assert config == {"mine": {"a": 1}, "width": 3, "uncertainty": about()}
+    (path,) = run.rglob("*.table.json")
+    table = json.loads(path.read_text())
+    last = recorder.ours[-1][1]
+    kinds = ("loss", "sigma", "sigma_gap", "weight", "weight_share")
+    assert table["columns"] == ["task", "likelihood", *kinds, "sigma_is"]
+    assert table["data"] == [
+        [task, name, *(last[f"{kind}/{task}"] for kind in kinds), about()["sigma_is"][task]]
+        for task, name in about()["likelihood"].items()
+    ]
+    assert "Task uncertainty" not in capsys.readouterr().out  # wandb's table does not wait for the printed one
 
 
 def test_tensorboard_and_csv_hold_the_history(tmp_path):
@@ -139,6 +187,182 @@ def test_tensorboard_and_csv_hold_the_history(tmp_path):
     lines = (Path(table.log_dir) / "metrics.csv").read_text().splitlines()
     assert "weight_share/kind" in lines[0]
     assert len(lines) == 1 + len(monitor.history.rows)
+
+
+@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
+def test_tensorboard_gets_a_layout_whose_every_tag_has_values(tmp_path, package):
+    if package == "pytorch_lightning":
+        net, board, fit = Plain(), TensorBoardLogger(tmp_path), trainer
+    else:
+        hooks = ("losses", "training_step", "validation_step", "configure_optimizers")
+        body = {name: vars(Plain)[name] for name in hooks}
+
+        class Net(MultiTaskMixin, lightning_pytorch.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.depth, self.kind = torch.nn.Linear(4, 1), torch.nn.Linear(4, 3)
+                self.register_tasks({"depth": "gaussian", "kind": "categorical"})
+
+        net, board = type("Own", (Net,), body)(), lightning_pytorch.loggers.TensorBoardLogger(tmp_path)
+
+        def fit(**options):
+            quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+            return lightning_pytorch.Trainer(accelerator="cpu", log_every_n_steps=1, max_epochs=2, **quiet, **options)
+
+    monitor = UncertaintyMonitor(prefix="u/")
+    fit(logger=board, callbacks=[monitor]).fit(net, tuples(), tuples())
+    events = events_of(board)
+    scalars = events.Tags()["scalars"]
+    (written,) = events.Tensors("custom_scalars__config__")
+    lines, bands = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0]).category
+    for chart in lines.chart:
+        matched = [[tag for tag in scalars if re.match(pattern, tag)] for pattern in chart.multiline.tag]
+        assert [len(tags) for tags in matched] == [1, 1], chart.title
+    assert len(lines.chart) == 6
+    for chart, task in zip(bands.chart, ("depth", "kind"), strict=True):
+        (series,) = chart.margin.series
+        assert (series.value, series.lower, series.upper) == (*[f"u/sigma/{task}"] * 2, f"u/sigma_optimum/{task}")
+        optima = {event.step: event.value for event in events.Scalars(series.upper)}
+        for row in monitor.history.rows:
+            optimum = net.task_likelihoods()[task].optimum(row[f"u/loss/{task}"])
+            assert optima.pop(row["step"]) == pytest.approx(math.exp(optimum / 2), rel=1e-5)
+        assert not optima
+    assert not any("sigma_optimum" in key for row in monitor.history.rows for key in row)
+
+
+def test_only_loggers_with_the_layout_get_the_optimum_and_only_charts_that_fill(tmp_path):
+    board, table = TensorBoardLogger(tmp_path, name="board"), CSVLogger(tmp_path, name="table")
+    net = Plain(FixedWeighting())
+    trainer(logger=[board, table], callbacks=[UncertaintyMonitor()]).fit(net, tuples())  # no validation
+    (written,) = events_of(board).Tensors("custom_scalars__config__")
+    (lines,) = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0]).category
+    assert [chart.title for chart in lines.chart] == ["effective weight", "share of the weight", "loss"]
+    assert yaml.safe_load((Path(table.log_dir) / "hparams.yaml").read_text()) == {
+        "uncertainty": about("FixedWeighting()")
+    }
+    other = CSVLogger(tmp_path, name="other")
+    board = TensorBoardLogger(tmp_path, name="again")
+    fit = trainer(logger=[board, other], callbacks=[UncertaintyMonitor()])
+    fit.fit(Plain(), tuples())
+    assert "sigma_optimum/depth" in events_of(board).Tags()["scalars"]
+    assert "sigma_optimum" not in (Path(other.log_dir) / "metrics.csv").read_text()
+    assert "sigma_optimum/depth" not in fit.callback_metrics
+
+
+@pytest.mark.parametrize("own", [{}, {"width": 3}], ids=["no hyper-parameters", "hyper-parameters"])
+def test_the_config_joins_the_modules_hyper_parameters(tmp_path, own):
+    board, table, recorder = TensorBoardLogger(tmp_path, name="board"), CSVLogger(tmp_path, name="table"), Recorder()
+    net, monitor = Configured() if own else Plain(), UncertaintyMonitor(prefix="u/")
+    trainer(logger=[board, table, recorder], callbacks=[monitor]).fit(net, tuples(), tuples())
+    expected = {**own, "uncertainty": about(prefix="u/")}
+    assert recorder.parameters == expected
+    for logger in (board, table):
+        assert yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text()) == expected
+    events = events_of(board)
+    placeholder = [event.value for event in events.Scalars("hp_metric")] if own else []
+    assert placeholder == [-1.0] * len(own)  # Lightning's own, for its own
+    assert ("hp_metric" in events.Tags()["scalars"]) == bool(own)
+    shown = events.summary_metadata.get("_hparams_/session_start_info")
+    if own:
+        data = plugin_data_pb2.HParamsPluginData.FromString(shown.plugin_data.content)
+        assert {name: value.number_value for name, value in data.session_start_info.hparams.items()} == own
+    else:
+        assert shown is None
+
+
+def test_the_config_reaches_hyper_parameters_that_an_evaluation_has_written_before(tmp_path):
+    board = TensorBoardLogger(tmp_path)
+    fit = trainer(logger=board, callbacks=[UncertaintyMonitor()])
+    net = Configured()
+    fit.validate(net, tuples(), verbose=False)
+    fit.fit(net, tuples(), tuples())
+    expected = {"width": 3, "uncertainty": about()}
+    assert yaml.safe_load((Path(board.log_dir) / "hparams.yaml").read_text()) == expected
+
+
+def test_other_ranks_configure_no_logger(monkeypatch):
+    recorder = Recorder()
+    fit = trainer(logger=recorder, callbacks=[UncertaintyMonitor()])
+    monkeypatch.setattr(type(fit), "is_global_zero", False)
+    fit.fit(Plain(), tuples())
+    assert recorder.parameters == {}
+
+
+def test_held_out_rows_are_those_that_lightning_logs():
+    recorder, monitor = Recorder(), UncertaintyMonitor()
+    options = {"logger": recorder, "callbacks": [monitor], "log_every_n_steps": 3, "val_check_interval": 2}
+    fit = trainer(max_epochs=3, num_sanity_val_steps=2, **options)
+    net = Owning()
+    fit.fit(net, dicts(), dicts())
+    held_out = [(step, row) for step, row in recorder.rows if "val/balanced_loss" in row]
+    assert len(held_out) == 6  # none for the sanity check
+    for (step, row), kept in zip(held_out, monitor.evaluations.rows, strict=True):
+        assert kept == {"step": step, **{key: value for key, value in row.items() if key.startswith("val/")}}
+    assert set(kept) == {
+        "step", "val/balanced_loss", "val/depth/loss", "val/kind/loss", "val/depth/MeanAbsoluteError",
+        "val/kind/MulticlassAccuracy",
+    }  # fmt: skip
+    fit.validate(net, dicts(), verbose=False)
+    assert len(monitor.evaluations.rows) == 6  # after the fit
+
+
+def test_a_task_without_labels_in_a_validation_is_not_in_its_row():
+    class Fading(Owning):
+        def val_dataloader(self):
+            batches = dicts()
+            if self.current_epoch:
+                batches.dataset.table["depth"][:] = torch.nan
+            return batches
+
+    monitor = UncertaintyMonitor()
+    fit = trainer(callbacks=[monitor], reload_dataloaders_every_n_epochs=1)
+    with pytest.warns(UserWarning, match="no label of depth"):
+        fit.fit(Fading(), dicts())
+    assert "val/depth/loss" in fit.callback_metrics  # of the first epoch
+    assert ["val/depth/loss" in row for row in monitor.evaluations.rows] == [True, False]
+    assert ["val/kind/loss" in row for row in monitor.evaluations.rows] == [True, True]
+
+
+def test_validation_reads_the_device_once(monkeypatch):
+    copies = []
+    tolist = torch.Tensor.tolist
+
+    def counted(tensor):
+        copies.append(tensor.shape)
+        return tolist(tensor)
+
+    monitor = UncertaintyMonitor()
+    hook = monitor.on_validation_end
+
+    def watched(*args):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "tolist", counted)
+            patch.setattr(torch.Tensor, "item", counted)
+            hook(*args)
+
+    monitor.on_validation_end = watched
+    trainer(callbacks=[monitor], max_epochs=1).fit(Plain(), tuples(), tuples())
+    assert copies == [(3,)]
+
+
+def test_a_report_holds_both_histories_and_needs_rows(tmp_path, monkeypatch):
+    runs = []
+    write = report.write_report
+    monkeypatch.setattr(report, "write_report", lambda run, path: (runs.append(run), write(run, path)))
+    monitor = UncertaintyMonitor(prefix="u/")
+    with pytest.raises(ValueError, match="there is nothing to report: found no rows; fit with this callback"):
+        monitor.report(tmp_path / "report.html")
+    trainer(callbacks=[monitor], log_every_n_steps=3).fit(Plain(), tuples(), tuples())
+    loaded = UncertaintyMonitor()
+    loaded.load_state_dict(monitor.state_dict())
+    for teller in (monitor, loaded):
+        teller.report(tmp_path / "report.html")
+        run = runs.pop()
+        assert (run.title, run.config) == ("Plain", {"uncertainty": about(prefix="u/")})
+        assert [row["step"] for row in run.rows] == [2, 3, 5, 7]
+        assert [row for row in run.rows if "u/loss/depth" in row] == monitor.history.rows
+        assert [row for row in run.rows if "val/balanced_loss" in row] == monitor.evaluations.rows
+        assert "RMSE [label]" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_gradient_accumulation_gives_one_row_a_step():
@@ -161,7 +385,7 @@ def test_a_task_without_labels_since_the_last_row_is_left_out():
     "options",
     [
         {"barebones": True, "logger": None, "enable_checkpointing": None, "log_every_n_steps": None},
-        {"fast_dev_run": True},
+        {"fast_dev_run": True, "logger": True},
         {"log_every_n_steps": 0},
         {"limit_train_batches": 0},
         {"num_sanity_val_steps": 2},
@@ -227,17 +451,19 @@ def test_history_survives_resume_and_stays_bounded(tmp_path):
     loader = tuples()
     first = UncertaintyMonitor()
     fit = trainer(callbacks=[first])
-    fit.fit(Plain(), loader)
+    fit.fit(Plain(), loader, loader)
     fit.save_checkpoint(tmp_path / "net.ckpt")
     json.dumps(torch.load(tmp_path / "net.ckpt", weights_only=True)["callbacks"])  # builtins only
     second = UncertaintyMonitor()
-    trainer(max_epochs=4, callbacks=[second]).fit(Plain(), loader, ckpt_path=tmp_path / "net.ckpt")
+    trainer(max_epochs=4, callbacks=[second]).fit(Plain(), loader, loader, ckpt_path=tmp_path / "net.ckpt")
     assert second.history.rows[:8] == first.history.rows
+    assert second.evaluations.rows[:2] == first.evaluations.rows
     assert [row["step"] for row in second.history.rows] == list(range(16))
+    assert [row["step"] for row in second.evaluations.rows] == [3, 7, 11, 15]
     few = UncertaintyMonitor(max_rows=4)
-    trainer(max_epochs=8, callbacks=[few]).fit(Plain(), loader)
-    assert len(few.history.rows) <= 4
+    trainer(max_epochs=8, callbacks=[few]).fit(Plain(), loader, loader)
     assert [row["step"] for row in few.history.rows] == [0, 8, 16, 24]
+    assert [row["step"] for row in few.evaluations.rows] == [3, 11, 19, 27]
     with pytest.raises(ValueError, match="max_rows should be at least 2: found 1"):
         UncertaintyMonitor(max_rows=1)
 
@@ -299,6 +525,18 @@ def test_a_module_without_the_mixin_is_refused():
 
     with pytest.raises(TypeError, match=r"watches a MultiTaskMixin: found Bare; write `class Bare\(MultiTaskMixin"):
         trainer(callbacks=[UncertaintyMonitor()]).fit(Bare(), tuples())
+
+
+def test_a_module_without_tasks_is_told_so():
+    class Forgetful(Plain):
+        def register_tasks(self, *args, **kwargs):
+            pass
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    with pytest.raises(RuntimeError, match=r"check_setup needs tasks: call self\.register_tasks"):
+        trainer(callbacks=[UncertaintyMonitor()]).fit(Forgetful(), tuples())
 
 
 class Shrinking(Plain):

@@ -1,0 +1,53 @@
+"""One kind of number over the steps, a curve for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_uncertainty.dashboards import KINDS, LOG_KINDS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Kind", "plot_rows"]
+
+Kind = Literal["sigma", "sigma_gap", "weight", "weight_share", "loss"]
+
+
+def plot_rows(
+    rows: Sequence[Mapping[str, Any]], kind: str, prefix: str = "", ax: Axes | None = None
+) -> tuple[Figure, Axes]:
+    """Draw a kind of number, from the rows of a history, into axes or a new figure; return both.
+
+    Raises:
+        ValueError: there is no such kind, or no row holds it.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind should be one of {', '.join(KINDS)}: found {kind!r}")
+    start = f"{prefix}{kind}/"
+    keys = list(dict.fromkeys(key for row in rows for key in row if key.startswith(start)))
+    if not keys:
+        raise ValueError(
+            f"there is no {kind} to plot: found {len(rows)} rows without it; fit with this callback for at least "
+            "log_every_n_steps steps, with a weighting that has it"
+        )
+    try:
+        from matplotlib import pyplot
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("plot needs matplotlib: pip install 'lightning-uncertainty[plot]'") from error
+    if ax is None:
+        _, ax = pyplot.subplots(layout="constrained")
+    for key in keys:
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        ax.plot(*zip(*points, strict=True), label=key.removeprefix(start))
+    ax.set_xlabel("step")
+    ax.set_ylabel(KINDS[kind])
+    if kind in LOG_KINDS:
+        ax.set_yscale("log")
+    ax.legend()
+    figure = ax.get_figure()
+    assert figure is not None
+    return figure, ax  # type: ignore[return-value]

@@ -1,0 +1,147 @@
+"""A ready LightningModule of a backbone and tasks, for which there is nothing to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_uncertainty.mixin import MultiTaskMixin
+from lightning_uncertainty.tasks import Stage, Task, specify
+from lightning_uncertainty.weightings import Weighting
+
+__all__ = ["MultiTaskModule", "MultiTaskSteps"]
+
+
+class MultiTaskSteps(MultiTaskMixin):
+    """All of `MultiTaskModule` but the LightningModule, which it stands before, of either Lightning package.
+
+    Subclassed with the LightningModule of `lightning.pytorch`, it is the same module for that package's Trainer.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule
+        >>> class OtherModule(MultiTaskSteps, LightningModule):
+        ...     "The two lines."
+        >>> module = OtherModule(nn.Linear(4, 8), {"depth": Task("laplace", head=nn.Linear(8, 1))})
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tasks: Mapping[str, Task],
+        weighting: Weighting | None = None,
+        *,
+        inputs: str | Callable[[Any], Any] = "inputs",
+        optimizer: Callable[[Iterable[Any]], Optimizer] = AdamW,
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    ) -> None:
+        """Register the tasks.
+
+        Args:
+            backbone: network from the inputs to the features that every head takes.
+            tasks: by name, a likelihood and a head, and what else a `Task` owns.
+            weighting: how the losses become one; UncertaintyWeighting if there is none.
+            inputs: key of the batch, or function of the batch, that gives what the backbone takes.
+            optimizer: makes an optimizer of parameter groups, as torch.optim.AdamW does. Learning rate and weight decay
+                are those of the network; the log-variances have ten times the rate and no decay.
+            lr_scheduler: makes a scheduler of the optimizer, stepped once an epoch. ReduceLROnPlateau follows
+                val/balanced_loss.
+
+        Raises:
+            ValueError: a task has no head, or a name of a task or metric cannot be used, or the weighting has numbers
+                for other tasks.
+        """
+        super().__init__()
+        specified = specify(tasks)
+        headless = [name for name, task in specified.items() if task.head is None]
+        if headless:
+            raise ValueError(
+                f"every task should have a head: found none for {', '.join(headless)}; give Task(..., head=...), or "
+                "write the steps yourself with MultiTaskMixin"
+            )
+        self.backbone = backbone
+        self.register_tasks(specified, weighting=weighting)
+        self._inputs = inputs
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+
+    def forward(self, inputs: Any) -> dict[str, Tensor]:
+        """Return what every head makes of the inputs, by task."""
+        return self.task_outputs(self.backbone(inputs))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the weighted total."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log `val/<task>/loss`, `val/<task>/<metric>` and `val/balanced_loss`, over all dataloaders."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log as in validation, under `test`."""
+        self._step(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Return the outputs of the heads by task; the batch needs no labels."""
+        outputs: dict[str, Tensor] = self(self._inputs_of(batch))
+        return outputs
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer, and the scheduler if there is one; a subclass may build others from `parameter_groups`.
+
+        The groups are final before a scheduler sees them, so that it moves both learning rates alike.
+        """
+        groups = self.parameter_groups(lr=1.0)
+        factors = [group.pop("lr") for group in groups]  # on the rate that the optimizer comes with
+        del groups[0]["weight_decay"]  # the optimizer's own; that of the log-variances stays 0
+        optimizer = self._optimizer(groups)
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] = factor * group["lr"]
+        if self._lr_scheduler is None:
+            return optimizer
+        scheduler = self._lr_scheduler(optimizer)
+        monitor = getattr(scheduler, "monitor", "val/balanced_loss")  # Lightning's ReduceLROnPlateau brings its own
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
+
+    def _step(self, batch: Any, stage: Stage) -> Tensor:
+        return self.task_step(self.backbone(self._inputs_of(batch)), batch, stage)
+
+    def _inputs_of(self, batch: Any) -> Any:
+        if callable(self._inputs):
+            return self._inputs(batch)
+        if not isinstance(batch, Mapping) or self._inputs not in batch:
+            found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise ValueError(
+                f"inputs should be under {self._inputs!r} in the batch: found {found}; name another key with "
+                "inputs=..., or give a function of the batch there"
+            )
+        return batch[self._inputs]
+
+
+class MultiTaskModule(MultiTaskSteps, LightningModule):
+    """A backbone and tasks, ready for a Trainer.
+
+    Checkpoints hold weights and the state of the weighting, and no arguments: read one with
+    `MultiTaskModule.load_from_checkpoint(path, backbone=..., tasks=...)`. Those of the command line hold their
+    configuration too and need none. For `lightning.pytorch` see `MultiTaskSteps`.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> from torch.utils.data import DataLoader
+        >>> import torch
+        >>> tasks = {
+        ...     "depth": Task("laplace", head=nn.Linear(8, 1)),
+        ...     "kind": Task("categorical", head=nn.Linear(8, 3), target="label"),
+        ... }
+        >>> module = MultiTaskModule(nn.Linear(4, 8), tasks, inputs="x")
+        >>> rows = [{"x": torch.ones(4), "depth": torch.ones(1), "label": 2}] * 8
+        >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> trainer = Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet)
+        >>> trainer.fit(module, DataLoader(rows, batch_size=4))
+        >>> {task: list(output.shape) for task, output in module(torch.ones(2, 4)).items()}
+        {'depth': [2, 1], 'kind': [2, 3]}
+    """

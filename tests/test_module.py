@@ -1,0 +1,282 @@
+"""The ready module: what a hand-written one does, and its optimizer for any optimizer and scheduler."""
+
+import warnings
+from functools import partial
+
+import lightning.pytorch
+import pytest
+import pytorch_lightning
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import nn
+from torch.optim import SGD, Adafactor, Adagrad, Adam, AdamW, NAdam, RMSprop, lr_scheduler
+from torchmetrics import Accuracy, MeanAbsoluteError
+
+from lightning_uncertainty import (
+    AnalyticUncertaintyWeighting,
+    FixedWeighting,
+    MultiTaskMixin,
+    Task,
+    UncertaintyMonitor,
+    UncertaintyWeighting,
+)
+from lightning_uncertainty.module import MultiTaskModule, MultiTaskSteps
+from tests._nets import Owning, columns, dicts, tensors, trainer, tuples
+
+
+class Other(MultiTaskSteps, lightning.pytorch.LightningModule):
+    pass
+
+
+def arguments():
+    """Build what the module takes, in the order in which `Owning` builds it: one seed, one network."""
+    backbone = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
+    tasks = {
+        "depth": Task("gaussian", head=nn.Linear(8, 1), metrics=MeanAbsoluteError()),
+        "kind": Task("categorical", head=nn.Linear(8, 3), metrics=Accuracy("multiclass", num_classes=3)),
+    }
+    return {"backbone": backbone, "tasks": tasks, "inputs": "x"}
+
+
+def module(cls=MultiTaskModule, **changes):
+    torch.manual_seed(0)
+    return cls(**{**arguments(), "optimizer": partial(Adam, lr=1e-2), **changes})
+
+
+class Totals(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(outputs["loss"].item())
+
+
+@pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
+def test_it_trains_step_for_step_as_the_hand_written_module(weighting):
+    torch.manual_seed(0)
+    nets = [Owning(weighting()), module(weighting=weighting())]
+    totals, metrics = [], []
+    for net in nets:
+        torch.manual_seed(1)
+        loader, watch = dicts(missing=True), Totals()
+        fitting = trainer(callbacks=[watch])
+        fitting.fit(net, loader, loader)
+        totals.append(watch.seen)
+        metrics.append({key: value.item() for key, value in fitting.callback_metrics.items()})
+    assert len(totals[0]) == 8
+    assert totals[0] == totals[1]
+    assert metrics[0] == metrics[1]
+    assert {"val/balanced_loss", "val/depth/loss", "val/kind/MulticlassAccuracy"} <= set(metrics[0])
+    for own, other in zip(*(tensors(net).values() for net in nets), strict=True):
+        assert torch.equal(own.nan_to_num(), other.nan_to_num())
+
+
+# -- optimizer and scheduler -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "decay"),
+    [
+        (AdamW, 1e-3, 0.01),  # torch's own defaults
+        (partial(AdamW, lr=3e-3, weight_decay=0.1, foreach=True), 3e-3, 0.1),
+        (partial(SGD, lr=0.1, momentum=0.9, weight_decay=1e-4), 0.1, 1e-4),
+        (partial(Adagrad, lr=0.2), 0.2, 0.0),
+        (partial(RMSprop, lr=0.3, weight_decay=0.2), 0.3, 0.2),
+        (partial(NAdam, lr=0.4), 0.4, 0.0),
+        (partial(Adafactor, lr=0.5, weight_decay=0.3), 0.5, 0.3),
+    ],
+)
+def test_log_variances_have_ten_times_the_rate_of_any_optimizer_and_no_decay(optimizer, lr, decay):
+    net = module(optimizer=optimizer)
+    built = net.configure_optimizers()
+    network, own = built.param_groups
+    assert (network["lr"], network["weight_decay"]) == (lr, decay)
+    assert (own["lr"], own["weight_decay"]) == (10 * lr, 0.0)
+    assert own["params"] == list(net.task_weighting.parameters())
+    assert len(network["params"]) + len(own["params"]) == len(list(net.parameters()))
+    assert built.defaults["lr"] == lr
+
+
+def test_a_learning_rate_that_is_a_tensor_is_not_shared():
+    lr = torch.tensor(0.01)
+    network, own = module(optimizer=partial(Adam, lr=lr)).configure_optimizers().param_groups
+    torch.testing.assert_close(torch.stack([network["lr"], own["lr"], lr]), torch.tensor([0.01, 0.1, 0.01]))
+
+
+def test_a_weighting_without_parameters_leaves_the_optimizer_as_it_is():
+    (group,) = module(weighting=FixedWeighting(), optimizer=AdamW).configure_optimizers().param_groups
+    assert (group["lr"], group["weight_decay"]) == (1e-3, 0.01)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        partial(lr_scheduler.LambdaLR, lr_lambda=lambda epoch: 0.9**epoch),
+        partial(lr_scheduler.MultiplicativeLR, lr_lambda=lambda epoch: 0.9),
+        partial(lr_scheduler.StepLR, step_size=2),
+        partial(lr_scheduler.LinearLR, start_factor=0.1, total_iters=3),
+        partial(lr_scheduler.ConstantLR, factor=0.5, total_iters=2),
+        partial(lr_scheduler.PolynomialLR, total_iters=6),
+        partial(lr_scheduler.CosineAnnealingLR, T_max=5),
+        partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=2),
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.ConstantLR(o, 0.5, 2), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[2]
+        ),
+    ],
+)
+def test_a_scheduler_moves_both_rates_alike(scheduler):
+    alone = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    truth = scheduler(alone)
+    config = module(optimizer=partial(SGD, lr=0.1), lr_scheduler=scheduler).configure_optimizers()
+    optimizer, ours = config["optimizer"], config["lr_scheduler"]["scheduler"]
+    for _ in range(5):
+        network, own = optimizer.param_groups
+        assert network["lr"] == pytest.approx(alone.param_groups[0]["lr"])
+        assert own["lr"] == pytest.approx(10 * network["lr"])
+        for each in (alone, truth, optimizer, ours):
+            with warnings.catch_warnings():  # torch's own, of SequentialLR
+                warnings.simplefilter("ignore")
+                each.step()
+
+
+def test_reduce_on_plateau_follows_the_balanced_loss():
+    net = module(
+        optimizer=partial(SGD, lr=1e-12),  # nothing improves
+        lr_scheduler=partial(lr_scheduler.ReduceLROnPlateau, patience=0, eps=0.0, threshold=1e-3),
+    )
+    assert net.configure_optimizers()["lr_scheduler"]["monitor"] == "val/balanced_loss"
+    fitting = trainer(max_epochs=4)
+    fitting.fit(net, dicts(), dicts())
+    network, own = fitting.optimizers[0].param_groups
+    assert network["lr"] == pytest.approx(1e-15)
+    assert own["lr"] == pytest.approx(1e-14)
+
+
+def test_lightnings_reduce_on_plateau_follows_what_it_names():
+    from pytorch_lightning.cli import ReduceLROnPlateau
+
+    config = module(lr_scheduler=partial(ReduceLROnPlateau, monitor="val/depth/loss")).configure_optimizers()
+    assert config["lr_scheduler"]["monitor"] == "val/depth/loss"
+
+
+def test_the_monitor_finds_nothing_wrong_with_any_decay():
+    fitting = trainer(callbacks=[UncertaintyMonitor(table=False)])
+    fitting.fit(module(optimizer=partial(AdamW, weight_decay=0.3)), dicts())  # a warning would be an error here
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_need_no_labels_and_are_the_outputs_of_the_heads():
+    net = module().eval()
+    x = columns()["x"]
+    batches = trainer().predict(net, torch.utils.data.DataLoader([{"x": row} for row in x], batch_size=8))
+    assert len(batches) == 4
+    features = net.backbone(x)
+    for name, head in net.task_heads.items():
+        torch.testing.assert_close(torch.cat([batch[name] for batch in batches]), head(features))
+        torch.testing.assert_close(net(x)[name], head(features))
+
+
+def test_functions_of_the_batch_take_tuples():
+    fitted = []
+    for named in (True, False):
+        torch.manual_seed(0)
+        given = arguments()
+        if not named:
+            given["inputs"] = lambda batch: batch[0]
+            heads = {name: task.head for name, task in given["tasks"].items()}
+            given["tasks"] = {
+                "depth": Task("gaussian", head=heads["depth"], target=lambda batch: batch[1]),
+                "kind": Task("categorical", head=heads["kind"], target=lambda batch: batch[2]),
+            }
+        net = MultiTaskModule(**given)
+        torch.manual_seed(1)
+        trainer().fit(net, dicts() if named else tuples())
+        fitted.append(tensors(net))
+    assert all(torch.equal(fitted[0][key], fitted[1][key]) for key in fitted[1])
+
+
+def test_inputs_that_are_not_there_are_named():
+    with pytest.raises(
+        ValueError, match="inputs should be under 'image' in the batch: found keys x, depth, kind; name"
+    ):
+        module(inputs="image").training_step(columns(), 0)
+    with pytest.raises(
+        ValueError, match=r"inputs should be under 'x' in the batch: found a list; .* a function of the"
+    ):
+        module().training_step(list(columns().values()), 0)
+
+
+def test_several_validation_loaders_count_together():
+    net, whole, parts = module(), trainer(), trainer()
+    table = dicts(n=32)
+    halves = [torch.utils.data.Subset(table.dataset, range(start, start + 16)) for start in (0, 16)]
+    whole.validate(net, table, verbose=False)
+    parts.validate(net, [torch.utils.data.DataLoader(half, batch_size=8) for half in halves], verbose=False)
+    for key in ("val/balanced_loss", "val/depth/MeanAbsoluteError"):
+        assert parts.callback_metrics[key] == pytest.approx(whole.callback_metrics[key].item())
+
+
+def test_tests_log_under_test():
+    results = trainer().test(module(), dicts(), verbose=False)[0]
+    assert {"test/balanced_loss", "test/depth/loss", "test/kind/MulticlassAccuracy"} <= set(results)
+
+
+@pytest.mark.parametrize("tasks", [{"depth": "gaussian"}, {"depth": Task("gaussian")}])
+def test_a_task_without_head_is_refused_when_the_module_is_built(tasks):
+    given = arguments()
+    given["tasks"] |= tasks
+    with pytest.raises(ValueError, match=r"every task should have a head: found none for depth; give Task\(..., head"):
+        MultiTaskModule(**given)
+
+
+# -- both packages, checkpoints ----------------------------------------------------------------------------------------
+
+
+def test_two_lines_make_the_same_module_for_the_other_package():
+    fitted = []
+    for cls, package in ((MultiTaskModule, pytorch_lightning), (Other, lightning.pytorch)):
+        net = module(cls)
+        torch.manual_seed(1)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        fitting = package.Trainer(
+            max_epochs=2, accelerator="cpu", devices=1, enable_model_summary=False, log_every_n_steps=1, **quiet
+        )
+        fitting.fit(net, dicts(), dicts())
+        assert isinstance(net, MultiTaskMixin)
+        assert isinstance(net, package.LightningModule)
+        fitted.append((tensors(net), fitting.callback_metrics["val/balanced_loss"]))
+    assert fitted[0][1] == fitted[1][1]
+    assert all(torch.equal(value, fitted[1][0][key]) for key, value in fitted[0][0].items())
+
+
+@pytest.mark.parametrize(("cls", "package"), [(MultiTaskModule, pytorch_lightning), (Other, lightning.pytorch)])
+def test_a_checkpoint_loads_with_backbone_and_tasks_given_again(cls, package, tmp_path):
+    net = module(cls)
+    fitting = package.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=1,
+    )  # fmt: skip
+    fitting.fit(net, dicts())
+    fitting.save_checkpoint(tmp_path / "net.ckpt")
+    torch.manual_seed(5)  # another network, until it is loaded
+    loaded = cls.load_from_checkpoint(tmp_path / "net.ckpt", **arguments())
+    assert not loaded.hparams
+    assert loaded.sigma() == net.sigma()
+    x = columns()["x"]
+    assert all(torch.equal(loaded(x)[name], output) for name, output in net(x).items())
+
+
+def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path):
+    halving = partial(lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    whole, first, resumed = (module(optimizer=partial(AdamW, lr=1e-2), lr_scheduler=halving) for _ in range(3))
+    loader = dicts(missing=True)
+    torch.manual_seed(1)
+    trainer(max_epochs=4).fit(whole, loader)
+    half = trainer(max_epochs=2)
+    half.fit(first, loader)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(max_epochs=4).fit(resumed, loader, ckpt_path=tmp_path / "half.ckpt")
+    for own, other in zip(tensors(whole).values(), tensors(resumed).values(), strict=True):
+        assert torch.equal(own, other)
