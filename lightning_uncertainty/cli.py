@@ -1,117 +1,208 @@
-"""The command line: `lightning-uncertainty demo`."""
+"""The command line: `lightning-uncertainty --help` lists what it can do."""
 
 from __future__ import annotations
 
-import os
+import inspect
+import re
+import sys
 import warnings
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from traceback import walk_tb
+from typing import Any, NoReturn
 
 import torch
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
+from lightning_uncertainty import weightings
 from lightning_uncertainty.callbacks import UncertaintyMonitor
-from lightning_uncertainty.callbacks._table import render
-from lightning_uncertainty.examples.penguins import MEASURES, PenguinNet, load_penguins
-from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting
+from lightning_uncertainty.dashboards import save_wandb_workspace
+from lightning_uncertainty.examples.demo import demo
+from lightning_uncertainty.module import MultiTaskModule
+from lightning_uncertainty.report import read_run, write_report
+from lightning_uncertainty.tasks import Task
 
-__all__ = ["demo", "main"]
+__all__ = ["demo", "example", "main", "report", "workspace"]
+
+PROGRAM = "lightning-uncertainty"
+TRAINER_COMMANDS = {
+    "fit": "Train the model of a YAML file: `fit --config X.yaml`.",
+    "validate": "Evaluate it on the validation data: `validate --config X.yaml --ckpt_path Y.ckpt`.",
+    "test": "Evaluate it on the test data, likewise.",
+    "predict": "Write the outputs of its heads, likewise.",
+}
 
 
-def demo(epochs: int = 60, seed: int = 0, out: Path = Path("runs/penguins")) -> None:
-    """Train four tasks on the Palmer penguins, uncertainty-weighted and with equal weights, and show σ.
+def example() -> None:
+    """Print a YAML file for `fit`, complete and with comments: `example > penguins.yaml`."""
+    print(files("lightning_uncertainty.examples").joinpath("penguins.yaml").read_text(encoding="utf-8"), end="")
 
-    Logs to wandb (offline unless WANDB_MODE says otherwise) and TensorBoard, prints the held-out results of both runs
-    beside σ, and saves the trajectories of σ and of the weights.
+
+def report(run: Path, out: Path = Path("report.html")) -> None:
+    """Write one HTML page of what a run logged, which needs no server and no account.
 
     Args:
-        epochs: passes over the training birds.
-        seed: decides the held-out birds, the first weights and the order of batches.
-        out: folder for logs and the plot.
+        run: folder of a run of CSVLogger or TensorBoardLogger, or of an offline wandb run.
+        out: the page.
 
     Raises:
-        SystemExit: a package of the extra `demo` is not installed, or `epochs` is not positive.
+        SystemExit: there is no such run or no place for the page, or a package is not installed.
     """
-    missing = [name for name in ("matplotlib", "pandas", "tensorboard") if find_spec(name) is None]
-    if missing:
-        raise SystemExit(f"the demo needs {', '.join(missing)}: pip install 'lightning-uncertainty[demo]'")
-    if epochs < 1:
-        raise SystemExit(f"epochs should be at least 1: found {epochs}")
-    torch.set_num_threads(1)  # a net this small only waits for a second thread
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)  # Lightning's own
-    out = out.resolve()  # wandb's service may have another working directory
-    data = load_penguins(seed)
-    weightings = {"uncertainty": UncertaintyWeighting(), "equal": FixedWeighting()}
-    held_out, wandb_runs, sigma, plot = {}, {}, {}, out / "sigma.png"
-    for name, weighting in weightings.items():
-        seed_everything(seed, verbose=False)
-        net, monitor = PenguinNet(data[0], weighting), UncertaintyMonitor(table=False)
-        trainer, wandb_runs[name] = _trainer(out, name, max_epochs=epochs, callbacks=[monitor])
-        trainer.fit(net, data[0].loader(shuffle=True, seed=seed), data[1].loader())
-        held_out[name] = trainer.test(net, data[1].loader(), verbose=False)[0]
-        wandb_runs[name].finish()
-        if name == "uncertainty":
-            sigma = net.sigma()
-            _save_plot(monitor, plot)
-    lines = []
-    for task, (measure, metric) in MEASURES.items():
-        numbers = [sigma[task], *(results[f"test/{task}/{metric}"] for results in held_out.values())]
-        likelihood = net.task_likelihoods()[task]
-        lines.append([task, likelihood.name, likelihood.meaning, *(f"{number:.4g}" for number in numbers), measure])
-    columns = ["task", "likelihood", "σ is", "σ", "uncertainty", "equal", "held-out"]
-    print(render(f"Penguins after {epochs} epochs: {len(data[0])} birds, {len(data[1])} held out", columns, lines))
-    wandb_folder = Path(wandb_runs["uncertainty"].dir).parent
-    grams = held_out["uncertainty"]["test/body_mass_g/MeanSquaredError"]
-    print(
-        f"σ of the body mass is {sigma['body_mass_g']:.0f} g; on held-out birds the net is off by {grams:.0f} g "
-        "(RMSE).\n"
-        f"Trajectories of σ and of the effective weights: {plot}\n"
-        "Dashboards:\n"
-        f"  wandb leet {wandb_folder}\n"
-        f"  tensorboard --logdir {out / 'tensorboard'}\n"
-        f"  wandb sync {wandb_folder}    # with an account: on the web"
-    )
+    with _errors_as_sentences(ModuleNotFoundError, OSError, ValueError):
+        write_report(read_run(run), out)
+    print(f"Report: {out.resolve()}")
 
 
-def _trainer(out: Path, name: str, **options: Any) -> tuple[Trainer, Any]:
-    """Return a Trainer that logs to wandb and TensorBoard, and its wandb run."""
-    from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+def workspace(entity: str, project: str, tasks: list[str] | str, prefix: str = "") -> None:
+    """Save a view in a wandb project that shows all tasks in one chart.
 
-    out.mkdir(parents=True, exist_ok=True)
-    offline = os.environ.get("WANDB_MODE", "offline") != "online"
-    wandb_logger = WandbLogger(project="lightning-uncertainty-demo", name=name, save_dir=out, offline=offline)
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=[wandb_logger, TensorBoardLogger(out / "tensorboard", name=name)],
-        log_every_n_steps=9,  # an epoch
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        **options,
-    )
-    return trainer, wandb_logger.experiment
+    Args:
+        entity: user or team that owns the project.
+        project: name of the project.
+        tasks: names, separated by commas.
+        prefix: that of the UncertaintyMonitor.
 
-
-def _save_plot(monitor: UncertaintyMonitor, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    monitor.plot("sigma", ax=left)
-    monitor.plot("weight", ax=right)
-    left.get_legend().remove()
-    right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=120)
+    Raises:
+        SystemExit: wandb has no account here or refuses, there is no task, or a package is not installed.
+    """
+    names = tasks.split(",") if isinstance(tasks, str) else tasks
+    with _errors_as_sentences(ModuleNotFoundError, RuntimeError, ValueError):
+        print(f"Workspace: {save_wandb_workspace(entity, project, [name.strip() for name in names], prefix=prefix)}")
 
 
 def main() -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: jsonargparse is not installed.
+        SystemExit: jsonargparse is not installed, or an argument or a configuration is wrong.
     """
     try:
         from jsonargparse import auto_cli
     except ModuleNotFoundError:
         raise SystemExit("the command line needs jsonargparse: pip install 'lightning-uncertainty[cli]'") from None
-    auto_cli({"demo": demo}, prog="lightning-uncertainty")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)  # Lightning's own
+    if sys.argv[1:2] and sys.argv[1] in TRAINER_COMMANDS:
+        _run_trainer_command()
+        return
+    commands: dict[str, Callable[..., None]] = {"demo": demo, "example": example}
+    for name, description in TRAINER_COMMANDS.items():  # to be listed; they have a parser of their own
+        commands[name] = lambda: None
+        commands[name].__doc__ = description
+    auto_cli({**commands, "report": report, "workspace": workspace}, prog=PROGRAM)
+
+
+# -- fit, validate, test, predict --------------------------------------------------------------------------------------
+
+
+class _Configured(MultiTaskModule):
+    """A backbone and tasks, ready for a Trainer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.save_hyperparameters()  # within LightningCLI the configuration, which a checkpoint can be built from
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong, and not what else there is."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(_readable(message) if self.exit_on_error else message, ex)  # inner parsers raise
+
+    def print_usage(self, file: Any = None) -> None:
+        """Print nothing: sixty options before the line that matters; the tip to ask for help remains."""
+
+
+class _TrainerCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict` of a `MultiTaskModule`, always with a monitor."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _Configured,
+            LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # it would decay the log-variances
+            parser_class=_Parser,
+            parser_kwargs={"prog": PROGRAM},
+            save_config_kwargs={"overwrite": True},  # loggers without versions have one folder for all runs
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(UncertaintyMonitor, "monitor")
+
+    def predict(self, **arguments: Any) -> None:
+        """Predict, and write the outputs beside the logs."""
+        outputs = self.trainer.predict(**arguments)
+        if outputs is None:  # return_predictions is off: a callback writes them
+            return
+        rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        path = Path(self.trainer.log_dir or self.trainer.default_root_dir).resolve() / f"predictions{rank}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(outputs, path)
+        print(f"Outputs by batch and task, for torch.load: {path}")
+
+
+def _run_trainer_command() -> None:
+    with _errors_as_sentences(ValueError):
+        _TrainerCLI()
+
+
+_NOISE = re.compile(
+    r"\s*(- )?(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"
+    r"|Expected a <class 'NoneType'>|Expected a path but .* either not accessible or invalid|)"
+)
+_CALLABLE = re.compile(r"Type .*Callable.* expects a function or a callable class: ")
+
+
+def _readable(message: str) -> str:
+    """Return jsonargparse's message without what it tried in vain, and with the names that there are.
+
+    Example:
+        >>> print(_readable('''Parser key "model.inputs":
+        ...   Does not validate against any of the Union subtypes
+        ...   Errors:
+        ...     - Expected a <class 'str'>
+        ...     - Expected a <class 'NoneType'>'''))
+        Parser key "model.inputs":
+            - Expected a <class 'str'>
+        a configuration that works: lightning-uncertainty example
+    """
+    lines = dict.fromkeys(line.rstrip() for line in message.splitlines() if not _NOISE.fullmatch(line))
+    text = _CALLABLE.sub("", "\n".join(lines))
+    return "\n".join([text, *_known_names(message), f"a configuration that works: {PROGRAM} example"])
+
+
+def _known_names(message: str) -> Iterator[str]:
+    """Yield what may stand where the message found something else."""
+    for group, kind in {"model": MultiTaskModule, "monitor": UncertaintyMonitor}.items():
+        options = inspect.signature(kind).parameters
+        found = re.search(rf"\b{group}\.(\w+)", message)
+        if found and found[1] not in options:
+            yield f"{group} has: {', '.join(options)}"
+    if "model.tasks" in message:
+        yield f"a task has: {', '.join(inspect.signature(Task).parameters)}"
+    if "model.weighting" in message:
+        known = (name for name in weightings.__all__ if not inspect.isabstract(getattr(weightings, name)))
+        yield f"weightings: {', '.join(name for name in known if name != 'Weighted')}"
+
+
+@contextmanager
+def _errors_as_sentences(*kinds: type[Exception]) -> Iterator[None]:
+    """Exit with the message of an error that this package raised, which says all; others keep their traceback."""
+    try:
+        yield
+    except kinds as error:
+        ours: BaseException | None = error
+        while ours is not None and not _raised_here(ours):
+            ours = ours.__cause__  # jsonargparse wraps what a constructor raises
+        if ours is None:
+            raise
+        raise SystemExit(str(ours)) from None
+
+
+def _raised_here(error: BaseException) -> bool:
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    module: str = frame.f_globals["__name__"]
+    return module.startswith("lightning_uncertainty.")

@@ -19,7 +19,13 @@ def test_the_wheel_is_whole_and_imports_in_a_fresh_environment(tmp_path):
     subprocess.run(build, check=True, capture_output=True, timeout=120)
     wheel = next(tmp_path.glob("*.whl"))
     held = zipfile.ZipFile(wheel).namelist()
-    for name in ("py.typed", "examples/penguins.csv", "examples/PENGUINS.md", "cli.py"):
+    for name in (
+        "py.typed",
+        "examples/penguins.csv",
+        "examples/PENGUINS.md",
+        "examples/penguins.yaml",
+        "report/page.js",
+    ):
         assert f"lightning_uncertainty/{name}" in held
     assert not [name for name in held if name.startswith(("tests", "benchmarks"))]
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Accuracy, MeanSquaredError
@@ -22,7 +22,7 @@ from lightning_uncertainty.mixin import MultiTaskMixin
 from lightning_uncertainty.tasks import Stage, Task
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["MEASURES", "Birds", "PenguinNet", "load_penguins"]
+__all__ = ["MEASURES", "Birds", "PenguinData", "PenguinNet", "RegressionHead", "Trunk", "load_penguins"]
 
 ISLANDS = ("Biscoe", "Dream", "Torgersen")
 SPECIES = ("Adelie", "Chinstrap", "Gentoo")
@@ -51,6 +51,10 @@ class Birds(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: column[index] for name, column in self.columns.items()}
 
+    def part(self, index: Tensor | slice) -> Birds:
+        """Return the birds at an index."""
+        return Birds({name: column[index] for name, column in self.columns.items()})
+
     def loader(self, *, shuffle: bool = False, seed: int = 0) -> DataLoader[dict[str, Tensor]]:
         """Return batches of 32 birds, in an order given by the seed."""
         return DataLoader(self, batch_size=32, shuffle=shuffle, generator=torch.Generator().manual_seed(seed))
@@ -70,9 +74,6 @@ def load_penguins(seed: int = 0, held_out: float = 0.25) -> tuple[Birds, Birds]:
     def numbers(column: str) -> Tensor:
         return torch.tensor([float("nan") if row[column] == "NA" else float(row[column]) for row in rows])
 
-    def birds(index: Tensor) -> Birds:
-        return Birds({name: column[index] for name, column in columns.items()})
-
     island = torch.tensor([[float(row["island"] == name) for name in ISLANDS] for row in rows])
     measured = torch.stack([numbers(column) for column in ("bill_length_mm", "bill_depth_mm", "year")], dim=1)
     columns = {
@@ -86,13 +87,37 @@ def load_penguins(seed: int = 0, held_out: float = 0.25) -> tuple[Birds, Birds]:
     test, train = order.tensor_split([round(held_out * len(rows))])
     mean, std = mean_and_std(columns["features"][train])
     columns["features"] = ((columns["features"] - mean) / std).nan_to_num()  # unmeasured: the mean
-    return birds(train), birds(test)
+    birds = Birds(columns)
+    return birds.part(train), birds.part(test)
 
 
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation over rows, NaN left out."""
     mean = x.nanmean(0)
     return mean, (x - mean).square().nanmean(0).sqrt()
+
+
+class Trunk(nn.Sequential):
+    """From the features of a bird `[B, 6]` to what the heads share `[B, 32]`.
+
+    Args:
+        dropout: share of the hidden units that a training step leaves out.
+    """
+
+    def __init__(self, dropout: float = 0.2) -> None:
+        super().__init__(nn.Linear(6, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, 32), nn.ReLU())
+
+
+class RegressionHead(nn.Sequential):
+    """A linear layer from the trunk `[B, 32]` to one measurement in its own unit `[B, 1]`.
+
+    Args:
+        mean: mean of the training labels.
+        std: their standard deviation.
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__(nn.Linear(32, 1), Rescale(mean, std))
 
 
 class PenguinNet(MultiTaskMixin, LightningModule):
@@ -107,12 +132,13 @@ class PenguinNet(MultiTaskMixin, LightningModule):
     def __init__(self, train: Birds, weighting: Weighting | None = None, lr: float = 3e-3) -> None:
         super().__init__()
         self.lr = lr
-        self.trunk = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 32), nn.ReLU())
+        self.trunk = Trunk()
 
         def regression(column: str) -> Task:
             mean, std = mean_and_std(train.columns[column])
-            head = nn.Sequential(nn.Linear(32, 1), Rescale(mean.item(), std.item()))
-            return Task("gaussian", head=head, metrics=MeanSquaredError(squared=False))
+            return Task(
+                "gaussian", head=RegressionHead(mean.item(), std.item()), metrics=MeanSquaredError(squared=False)
+            )
 
         self.register_tasks(
             {
@@ -138,3 +164,32 @@ class PenguinNet(MultiTaskMixin, LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameter_groups(lr=self.lr, weight_decay=0.1))
+
+
+class PenguinData(LightningDataModule):
+    """The penguins as `penguins.yaml` beside this file takes them: batches are dicts of columns, as in `Birds`.
+
+    Args:
+        seed: decides which birds are held out, and the order of training batches.
+        held_out: share of the birds for `test` and `predict`.
+        validation: share of the others for `validate`, and for the choice of a checkpoint.
+    """
+
+    def __init__(self, seed: int = 0, held_out: float = 0.25, validation: float = 0.2) -> None:
+        super().__init__()
+        self.seed = seed
+        others, self.test = load_penguins(seed, held_out)
+        count = round(validation * len(others))
+        self.val, self.train = others.part(slice(count)), others.part(slice(count, None))
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self.train.loader(shuffle=True, seed=self.seed)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self.val.loader()
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self.test.loader()
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self.test.loader()
