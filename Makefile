@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 export WANDB_MODE ?= offline
 
-.PHONY: demo test lint docs bench browser clean
+.PHONY: demo test lint docs notebooks bench browser clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/lightning-uncertainty demo
@@ -19,6 +19,9 @@ lint: $(VENV)/test.stamp
 docs: $(VENV)/docs.stamp
 	$(VENV)/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+notebooks: $(VENV)/test.stamp
+	$(VENV)/bin/python tests/test_notebooks.py
 
 bench: $(VENV)/test.stamp
 	$(VENV)/bin/python benchmarks/weighting.py

@@ -1,0 +1,215 @@
+"""The guide: its code runs, its commands exist, its pictures show what it says, and it builds without a warning."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from collections import defaultdict
+from importlib.metadata import entry_points, metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lightning_uncertainty
+from lightning_uncertainty import callbacks, dashboards, heads, likelihoods, metrics, module, report, weightings
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
+NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?")
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def gallery():
+    spec = importlib.util.spec_from_file_location("gallery", DOCS / "gallery.py")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules["gallery"] = loaded  # dataclasses look there
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+PAGES_WITH_CODE = [
+    pytest.param(page, marks=pytest.mark.slow if page == "index" else ())
+    for page, text in PAGES.items()
+    if blocks(text, "python")
+]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CODE)
+def test_python_blocks_run_and_print_what_they_say(page, capsys):
+    """`print(...)  # text` prints that text; what a text block shows is printed, numbers of the package's own aside."""
+    import wandb
+
+    printed, said = defaultdict(list), {}
+
+    def note(*values):
+        frame = sys._getframe(1)
+        printed[frame.f_code.co_filename, frame.f_lineno].append(" ".join(map(str, values)))
+
+    names = {"__name__": page, "print": note}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="wandb_workspaces")
+        for number, block in enumerate(blocks(PAGES[page], "python")):
+            where = f"{page}, block {number}"
+            for line, code in enumerate(block.splitlines(), start=1):
+                if comment := re.search(r"\bprint\(.*\)  # (.*)", code):
+                    said[where, line] = comment[1]
+            exec(compile(block, where, "exec"), names)
+    wandb.finish()
+    assert {key: ", ".join(printed[key]) for key in said} == said
+    own = {line.rstrip() for lines in printed.values() for text in lines for line in text.splitlines()}
+    theirs = {" ".join(NUMBER.sub("#", line).split()) for line in capsys.readouterr().out.splitlines()}
+    for line in re.findall(r".*\w.*", "".join(blocks(PAGES[page], "text"))):
+        assert line in own or " ".join(NUMBER.sub("#", line).split()) in theirs, line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_of_code_are_as_wide_as_the_page(page):
+    lines = "".join(block for language in ("python", "sh", "yaml", "text") for block in blocks(PAGES[page], language))
+    assert [line for line in lines.splitlines() if len(line) > 98] == []
+
+
+def commands():
+    shell = [block.replace("\\\n", "") for text in PAGES.values() for block in blocks(text, "sh")]
+    lines = [line for block in shell for line in block.splitlines()]
+    return sorted({tuple(shlex.split(line, comments=True)) for line in lines} - {()})
+
+
+def help_of(program, monkeypatch, capsys):
+    [script] = entry_points(group="console_scripts", name=program)
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    with pytest.raises(SystemExit):
+        script.load()()
+    return capsys.readouterr().out
+
+
+def test_commands_exist(monkeypatch, capsys):
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    extras = metadata("lightning-uncertainty").get_all("Provides-Extra")
+    helps = {program: help_of(program, monkeypatch, capsys) for program in ("lightning-uncertainty", "wandb")}
+    for program, first, *rest in commands():
+        if program == "make":
+            assert first in targets[1].split()
+        elif program == "pip":
+            assert first == "install"
+            assert re.fullmatch(r"\.\[(.*)\]", rest[0])[1] in extras
+        elif program in helps:
+            assert re.search(rf"(?<![\w-]){re.escape(first)}(?![\w-])", helps[program]), f"{program} {first}"
+        else:
+            assert (program, first) == ("tensorboard", "--logdir")
+
+
+def within(part, whole):
+    if isinstance(part, dict):
+        return all(key in whole and within(value, whole[key]) for key, value in part.items())
+    return part == whole
+
+
+def test_yaml_is_of_the_example():
+    example = (Path(lightning_uncertainty.__file__).parent / "examples/penguins.yaml").read_text(encoding="utf-8")
+    shown = [yaml.safe_load(block) for text in PAGES.values() for block in blocks(text, "yaml")]
+    assert shown
+    assert all(within(part, yaml.safe_load(example)) for part in shown)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_that_exist(page):
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", prose)
+    assert [link for link in links if not (DOCS / link).is_file()] == []
+
+
+def test_every_page_is_in_the_table_of_contents():
+    assert set(PAGES) == {
+        "index",
+        *re.findall(r"^[\w-]+$", "".join(blocks(PAGES["index"], "{toctree}")), re.MULTILINE),
+    } - {"self"}
+
+
+@pytest.mark.parametrize(
+    "part", [lightning_uncertainty, callbacks, dashboards, heads, likelihoods, metrics, module, report, weightings]
+)
+def test_public_names_are_in_the_reference(part):
+    internal = {"KINDS", "LOG_KINDS", "log_config", "log_task_table", "log_tensorboard_layout", "sigma_optima"}
+    internal |= {"LIKELIHOODS", "reads_values"}
+    documented = set(re.findall(r"^\.\. auto(?:class|function):: ([\w.]+)$", PAGES["api"], flags=re.MULTILINE))
+    assert set(part.__all__) - internal <= {name.rpartition(".")[2] for name in documented}
+
+
+@pytest.mark.parametrize("name", likelihoods.LIKELIHOODS)
+def test_the_table_of_likelihoods_is_true(name):
+    row = next(line for line in PAGES["likelihoods"].splitlines() if f"| `{name}` |" in line)
+    symbols = {"½": 0.5, "1": 1.0, "√2": 2**0.5}
+    c, a = (symbols[cell.strip()] for cell in row.split("|")[3:5])
+    likelihood = likelihoods.LIKELIHOODS[name]
+    assert (likelihood.factor, likelihood.exponent, likelihood.penalty) == (c, a, 0.5)
+
+
+def test_every_picture_of_the_gallery_is_shown_and_light():
+    drawn = {f"gallery_{name}.png" for name in gallery().SITUATIONS}
+    assert set(re.findall(r"images/(gallery_\w+\.png)", PAGES["dashboard"])) == drawn
+    assert all((DOCS / "images" / name).stat().st_size < 100_000 for name in drawn)
+
+
+def ended(monitor, kind):
+    """Return the last row's values of a kind, by task."""
+    row = monitor.history.rows[-1]
+    return {key.partition("/")[2]: value for key, value in row.items() if key.startswith(f"{kind}/")}
+
+
+@pytest.mark.slow
+def test_the_gallery_shows_what_it_says():
+    situations = gallery().SITUATIONS
+    well = situations["all_well"].fit()
+    assert max(map(abs, ended(well, "sigma_gap").values())) < 0.1
+    assert ended(well, "sigma")["height"] == pytest.approx(0.5, abs=0.05)
+    assert ended(well, "sigma")["price"] == pytest.approx(30, abs=3)
+    late = situations["still_falling"].fit()
+    gaps = [row["sigma_gap/height"] for row in late.history.rows]
+    assert max(gaps) > 5
+    assert gaps[-1] > 0.5
+    with pytest.warns(UserWarning, match="'side' takes"):
+        alone = situations["taking_all"].fit()
+    assert ended(alone, "weight_share")["side"] > 0.999
+    assert ended(alone, "sigma")["price"] > 100
+    bounds = {"side": (-2.0, float("inf"))}
+    capped = situations["taking_all"].fit(lightning_uncertainty.UncertaintyWeighting(bounds=bounds))
+    assert ended(capped, "sigma")["side"] == pytest.approx(0.37, abs=0.01)
+    assert ended(capped, "sigma")["price"] < 40
+    with pytest.warns(UserWarning, match="frozen"):
+        stuck = situations["stuck"].fit()
+    assert len({row["sigma/height"] for row in stuck.history.rows}) == 1
+    assert ended(stuck, "sigma_gap")["height"] > 5
+
+
+@pytest.mark.slow
+def test_the_guide_builds_without_a_warning(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-d",
+        tmp_path / "trees",
+        DOCS,
+        tmp_path / "html",
+    ]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert built.returncode == 0, built.stderr
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in (tmp_path / "html").glob("*.html")}
+    assert set(PAGES) <= set(pages)
+    assert "<math" in pages["likelihoods"]
+    assert "<math" in pages["api"]
+    scripts = [
+        link for page in pages.values() for link in re.findall(r'<(?:script|link)[^>]*(?:src|href)="(http[^"]*)"', page)
+    ]
+    assert scripts == []  # it is read without a network
