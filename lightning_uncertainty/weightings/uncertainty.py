@@ -106,6 +106,13 @@ class UncertaintyWeighting(LearntWeighting):
         optimum = optimal_log_variance(losses, self.exponent, self.log_ratio)
         return optimum if self._bounds is None else optimum.clamp(self.low, self.high)
 
+    def meanings(self) -> dict[str, str]:
+        others = {task: [name for name in group if name != task] for group in self._shared for task in group}
+        return {
+            task: f"{meaning}, pooled with {', '.join(others[task])}" if others.get(task) else meaning
+            for task, meaning in super().meanings().items()
+        }
+
     def first_raw(self, raw: Tensor, losses: Tensor, present: Tensor, started: Tensor) -> tuple[Tensor, Tensor]:
         usable = self.usable(losses, present)
         first = self.optimum(losses, usable)

@@ -494,3 +494,8 @@ def test_repr_shows_the_options_that_were_given():
 def test_meanings_are_those_of_the_likelihoods():
     tasks = make_tasks(8)
     assert UncertaintyWeighting().bind(tasks).meanings() == {name: kind.meaning for name, kind in tasks.items()}
+    assert shared().meanings() == {
+        "task0": "RMSE [label], pooled with task2",
+        "task1": "RMSE [label]",
+        "task2": "RMSE [label], pooled with task0",
+    }
