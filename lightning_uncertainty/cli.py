@@ -56,21 +56,22 @@ def report(run: Path, out: Path = Path("report.html")) -> None:
     print(f"Report: {out.resolve()}")
 
 
-def workspace(entity: str, project: str, tasks: list[str] | str, prefix: str = "") -> None:
+def workspace(entity: str, project: str, tasks: dict[str, list[str]] | list[str] | str, prefix: str = "") -> None:
     """Save a view in a wandb project that shows all tasks in one chart.
 
     Args:
         entity: user or team that owns the project.
         project: name of the project.
-        tasks: names, separated by commas.
+        tasks: names, separated by commas; or names with those of their metrics, which get charts of their own:
+            "{depth: [MeanAbsoluteError], normals: []}".
         prefix: that of the UncertaintyMonitor.
 
     Raises:
         SystemExit: wandb has no account here or refuses, there is no task, or a package is not installed.
     """
-    names = tasks.split(",") if isinstance(tasks, str) else tasks
+    names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else tasks
     with _errors_as_sentences(ModuleNotFoundError, RuntimeError, ValueError):
-        print(f"Workspace: {save_wandb_workspace(entity, project, [name.strip() for name in names], prefix=prefix)}")
+        print(f"Workspace: {save_wandb_workspace(entity, project, names, prefix=prefix)}")
 
 
 def main() -> None:

@@ -291,6 +291,13 @@ def test_workspace_prints_the_address(tasks, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == "Workspace: https://wandb.test/w"
 
 
+def test_workspace_takes_the_names_of_metrics(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "save_wandb_workspace", lambda *a, **k: asked.append(a) or "https://wandb.test/w")
+    run("workspace", "me", "scenes", "{depth: [MeanAbsoluteError], kind: []}")
+    assert asked == [("me", "scenes", {"depth": ["MeanAbsoluteError"], "kind": []})]
+
+
 def test_workspace_says_what_is_wrong_in_a_sentence(monkeypatch):
     with pytest.raises(SystemExit, match="depth"):
         run("workspace", "me", "scenes", "depth,depth")
