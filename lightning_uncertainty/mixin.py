@@ -17,7 +17,7 @@ from lightning_uncertainty.global_batch import mean_losses
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood, reads_values
 from lightning_uncertainty.precision import Float32Module, promote
 from lightning_uncertainty.step_window import StepWindow, unsound_loss
-from lightning_uncertainty.tasks import EVALUATION, STAGES, Stage, Task, Tasks, metrics_of, specify
+from lightning_uncertainty.tasks import EVALUATION, STAGES, Stage, Task, Tasks, check_renamed, metrics_of, specify
 from lightning_uncertainty.weightings import UncertaintyWeighting, Weighted, Weighting
 
 if TYPE_CHECKING:
@@ -34,6 +34,18 @@ else:
 __all__ = ["MultiTaskMixin"]
 
 TaskLossValue = Tensor | tuple[Tensor, Tensor | float] | None
+
+
+class _TaskHeads(nn.ModuleDict):
+    """Heads by task, which load from checkpoints that know a task by an older name."""
+
+    renamed: Mapping[str, str] = {}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for old, new in self.renamed.items():
+            for key in [key for key in state_dict if key.startswith(f"{prefix}{old}.")]:
+                state_dict[f"{prefix}{new}.{key.removeprefix(f'{prefix}{old}.')}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class _TaskMetrics(Float32Module, nn.ModuleDict):
@@ -79,16 +91,20 @@ class MultiTaskMixin(_Host):
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
-    def register_tasks(self, tasks: Tasks, *, weighting: Weighting | None = None) -> None:
+    def register_tasks(
+        self, tasks: Tasks, *, weighting: Weighting | None = None, renamed: Mapping[str, str] | None = None
+    ) -> None:
         """Name the tasks, once, in `__init__` after `super().__init__()`.
 
         Args:
             tasks: by name, a likelihood where you compute the loss yourself, a `Task` where it owns head and metrics.
             weighting: how losses become one scalar; `UncertaintyWeighting()` where None.
+            renamed: today's names by the names that tasks have in older checkpoints, `{"old": "new"}`: σ, its start and
+                the head of the old name load as those of the new one, and such a run resumes.
 
         Raises:
-            ValueError: a name of a task or metric cannot be used or is there twice, no such likelihood exists, or the
-                weighting has numbers for other tasks.
+            ValueError: a name of a task or metric cannot be used or is there twice, no such likelihood exists, the
+                weighting has numbers for other tasks, or `renamed` leads to no task, or from one that is there.
             RuntimeError: tasks are registered already, or the LightningModule is not initialised.
         """
         if self._tasks:
@@ -98,14 +114,17 @@ class MultiTaskMixin(_Host):
             )
         specified = specify(tasks)
         likelihoods = {name: as_likelihood(task.likelihood) for name, task in specified.items()}
+        renamed = check_renamed(renamed or {}, specified)
         weighting = (weighting or UncertaintyWeighting()).bind(likelihoods)
+        weighting.renamed = renamed
         try:
             self.task_weighting = weighting
         except AttributeError as error:
             raise RuntimeError(
                 "call super().__init__() before register_tasks: the module is not initialised"
             ) from error
-        self.task_heads = nn.ModuleDict({name: task.head for name, task in specified.items() if task.head is not None})
+        self.task_heads = _TaskHeads({name: task.head for name, task in specified.items() if task.head is not None})
+        self.task_heads.renamed = renamed
         self.task_metrics = _TaskMetrics(metrics_of(specified, weighting.powers()))
         self._window = StepWindow()
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}

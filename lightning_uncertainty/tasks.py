@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
 from lightning_uncertainty.metrics import BalancedLoss, ObservedMetric, TaskLoss
 
-__all__ = ["EVALUATION", "STAGES", "Stage", "Task", "Tasks", "metrics_of", "specify"]
+__all__ = ["EVALUATION", "STAGES", "Stage", "Task", "Tasks", "check_renamed", "metrics_of", "specify"]
 
 Stage = Literal["train", "val", "test"]
 EVALUATION = ("val", "test")
@@ -84,6 +84,21 @@ def specify(tasks: Tasks) -> dict[str, Task]:
             raise ValueError(f"tasks should be named once each: found {name!r} twice; rename one")
         specified[name] = task if isinstance(task, Task) else Task(task)
     return specified
+
+
+def check_renamed(renamed: Mapping[str, str], tasks: Mapping[str, Task]) -> dict[str, str]:
+    """Return today's names by older ones.
+
+    Raises:
+        ValueError: a new name is no task, or an old one is.
+    """
+    wrong = [f"{old!r} to {new!r}" for old, new in renamed.items() if old in tasks or new not in tasks]
+    if wrong:
+        raise ValueError(
+            f"renamed should lead from older names to registered tasks ({', '.join(tasks)}): found {', '.join(wrong)}; "
+            "write {'old': 'new'}"
+        )
+    return dict(renamed)
 
 
 def metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str, Metric]:

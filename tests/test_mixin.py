@@ -615,6 +615,48 @@ def test_added_and_removed_tasks_are_told_in_one_warning():
     assert math.isnan(other.sigma()["normals"])
 
 
+class Renamed(Owning):
+    """`Owning`, whose tasks had other names in its checkpoints."""
+
+    def __init__(self, renamed=None):
+        pytorch_lightning.LightningModule.__init__(self)
+        self.trunk = nn.Linear(4, 8)
+        tasks = {
+            "range": Task("gaussian", head=nn.Linear(8, 1), target="depth"),
+            "kind": Task("categorical", head=nn.Linear(8, 3)),
+        }
+        self.register_tasks(tasks, renamed=renamed)
+
+
+def test_a_run_resumes_under_new_names(tmp_path):
+    """σ, heads and the optimizer's state go on as if the task had always been called so."""
+    loader, old = dicts(), Owning()
+    state = {key.replace("task_heads.depth", "task_heads.range"): value for key, value in tensors(old).items()}
+    fit = trainer(max_epochs=2)
+    fit.fit(old, loader)
+    fit.save_checkpoint(tmp_path / "old.ckpt")
+    whole, rest = Renamed(), Renamed({"depth": "range"})
+    state["task_weighting.task_ids"] = tensors(whole)["task_weighting.task_ids"]
+    whole.load_state_dict(state, strict=False)
+    trainer(max_epochs=4).fit(whole, loader)
+    trainer(max_epochs=4, callbacks=[UncertaintyMonitor()]).fit(rest, loader, ckpt_path=tmp_path / "old.ckpt")
+    torch.testing.assert_close(tensors(rest), tensors(whole), rtol=0, atol=0)
+    assert rest.sigma() == whole.sigma()
+
+
+@pytest.mark.parametrize(
+    ("renamed", "found"),
+    [
+        ({"depth": "length"}, "'depth' to 'length'"),
+        ({"kind": "range"}, "'kind' to 'range'"),
+        ({"kind": "kind", "depth": "range"}, "'kind' to 'kind'"),
+    ],
+)
+def test_renamed_leads_from_older_names_to_tasks(renamed, found):
+    with pytest.raises(ValueError, match=rf"registered tasks \(range, kind\): found {found}; write"):
+        Renamed(renamed)
+
+
 # -- precision -------------------------------------------------------------------------------------------------------
 
 

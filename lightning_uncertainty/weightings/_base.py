@@ -35,6 +35,11 @@ class Weighted(NamedTuple):
     log_variances: Tensor | None
 
 
+def task_id(name: str) -> int:
+    """Return a stable int64 for a task name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
 def named_vector(
     values: Mapping[str, float], tasks: tuple[str, ...], default: float, what: str, minimum: float = -math.inf
 ) -> tuple[float, ...]:
@@ -72,6 +77,7 @@ class Weighting(Float32Module, ABC):
         log_variance: the log-variances of the last training step `[T]`, NaN before a task's start; None for a
             weighting without them.
         remapped: whether the last checkpoint loaded had other tasks or another order.
+        renamed: today's name of tasks that checkpoints know by an older one.
     """
 
     exponent: Tensor  # a
@@ -86,6 +92,7 @@ class Weighting(Float32Module, ABC):
         super().__init__()
         self.tasks: tuple[str, ...] = ()
         self.remapped = False
+        self.renamed: dict[str, str] = {}
         self._base_weights = dict(base_weights or {})
         self._options = {**options, "base_weights": self._base_weights}
         self._meanings: dict[str, str] = {}
@@ -222,8 +229,7 @@ class Weighting(Float32Module, ABC):
 
     def own_task_ids(self) -> list[int]:
         """Return a stable int64 for every task name."""
-        digests = (hashlib.sha256(name.encode()).digest() for name in self.tasks)
-        return [int.from_bytes(digest[:8], "big", signed=True) for digest in digests]
+        return [task_id(name) for name in self.tasks]
 
     def check_tasks(self) -> None:
         """Raise where vectors were loaded whose task names were lost on the way and do not agree.
@@ -248,8 +254,25 @@ class Weighting(Float32Module, ABC):
         self.remapped = False
         extra = state_dict.setdefault(f"{prefix}_extra_state", None)
         if isinstance(extra, dict):
-            self._remap(state_dict, prefix, tuple(extra["tasks"]))
+            saved = tuple(self.renamed.get(name, name) for name in extra["tasks"])
+            if saved != tuple(extra["tasks"]):
+                self._adopt(state_dict, prefix, saved)
+            self._remap(state_dict, prefix, saved)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _adopt(self, state_dict: dict[str, Any], prefix: str, saved: tuple[str, ...]) -> None:
+        """Have a checkpoint know its tasks by the names of today.
+
+        Raises:
+            ValueError: it then has two tasks of one name.
+        """
+        twice = {name for name in saved if saved.count(name) > 1}
+        if twice:
+            raise ValueError(
+                f"renamed should give every task of a checkpoint a name of its own: found {', '.join(sorted(twice))} "
+                "twice; leave out of it the names that the checkpoint already has"
+            )
+        state_dict[f"{prefix}task_ids"] = torch.tensor([task_id(name) for name in saved])
 
     def _remap(self, state_dict: dict[str, Any], prefix: str, saved: tuple[str, ...]) -> None:
         """Bring a checkpoint's vectors into the order of our tasks; unknown tasks keep our values."""

@@ -247,6 +247,33 @@ def test_a_renamed_task_is_one_removed_and_one_added_in_one_warning(kind):
 
 
 @pytest.mark.parametrize("kind", WITH_STATE)
+@pytest.mark.parametrize("names", [("depth", "edges"), ("edges", "depth")])
+def test_a_task_renamed_on_purpose_keeps_all_it_has(kind, names):
+    old = trained(kind, "depth", "semantics")
+    new = bind(kind, *names)
+    new.renamed = {"semantics": "edges", "never": "edges"}
+    new.load_state_dict(saved(old))  # a warning would be an error here
+    assert new.remapped is (names != ("depth", "edges"))  # in place, the optimizer's state fits
+    new.check_tasks()
+    assert_same([*by_task(new, "depth", "edges").values()], [*by_task(old, "depth", "semantics").values()])
+    again = bind(kind, *names)
+    again.renamed = new.renamed
+    again.load_state_dict(saved(new))  # a checkpoint of today
+    assert not again.remapped
+
+
+def test_two_tasks_are_not_renamed_to_one():
+    new = bind(UncertaintyWeighting, "depth", "edges")
+    new.renamed = {"semantics": "depth"}
+    before = vectors(new)
+    with pytest.raises(
+        ValueError, match="renamed should give every task of a checkpoint a name of its own: found depth"
+    ):
+        new.load_state_dict(saved(trained(UncertaintyWeighting, "depth", "semantics")))
+    assert_same(vectors(new), before)
+
+
+@pytest.mark.parametrize("kind", WITH_STATE)
 def test_settings_are_ours_not_the_checkpoints(kind):
     tasks = {name: as_likelihood(KINDS[name]) for name in ("depth", "edges")}
     old, new = kind(base_weights={"depth": 5.0}).bind(tasks), kind(base_weights={"depth": 2.0}).bind(tasks)
