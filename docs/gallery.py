@@ -141,7 +141,7 @@ def draw(situation: Situation, path: Path) -> None:
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (kind, title), axes in zip(situation.panels.items(), (left, right), strict=True):
-        monitor.plot(kind, ax=axes)  # type: ignore[arg-type]
+        monitor.plot(kind, ax=axes)
         axes.set_title(title, fontsize="medium")
         axes.grid(alpha=0.3)
     left.get_legend().remove()

@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_uncertainty.mixin import MultiTaskMixin
-from lightning_uncertainty.tasks import Stage, Task, specify
+from lightning_uncertainty.tasks import Stage, Task, pick, specify
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["MultiTaskModule", "MultiTaskSteps"]
@@ -111,15 +111,8 @@ class MultiTaskSteps(MultiTaskMixin):
         return self.task_step(self.backbone(self._inputs_of(batch)), batch, stage)
 
     def _inputs_of(self, batch: Any) -> Any:
-        if callable(self._inputs):
-            return self._inputs(batch)
-        if not isinstance(batch, Mapping) or self._inputs not in batch:
-            found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-            raise ValueError(
-                f"inputs should be under {self._inputs!r} in the batch: found {found}; name another key with "
-                "inputs=..., or give a function of the batch there"
-            )
-        return batch[self._inputs]
+        mend = "name another key with inputs=..., or give a function of the batch there"
+        return pick(batch, self._inputs, "inputs", mend)
 
 
 class MultiTaskModule(MultiTaskSteps, LightningModule):

@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
 from lightning_uncertainty.metrics import BalancedLoss, ObservedMetric, TaskLoss
 
-__all__ = ["EVALUATION", "STAGES", "Stage", "Task", "Tasks", "check_renamed", "metrics_of", "specify"]
+__all__ = ["EVALUATION", "STAGES", "Stage", "Task", "Tasks", "check_renamed", "metrics_of", "pick", "specify"]
 
 Stage = Literal["train", "val", "test"]
 EVALUATION = ("val", "test")
@@ -56,8 +56,9 @@ class Task:
         Raises:
             ValueError: the batch has nothing there.
         """
-        target = _pick(batch, name if self.target is None else self.target, f"labels of task {name!r}")
-        return target, None if self.mask is None else _pick(batch, self.mask, f"mask of task {name!r}")
+        mend = "name another key, give a function of the batch, or put None there where a batch has none"
+        target = pick(batch, name if self.target is None else self.target, f"labels of task {name!r}", mend)
+        return target, None if self.mask is None else pick(batch, self.mask, f"mask of task {name!r}", mend)
 
 
 Tasks = Mapping[str, str | Likelihood | Task] | Iterable[tuple[str, str | Likelihood | Task]]
@@ -124,13 +125,15 @@ def metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str, 
     return metrics
 
 
-def _pick(batch: Any, where: str | Callable[[Any], Any], what: str) -> Any:
+def pick(batch: Any, where: str | Callable[[Any], Any], what: str, mend: str) -> Any:
+    """Return what a batch has under a key, or a function of it.
+
+    Raises:
+        ValueError: the batch has nothing there; the sentence says what it should be, and how to mend it.
+    """
     if callable(where):
         return where(batch)
     if not isinstance(batch, Mapping) or where not in batch:
         found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise ValueError(
-            f"{what} should be under {where!r} in the batch: found {found}; name another key, give a function of the "
-            "batch, or put None there where a batch has none"
-        )
+        raise ValueError(f"{what} should be under {where!r} in the batch: found {found}; {mend}")
     return batch[where]

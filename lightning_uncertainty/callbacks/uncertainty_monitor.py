@@ -132,7 +132,7 @@ class UncertaintyMonitor(AnyCallback):
         self._remember(pl_module.take_row())
         if trainer.barebones or not trainer.is_global_zero or not self._latest:
             return
-        about = self._about(pl_module)
+        about = self._config["uncertainty"]
         rows = task_rows(self._latest, about["likelihood"], about["sigma_is"])
         for logger in trainer.loggers:
             log_task_table(logger, f"{self.prefix}tasks", list(COLUMNS), rows)

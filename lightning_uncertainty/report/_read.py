@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from lightning_uncertainty.report._run import Run
 from lightning_uncertainty.report._wandb_file import read_wandb
@@ -115,7 +115,7 @@ def _read_events(path: Path) -> _Rows:
                 yield event.step, {tag: event.value}
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """Reads Python's own objects, which Lightning may write, as the plain values they are made of."""
 
 

@@ -127,9 +127,10 @@ class Run:
         """Curves by stage, task and metric ("loss" is one), as the module logs them."""
         names = "|".join(map(re.escape, self.tasks))
         key = re.compile(rf"(?:.*-)?({'|'.join(STAGES)})/({names})/(.+)")  # loggers join a prefix of theirs by "-"
-        found = {match.group(1, 2, 3): curve for name, curve in self.curves.items() if (match := key.fullmatch(name))}
+        matches = ((key.fullmatch(name), curve) for name, curve in self.curves.items())
+        found = {(match[1], match[2], match[3]): curve for match, curve in matches if match}
         order = sorted(found, key=lambda where: (self.tasks.index(where[1]), where[2], STAGES.index(where[0])))
-        return {where: found[where] for where in order}  # type: ignore[misc]
+        return {where: found[where] for where in order}
 
     @cached_property
     def balanced(self) -> dict[str, Curve]:

@@ -40,6 +40,17 @@ def task_id(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
+def check_names(names: Iterable[str], tasks: tuple[str, ...], what: str) -> None:
+    """Raise where a name is no task.
+
+    Raises:
+        ValueError: so it is.
+    """
+    unknown = [name for name in names if name not in tasks]
+    if unknown:
+        raise ValueError(f"{what} should name registered tasks ({', '.join(tasks)}): found {', '.join(unknown)}")
+
+
 def named_vector(
     values: Mapping[str, float], tasks: tuple[str, ...], default: float, what: str, minimum: float = -math.inf
 ) -> tuple[float, ...]:
@@ -48,9 +59,7 @@ def named_vector(
     Raises:
         ValueError: a name is no task, or a number is not finite or below the minimum.
     """
-    unknown = [name for name in values if name not in tasks]
-    if unknown:
-        raise ValueError(f"{what} should name registered tasks ({', '.join(tasks)}): found {', '.join(unknown)}")
+    check_names(values, tasks, what)
     for name, value in values.items():
         if not math.isfinite(value) or value < minimum:
             least = "" if minimum == -math.inf else f", at least {minimum:g}"

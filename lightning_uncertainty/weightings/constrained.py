@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_uncertainty.likelihoods import optimal_log_variance
 from lightning_uncertainty.precision import promote
 from lightning_uncertainty.weightings._learnt import LearntWeighting
 
@@ -65,7 +66,7 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
         return raw - (counted * raw).sum() / counted.sum().clamp(min=1) + self.mean_log_variance
 
     def first_raw(self, raw: Tensor, losses: Tensor, present: Tensor, started: Tensor) -> tuple[Tensor, Tensor]:
-        free = (losses.clamp(min=torch.finfo(torch.float32).tiny).log() + self.log_ratio) / self.exponent
+        free = optimal_log_variance(losses, self.exponent, self.log_ratio)
         return free, self.usable(losses, present) & ~started
 
     def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,10 +76,11 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
     def optimum(self, losses: Tensor, steps: Tensor | None = None) -> Tensor:
         losses = promote(losses)
         counted = self.usable(losses, torch.ones_like(losses) if steps is None else steps > 0)
-        tiny = torch.finfo(torch.float32).tiny
-        free = (self.exponent.log() + self.log_factor + losses.clamp(min=tiny).log()) / self.exponent
+        free = optimal_log_variance(losses, self.exponent, self.exponent.log() + self.log_factor)
         excess = torch.where(counted, free - self.mean_log_variance, 0.0).sum()
-        return free - excess / (counted / self.exponent).sum().clamp(min=tiny) / self.exponent
+        return (
+            free - excess / (counted / self.exponent).sum().clamp(min=torch.finfo(torch.float32).tiny) / self.exponent
+        )
 
     def meanings(self) -> dict[str, str]:
         return {task: f"relative: only ratios count; {meaning}" for task, meaning in self._meanings.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_uncertainty.likelihoods import optimal_log_variance
 from lightning_uncertainty.precision import promote
+from lightning_uncertainty.weightings._base import check_names
 from lightning_uncertainty.weightings._learnt import LearntWeighting
 from lightning_uncertainty.weightings._one_way_clamp import one_way_clamp
 
@@ -131,9 +132,7 @@ def _bounds_of(bounds: Bounds | Mapping[str, Bounds] | None, tasks: tuple[str, .
         ValueError: a name is no task, or bounds are not a lower and a higher number.
     """
     given = bounds if isinstance(bounds, Mapping) else dict.fromkeys(tasks, bounds or _OPEN)
-    unknown = [name for name in given if name not in tasks]
-    if unknown:
-        raise ValueError(f"bounds should name registered tasks ({', '.join(tasks)}): found {', '.join(unknown)}")
+    check_names(given, tasks, "bounds")
     for name, pair in given.items():
         if len(pair) != 2 or not pair[0] < pair[1]:
             raise ValueError(f"bounds should be a lower and a higher log-variance: found {pair} for task {name!r}")
