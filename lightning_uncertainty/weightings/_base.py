@@ -1,10 +1,8 @@
-"""The contract of a weighting, and checkpoints that know tasks by name."""
+"""The contract of a weighting."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -14,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
-from lightning_uncertainty.precision import Float32Module, promote
+from lightning_uncertainty.precision import promote
+from lightning_uncertainty.weightings._task_vectors import TaskVectors
 
 __all__ = ["Weighted", "Weighting", "named_vector"]
 
@@ -33,11 +32,6 @@ class Weighted(NamedTuple):
     total: Tensor
     weights: Tensor
     log_variances: Tensor | None
-
-
-def task_id(name: str) -> int:
-    """Return a stable int64 for a task name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
 def check_names(names: Iterable[str], tasks: tuple[str, ...], what: str) -> None:
@@ -67,14 +61,13 @@ def named_vector(
     return tuple(float(values.get(name, default)) for name in tasks)
 
 
-class Weighting(Float32Module, ABC):
+class Weighting(TaskVectors, ABC):
     """T task losses -> one scalar.
 
     A weighting is built without knowing the tasks and bound to them once, by `register_tasks`. From then on everything
     it knows is a vector `[T]` in the order of registration: what it learns is a parameter, what it remembers a buffer.
     It stays float32 (float64 in a double model), runs without autocast, and changes its state only in training mode
-    with gradients enabled. Checkpoints hold the task names beside the vectors, so that tasks may be reordered, added
-    or removed.
+    with gradients enabled. Its checkpoints know tasks by name, so that tasks may be reordered, added or removed.
 
     Args:
         base_weights: a constant factor on a task's whole term, by task name; others have 1. 0 switches a task off and
@@ -82,11 +75,8 @@ class Weighting(Float32Module, ABC):
         options: what else the method was given; its `repr` shows those that are neither None nor empty.
 
     Attributes:
-        tasks: task names, in order.
         log_variance: the log-variances of the last training step `[T]`, NaN before a task's start; None for a
             weighting without them.
-        remapped: whether the last checkpoint loaded had other tasks or another order.
-        renamed: today's name of tasks that checkpoints know by an older one.
     """
 
     exponent: Tensor  # a
@@ -94,14 +84,10 @@ class Weighting(Float32Module, ABC):
     log_factor: Tensor  # log(b c), with the base weight b
     base_penalty: Tensor  # b r
     base_weight: Tensor  # b
-    task_ids: Tensor
     log_variance: Tensor | None
 
     def __init__(self, base_weights: Mapping[str, float] | None = None, **options: object) -> None:
         super().__init__()
-        self.tasks: tuple[str, ...] = ()
-        self.remapped = False
-        self.renamed: dict[str, str] = {}
         self._base_weights = dict(base_weights or {})
         self._options = {**options, "base_weights": self._base_weights}
         self._meanings: dict[str, str] = {}
@@ -233,80 +219,3 @@ class Weighting(Float32Module, ABC):
         terms = torch.addcmul(weights * losses, self.base_penalty, s)
         there = present.to(terms.dtype)
         return terms.dot(there), weights.detach() * there
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
-
-    def own_task_ids(self) -> list[int]:
-        """Return a stable int64 for every task name."""
-        return [task_id(name) for name in self.tasks]
-
-    def check_tasks(self) -> None:
-        """Raise where vectors were loaded whose task names were lost on the way and do not agree.
-
-        Raises:
-            RuntimeError: the vectors belong to other tasks or another order.
-        """
-        if self.task_ids.tolist() != self.own_task_ids():
-            raise RuntimeError(
-                f"the checkpoint's log-variances belong to other tasks or another order than {', '.join(self.tasks)}, "
-                "and its task names are lost: register the tasks as they were when it was written"
-            )
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return what stands beside the vectors in a checkpoint: builtins only."""
-        return {"version": 1, "tasks": list(self.tasks)}
-
-    def set_extra_state(self, state: Any) -> None:
-        """Nothing to set: `_load_from_state_dict` has used it."""
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.remapped = False
-        extra = state_dict.setdefault(f"{prefix}_extra_state", None)
-        if isinstance(extra, dict):
-            saved = tuple(self.renamed.get(name, name) for name in extra["tasks"])
-            if saved != tuple(extra["tasks"]):
-                self._adopt(state_dict, prefix, saved)
-            self._remap(state_dict, prefix, saved)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _adopt(self, state_dict: dict[str, Any], prefix: str, saved: tuple[str, ...]) -> None:
-        """Have a checkpoint know its tasks by the names of today.
-
-        Raises:
-            ValueError: it then has two tasks of one name.
-        """
-        twice = {name for name in saved if saved.count(name) > 1}
-        if twice:
-            raise ValueError(
-                f"renamed should give every task of a checkpoint a name of its own: found {', '.join(sorted(twice))} "
-                "twice; leave out of it the names that the checkpoint already has"
-            )
-        state_dict[f"{prefix}task_ids"] = torch.tensor([task_id(name) for name in saved])
-
-    def _remap(self, state_dict: dict[str, Any], prefix: str, saved: tuple[str, ...]) -> None:
-        """Bring a checkpoint's vectors into the order of our tasks; unknown tasks keep our values."""
-        self.remapped = saved != self.tasks
-        if not self.remapped:
-            return
-        added = [name for name in self.tasks if name not in saved]
-        removed = [name for name in saved if name not in self.tasks]
-        if added or removed:
-            warnings.warn(
-                f"the checkpoint knows the tasks {', '.join(saved)}: "
-                + "; ".join(
-                    f"{', '.join(names)} {what}"
-                    for names, what in ((added, "start anew"), (removed, "are dropped"))
-                    if names
-                ),
-                stacklevel=2,
-            )
-        index = torch.tensor([saved.index(name) if name in saved else 0 for name in self.tasks])
-        known = torch.tensor([name in saved for name in self.tasks])
-        for name, own in self.state_dict(keep_vars=True).items():
-            key = prefix + name
-            if name == "task_ids":
-                state_dict[key] = torch.tensor(self.own_task_ids())
-            elif isinstance(own, Tensor) and key in state_dict:
-                vector = state_dict[key]
-                device = vector.device
-                state_dict[key] = torch.where(known.to(device), vector[..., index.to(device)], own.detach().to(device))
