@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_uncertainty.precision import Float32Module, promote
 
-__all__ = ["Rescale"]
+__all__ = ["Rescale", "TaskHeads"]
 
 
 class Rescale(Float32Module):
@@ -54,3 +55,15 @@ class Rescale(Float32Module):
         shape = (1, -1, *[1] * (output.dim() - 2)) if output.dim() > 1 else (-1,)
         with torch.autocast(output.device.type, enabled=False):
             return torch.addcmul(self.mean.reshape(shape), self.std.reshape(shape), promote(output))
+
+
+class TaskHeads(nn.ModuleDict):
+    """Heads by task, which load from checkpoints that know a task by an older name."""
+
+    renamed: Mapping[str, str] = {}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for old, new in self.renamed.items():
+            for key in [key for key in state_dict if key.startswith(f"{prefix}{old}.")]:
+                state_dict[f"{prefix}{new}.{key.removeprefix(f'{prefix}{old}.')}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from lightning_uncertainty.global_batch import mean_losses
+from lightning_uncertainty.global_batch import mean_losses, world_size
+from lightning_uncertainty.heads import TaskHeads
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood, reads_values
-from lightning_uncertainty.precision import Float32Module, promote
+from lightning_uncertainty.loss_vectors import TaskLossValue, check_known, stack_losses
+from lightning_uncertainty.optimizers import check_optimizers, check_shards, clip_separately, split_parameters
+from lightning_uncertainty.precision import promote
 from lightning_uncertainty.step_window import StepWindow, unsound_loss
-from lightning_uncertainty.tasks import EVALUATION, STAGES, Stage, Task, Tasks, check_renamed, metrics_of, specify
-from lightning_uncertainty.weightings import UncertaintyWeighting, Weighted, Weighting
+from lightning_uncertainty.tasks import EVALUATION, STAGES, Stage, Task, TaskMetrics, Tasks, check_renamed, specify
+from lightning_uncertainty.trainers import all_dataloaders, check_skipping, trainer_of
+from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting, Weighted, Weighting
 
 if TYPE_CHECKING:
 
@@ -33,23 +37,7 @@ else:
 
 __all__ = ["MultiTaskMixin"]
 
-TaskLossValue = Tensor | tuple[Tensor, Tensor | float] | None
-
-
-class _TaskHeads(nn.ModuleDict):
-    """Heads by task, which load from checkpoints that know a task by an older name."""
-
-    renamed: Mapping[str, str] = {}
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for old, new in self.renamed.items():
-            for key in [key for key in state_dict if key.startswith(f"{prefix}{old}.")]:
-                state_dict[f"{prefix}{new}.{key.removeprefix(f'{prefix}{old}.')}"] = state_dict.pop(key)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-class _TaskMetrics(Float32Module, nn.ModuleDict):
-    """Metrics by log key."""
+OnNonfinite = Literal["raise", "skip_step"]
 
 
 class MultiTaskMixin(_Host):
@@ -83,16 +71,23 @@ class MultiTaskMixin(_Host):
     """
 
     task_weighting: Weighting
-    task_heads: nn.ModuleDict
-    task_metrics: nn.ModuleDict
+    task_heads: TaskHeads
+    task_metrics: TaskMetrics
     _tasks: Mapping[str, Task] = {}
     _window: StepWindow
     _setup_checked = False
+    _skips = False
+    skipped_steps = 0
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
     def register_tasks(
-        self, tasks: Tasks, *, weighting: Weighting | None = None, renamed: Mapping[str, str] | None = None
+        self,
+        tasks: Tasks,
+        *,
+        weighting: Weighting | None = None,
+        renamed: Mapping[str, str] | None = None,
+        on_nonfinite: OnNonfinite = "raise",
     ) -> None:
         """Name the tasks, once, in `__init__` after `super().__init__()`.
 
@@ -101,10 +96,14 @@ class MultiTaskMixin(_Host):
             weighting: how losses become one scalar; `UncertaintyWeighting()` where None.
             renamed: today's names by the names that tasks have in older checkpoints, `{"old": "new"}`: σ, its start and
                 the head of the old name load as those of the new one, and such a run resumes.
+            on_nonfinite: what `weigh` does in training where a loss is NaN or infinite. "raise" names the task.
+                "skip_step" leaves everything as it was and counts the step in `skipped_steps`; to know, it reads one
+                number from the device in every step.
 
         Raises:
             ValueError: a name of a task or metric cannot be used or is there twice, no such likelihood exists, the
-                weighting has numbers for other tasks, or `renamed` leads to no task, or from one that is there.
+                weighting has numbers for other tasks, `renamed` leads to no task, or from one that is there, or
+                `on_nonfinite` is neither of the two.
             RuntimeError: tasks are registered already, or the LightningModule is not initialised.
         """
         if self._tasks:
@@ -112,6 +111,8 @@ class MultiTaskMixin(_Host):
                 f"tasks should be registered once: found {', '.join(self._tasks)} registered already; name them all in "
                 "one call"
             )
+        if on_nonfinite not in ("raise", "skip_step"):
+            raise ValueError(f"on_nonfinite should be 'raise' or 'skip_step': found {on_nonfinite!r}")
         specified = specify(tasks)
         likelihoods = {name: as_likelihood(task.likelihood) for name, task in specified.items()}
         renamed = check_renamed(renamed or {}, specified)
@@ -123,10 +124,11 @@ class MultiTaskMixin(_Host):
             raise RuntimeError(
                 "call super().__init__() before register_tasks: the module is not initialised"
             ) from error
-        self.task_heads = _TaskHeads({name: task.head for name, task in specified.items() if task.head is not None})
+        self.task_heads = TaskHeads({name: task.head for name, task in specified.items() if task.head is not None})
         self.task_heads.renamed = renamed
-        self.task_metrics = _TaskMetrics(metrics_of(specified, weighting.powers()))
+        self.task_metrics = TaskMetrics(specified, weighting.powers())
         self._window = StepWindow()
+        self._skips = on_nonfinite == "skip_step"
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
 
     def parameter_groups(
@@ -147,55 +149,62 @@ class MultiTaskMixin(_Host):
             RuntimeError: no tasks are registered.
         """
         self._require_tasks("parameter_groups")
-        own = list(self.task_weighting.parameters())
-        ids = {id(parameter) for parameter in own}
-        network = [parameter for parameter in self.parameters() if id(parameter) not in ids]
+        network, own = split_parameters(self, self.task_weighting)
         groups = [{**group, "params": network, "lr": lr, "weight_decay": weight_decay}]
         if own:
             own_lr = 10 * lr if log_variance_lr is None else log_variance_lr
             groups.append({**group, "params": own, "lr": own_lr, "weight_decay": 0.0, "name": "log_variances"})
         return groups
 
+    def clip_separately(
+        self, optimizer: Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradients of the network and those of the log-variances each by a norm of their own.
+
+        The Trainer's own clipping takes one norm over both, so that a σ far from its optimum, whose gradient is large,
+        shrinks the step of the network. To be called in `configure_gradient_clipping`, with what that is given.
+
+        Args:
+            optimizer: whose parameters' gradients are clipped, in place.
+            gradient_clip_val: the highest norm or value; None or 0 clips nothing.
+            gradient_clip_algorithm: "norm" (also where None) or "value".
+
+        Raises:
+            ValueError: there is no such algorithm.
+            RuntimeError: no tasks are registered.
+
+        Example:
+            >>> from pytorch_lightning import LightningModule
+            >>> class Net(MultiTaskMixin, LightningModule):
+            ...     def configure_gradient_clipping(
+            ...         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+            ...     ):
+            ...         self.clip_separately(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """
+        self._require_tasks("clip_separately")
+        own = list(self.task_weighting.parameters())
+        clip_separately(optimizer, own, gradient_clip_val, gradient_clip_algorithm)
+
     def check_setup(self) -> None:
         """Look for what would spoil training unseen; `UncertaintyMonitor` and the first `weigh` of a fit call it.
 
         Raises:
-            RuntimeError: no tasks are registered, the log-variances are in no optimizer or in several, or those of a
-                checkpoint do not fit these tasks.
+            RuntimeError: no tasks are registered; the log-variances are in no optimizer, in several, in LBFGS, or left
+                out of FSDP2's shards; those of a checkpoint do not fit these tasks; or steps cannot be skipped.
         """
         self._require_tasks("check_setup")
         self.task_weighting.check_tasks()
         self._setup_checked = True
-        trainer = _trainer_of(self)
-        optimizers = [] if trainer is None else list(trainer.optimizers)
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        own = {id(parameter) for parameter in self.task_weighting.parameters()}
-        known = {id(parameter) for group in groups for parameter in group["params"]}
-        if not own or known.isdisjoint(id(parameter) for parameter in self.parameters()):
-            return  # nothing to learn, no Trainer, or a strategy has wrapped the parameters
-        holders = [group for group in groups if any(id(parameter) in own for parameter in group["params"])]
-        if len(holders) != 1:
-            raise RuntimeError(
-                f"the log-variances should be in one optimizer: found them in {len(holders) or 'none'}, so "
-                f"{'they would be stepped twice' if holders else 'σ would never move'}; build it from "
-                "`self.parameters()` or, better, `self.parameter_groups(lr=...)`"
-            )
-        if not all(parameter.requires_grad for parameter in self.task_weighting.parameters()):
-            warnings.warn(
-                "the log-variances are frozen (requires_grad is False), so σ will not move: to train them call "
-                "`self.task_weighting.requires_grad_(True)`",
-                stacklevel=2,
-            )
-        decay = holders[0].get("weight_decay", 0.0)
-        if decay:
-            warnings.warn(
-                f"the log-variances are under weight decay {decay:g}, which pulls σ back to where it started (at 0.1 "
-                "from 10 to 6.9, measured with AdamW and start=0): give the optimizer `self.parameter_groups(lr=..., "
-                f"weight_decay={decay:g})`, which leaves them out",
-                stacklevel=2,
-            )
-        has_state = any(id(parameter) in own and state for o in optimizers for parameter, state in o.state.items())
-        if self.task_weighting.remapped and has_state:
+        trainer = trainer_of(self)
+        if trainer is None:
+            return
+        network, own = split_parameters(self, self.task_weighting)
+        check_shards(self, own)
+        check_optimizers(network, own, trainer.optimizers)
+        if self._skips:
+            check_skipping(trainer)
+        states = [optimizer.state.get(parameter) for optimizer in trainer.optimizers for parameter in own]
+        if self.task_weighting.remapped and any(states):
             raise RuntimeError(
                 "a checkpoint of other tasks cannot be resumed, as its optimizer state is by position: load its "
                 "weights (`load_from_checkpoint(..., strict=False)`) and fit anew, without ckpt_path"
@@ -203,7 +212,7 @@ class MultiTaskMixin(_Host):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def weigh(self, losses: Mapping[str, TaskLossValue], stage: Stage | None = None) -> Tensor:
+    def weigh(self, losses: Mapping[str, TaskLossValue], stage: Stage | None = None) -> Tensor | None:
         """Return the scalar to minimise, weighing the tasks' losses.
 
         In training, losses are those of the global batch on every rank, with one all-reduce. In evaluation nothing of
@@ -217,17 +226,20 @@ class MultiTaskMixin(_Host):
             stage: "train", "val", "test"; None is training or evaluation by the module's mode, and logs nothing.
 
         Returns:
-            The weighted total, 0-dimensional, float32 or wider.
+            The weighted total, 0-dimensional, float32 or wider. In training with `on_nonfinite="skip_step"`, where a
+            loss is NaN or infinite: None, or, with several processes, for which Lightning refuses None, a zero whose
+            backward reaches no parameter. `training_step` should return either: optimizers then find no gradient.
 
         Raises:
             RuntimeError: no tasks are registered.
-            ValueError: a task is unknown or missing, or a loss is not a scalar, is negative, NaN or inf (on eager CPU
-                at once and before any state changes, elsewhere when `UncertaintyMonitor` logs).
+            ValueError: a task is unknown or missing, or a loss is not a scalar, is negative, NaN or inf (on eager CPU,
+                and with `on_nonfinite="skip_step"`, at once and before any state changes, elsewhere when
+                `UncertaintyMonitor` logs).
         """
         self._require_tasks("weigh")
         if stage is not None and stage not in STAGES:
             raise ValueError(f"stage should be one of {', '.join(STAGES)}: found {stage!r}")
-        sums, counts = self._vectors(losses)
+        sums, counts = stack_losses(losses, self._tasks, self.task_weighting.task_ids.device)
         if stage in EVALUATION:
             self._log_evaluation(stage, sums, torch.ones_like(sums) if counts is None else counts)
             with torch.no_grad():
@@ -239,8 +251,8 @@ class MultiTaskMixin(_Host):
         means, present = mean_losses(sums, counts, over_ranks=True)
         values = means.detach()
         roots = values.sqrt()  # NaN where a loss is negative or NaN
-        if reads_values(values.device) and not math.isfinite(roots.sum().item()):
-            self._refuse(values)
+        if (self._skips or reads_values(values.device)) and not math.isfinite(roots.sum().item()):
+            return self._refuse_or_skip(values)
         weighted = self._weighted(means, present)
         self._window.add(values, roots, present, weighted)
         return weighted.total
@@ -262,6 +274,40 @@ class MultiTaskMixin(_Host):
     def task_likelihoods(self) -> dict[str, Likelihood]:
         """Return the likelihoods by task."""
         return {name: as_likelihood(task.likelihood) for name, task in self._tasks.items()}
+
+    def fixed_weighting(self) -> FixedWeighting:
+        """Return the present effective weights as constants, to train or compare with; call it on all ranks alike.
+
+        The gradient of the network is the same under both.
+
+        Raises:
+            RuntimeError: no tasks are registered.
+            ValueError: the next batch decides a weight, as its task has not been trained yet, or the weights of this
+                weighting follow each batch's losses.
+
+        Example:
+            >>> from pytorch_lightning import LightningModule
+            >>> class Net(MultiTaskMixin, LightningModule):
+            ...     def __init__(self, weighting):
+            ...         super().__init__()
+            ...         self.register_tasks({"depth": "gaussian", "kind": "categorical"}, weighting=weighting)
+            >>> Net(UncertaintyWeighting(start=0.0)).fixed_weighting()
+            FixedWeighting(weights={'depth': 0.5, 'kind': 1.0})
+        """
+        self._require_tasks("fixed_weighting")
+        losses = 1.0 + torch.arange(len(self._tasks), device=self.task_weighting.task_ids.device)
+        present = torch.ones_like(losses, dtype=torch.bool)
+        with torch.no_grad():  # which changes no state of the weighting
+            weights = self._weighted(losses, present).weights
+            others = self._weighted(1 + 3 * losses.flip(0), present).weights
+        following = [name for name, same in zip(self._tasks, (weights == others).tolist(), strict=True) if not same]
+        if following:
+            raise ValueError(
+                "weights should be learnt before they are exported as constants: found that the next batch decides "
+                f"those of {', '.join(following)}; train every task, or use a weighting whose weights do not follow "
+                "each batch"
+            )
+        return FixedWeighting(dict(zip(self._tasks, weights.tolist(), strict=True)))
 
     def sigma(self) -> dict[str, float]:
         """Return σ = e^{s/2} of the last training step by task; see the likelihood for its meaning and unit.
@@ -288,7 +334,7 @@ class MultiTaskMixin(_Host):
             ValueError: a task is unknown, the batch has no such labels, or they are not what the likelihood needs.
         """
         self._require_tasks("task_losses")
-        self._known(outputs)
+        check_known(outputs, self._tasks)
         losses = {}
         for name, output in outputs.items():
             target, mask = self._tasks[name].labels(name, batch)
@@ -301,7 +347,7 @@ class MultiTaskMixin(_Host):
                 raise ValueError(f"task {name!r}: {error}") from error
         return losses
 
-    def task_step(self, features: Any, batch: Any, stage: Stage, *, train_metrics: bool = False) -> Tensor:
+    def task_step(self, features: Any, batch: Any, stage: Stage, *, train_metrics: bool = False) -> Tensor | None:
         """Run the heads, the losses and `weigh`; in evaluation, and in training if asked, update the metrics.
 
         Args:
@@ -335,44 +381,32 @@ class MultiTaskMixin(_Host):
                 f"{caller} needs tasks: call self.register_tasks({{...}}) in __init__, after super().__init__()"
             )
 
-    def _known(self, names: Iterable[str]) -> None:
-        unknown = [str(name) for name in names if name not in self._tasks]
-        if unknown:
-            raise ValueError(
-                f"tasks should be among {', '.join(self._tasks)}: found {', '.join(unknown)}; register them all"
-            )
-
-    def _vectors(self, losses: Mapping[str, TaskLossValue]) -> tuple[Tensor, Tensor | None]:
-        """Stack sums and counts `[T]` in the order of registration; no counts where all are means."""
-        if losses.keys() != self._tasks.keys():
-            self._known(losses)
-            missing = ", ".join(name for name in self._tasks if name not in losses)
-            raise ValueError(
-                f"every task should have an entry: found none for {missing}; give None where it has no "
-                "labels in this batch"
-            )
-        values = [losses[name] for name in self._tasks]
-        if all(isinstance(value, Tensor) and not value.shape for value in values):
-            return promote(torch.stack(values)), None  # type: ignore[arg-type]
-        nothing = torch.zeros((), device=self.task_weighting.task_ids.device)
-        pairs = [_pair(name, value, nothing) for name, value in zip(self._tasks, values, strict=True)]
-        sums = promote(torch.stack([value for value, _ in pairs]))
-        return sums, torch.stack([count.to(sums) for _, count in pairs])
-
     def _weighted(self, means: Tensor, present: Tensor) -> Weighted:
         weighted: Weighted = self.task_weighting(means, present)
         return weighted
 
-    def _refuse(self, values: Tensor) -> NoReturn:
-        name, found = next((n, v) for n, v in zip(self._tasks, values.tolist(), strict=True) if not 0 <= v < math.inf)
-        raise ValueError(unsound_loss(name, f"{found:g}"))
+    def _refuse_or_skip(self, values: Tensor) -> Tensor | None:
+        """Raise for a loss that is negative, NaN or inf; where steps are skipped, for one that is negative."""
+        found = {
+            name: value for name, value in zip(self._tasks, values.tolist(), strict=True) if not 0 <= value < math.inf
+        }
+        for name, value in found.items():
+            if not self._skips or math.isfinite(value):
+                raise ValueError(unsound_loss(name, f"{value:g}"))
+        check_skipping(trainer_of(self))
+        if not self.skipped_steps:
+            warnings.warn(
+                f"a training step is skipped, as its loss is not finite: {found}; skipped_steps counts this and others",
+                stacklevel=3,
+            )
+        self.skipped_steps += 1
+        return torch.zeros((), device=values.device, requires_grad=True) if world_size() > 1 else None
 
     @torch.compiler.disable
     def _update_metrics(self, stage: str, outputs: Mapping[str, Tensor], batch: Any) -> None:
         with torch.no_grad():
             for name, output in outputs.items():
-                prefix = f"{stage}/{name}/"
-                keys = [key for key in self.task_metrics if key.startswith(prefix) and key != f"{prefix}loss"]
+                keys = self.task_metrics.keys_of(stage, name)
                 if not keys:
                     continue
                 target, mask = self._tasks[name].labels(name, batch)
@@ -394,50 +428,6 @@ class MultiTaskMixin(_Host):
         assert isinstance(metric, Metric)
         if not metric.update_called:  # Lightning keeps the metric until the epoch ends: once an epoch is enough
             metric.reset()  # states made in the inference mode of `Trainer.validate` could not be updated in a fit
-            with _all_dataloaders(self):
+            with all_dataloaders(trainer_of(self)):
                 self.log(key, metric, on_step=False, on_epoch=True, metric_attribute=f"task_metrics.{key}")
         metric.update(*values)
-
-
-def _pair(name: str, value: TaskLossValue, nothing: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a loss as `(sum, count)`: a mean counts 1, None counts 0."""
-    total, count = value if isinstance(value, tuple) and len(value) == 2 else (value, 1.0)
-    if value is None:
-        return nothing, nothing
-    if isinstance(count, float | int):
-        count = torch.full_like(nothing, count)
-    if not all(isinstance(item, Tensor) and not item.shape for item in (total, count)):
-        raise ValueError(
-            f"a loss should be a 0-dimensional tensor or a pair (sum, count): found {_shape(value)} for task {name!r}; "
-            "take its mean, or use masked_sum"
-        )
-    return total, count  # type: ignore[return-value]
-
-
-@contextmanager
-def _all_dataloaders(module: Any) -> Iterator[None]:
-    """Have Lightning compute what is logged within when all dataloaders are through, under one key for all."""
-    trainer = _trainer_of(module)
-    results = None if trainer is None else trainer._results
-    if results is None:
-        yield
-        return
-    index, results.dataloader_idx = results.dataloader_idx, None
-    try:
-        yield
-    finally:
-        results.dataloader_idx = index
-
-
-def _trainer_of(module: Any) -> Any | None:
-    """The module's Trainer; None where it has none."""
-    try:
-        return module.trainer
-    except RuntimeError:  # Lightning's way to say that there is none
-        return None
-
-
-def _shape(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(_shape(item) for item in value)})"
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

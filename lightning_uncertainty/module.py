@@ -73,8 +73,8 @@ class MultiTaskSteps(MultiTaskMixin):
         """Return what every head makes of the inputs, by task."""
         return self.task_outputs(self.backbone(inputs))
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the weighted total."""
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Return what `weigh` does."""
         return self._step(batch, "train")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -107,7 +107,7 @@ class MultiTaskSteps(MultiTaskMixin):
         monitor = getattr(scheduler, "monitor", "val/balanced_loss")  # Lightning's ReduceLROnPlateau brings its own
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
 
-    def _step(self, batch: Any, stage: Stage) -> Tensor:
+    def _step(self, batch: Any, stage: Stage) -> Tensor | None:
         return self.task_step(self.backbone(self._inputs_of(batch)), batch, stage)
 
     def _inputs_of(self, batch: Any) -> Any:

@@ -12,8 +12,9 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
 from lightning_uncertainty.metrics import BalancedLoss, ObservedMetric, TaskLoss
+from lightning_uncertainty.precision import Float32Module
 
-__all__ = ["EVALUATION", "STAGES", "Stage", "Task", "Tasks", "check_renamed", "metrics_of", "pick", "specify"]
+__all__ = ["EVALUATION", "STAGES", "Stage", "Task", "TaskMetrics", "Tasks", "check_renamed", "pick", "specify"]
 
 Stage = Literal["train", "val", "test"]
 EVALUATION = ("val", "test")
@@ -102,7 +103,41 @@ def check_renamed(renamed: Mapping[str, str], tasks: Mapping[str, Task]) -> dict
     return dict(renamed)
 
 
-def metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str, Metric]:
+def pick(batch: Any, where: str | Callable[[Any], Any], what: str, mend: str) -> Any:
+    """Return what a batch has under a key, or a function of it.
+
+    Raises:
+        ValueError: the batch has nothing there; the sentence says what it should be, and how to mend it.
+    """
+    if callable(where):
+        return where(batch)
+    if not isinstance(batch, Mapping) or where not in batch:
+        found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(f"{what} should be under {where!r} in the batch: found {found}; {mend}")
+    return batch[where]
+
+
+class TaskMetrics(Float32Module, nn.ModuleDict):
+    """A metric for every log key of the stages.
+
+    Args:
+        tasks: by name.
+        powers: what each task's log-loss counts in the balanced loss.
+
+    Raises:
+        ValueError: a metric has a name that is taken.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], powers: Iterable[float]) -> None:
+        super().__init__(_metrics_of(tasks, powers))
+
+    def keys_of(self, stage: str, task: str) -> list[str]:
+        """Return the keys of the metrics that a task owns."""
+        prefix = f"{stage}/{task}/"
+        return [key for key in self if key.startswith(prefix) and key != f"{prefix}loss"]
+
+
+def _metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str, Metric]:
     """Make a metric for every log key of the stages; `powers` are those of the balanced loss.
 
     Raises:
@@ -123,17 +158,3 @@ def metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str, 
         metrics |= {f"{stage}/{name}/loss": TaskLoss() for name in tasks}
         metrics[f"{stage}/balanced_loss"] = BalancedLoss(dict(zip(tasks, powers, strict=True)))
     return metrics
-
-
-def pick(batch: Any, where: str | Callable[[Any], Any], what: str, mend: str) -> Any:
-    """Return what a batch has under a key, or a function of it.
-
-    Raises:
-        ValueError: the batch has nothing there; the sentence says what it should be, and how to mend it.
-    """
-    if callable(where):
-        return where(batch)
-    if not isinstance(batch, Mapping) or where not in batch:
-        found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise ValueError(f"{what} should be under {where!r} in the batch: found {found}; {mend}")
-    return batch[where]

@@ -12,7 +12,7 @@ LAYERS = [
     {"precision", "metrics", "global_batch"},
     {"likelihoods"},
     {"heads", "weightings"},
-    {"step_window", "tasks"},
+    {"step_window", "tasks", "optimizers", "loss_vectors", "trainers"},
     {"mixin"},
     {"module"},
     {"dashboards", "report"},

@@ -29,7 +29,9 @@ from lightning_uncertainty import (
     masked_sum,
 )
 from lightning_uncertainty.likelihoods import Categorical
+from lightning_uncertainty.weightings import SoftOptimalUncertaintyWeighting
 from tests._nets import Owning, Plain, columns, dicts, tensors, trainer, tuples
+from tests.trainer._weightings import WEIGHTINGS
 
 BATCH = tuple(columns().values())
 
@@ -315,6 +317,37 @@ def test_elsewhere_than_on_eager_cpu_a_bad_loss_is_told_with_the_next_row(monkey
     assert net.take_row() == {}
 
 
+# -- learnt weights as constants ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "weighting", [w for name, w in WEIGHTINGS.items() if name != "SoftOptimalUncertaintyWeighting"], ids=str
+)
+def test_learnt_weights_as_constants_give_the_network_the_same_gradient(weighting):
+    net = Plain(weighting())
+    trainer().fit(net, tuples())
+    before = tensors(net)
+    exported = net.fixed_weighting()
+    torch.testing.assert_close(tensors(net), before, rtol=0, atol=0, equal_nan=True)
+    constant = Plain(exported)
+    constant.load_state_dict({name: value for name, value in net.state_dict().items() if "weighting" not in name})
+    gradients = []
+    for module in (net.eval(), constant.eval()):  # nothing learns between the two
+        module.zero_grad()
+        module.weigh(module.losses(BATCH)).backward()
+        gradients.append([parameter.grad for parameter in (*module.depth.parameters(), *module.kind.parameters())])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("weighting", [UncertaintyWeighting, SoftOptimalUncertaintyWeighting])
+def test_weights_that_the_next_batch_decides_are_no_constants(weighting):
+    net = Plain(weighting())
+    if weighting is SoftOptimalUncertaintyWeighting:
+        trainer().fit(net, tuples())
+    with pytest.raises(ValueError, match="the next batch decides those of depth, kind"):
+        net.fixed_weighting()
+
+
 # -- tasks that own their heads --------------------------------------------------------------------------------------
 
 
@@ -497,69 +530,6 @@ def test_balanced_loss_orders_models_alike_whatever_the_units_are():
     (a, b), (scaled_a, scaled_b) = values
     assert a < b
     assert scaled_b - scaled_a == pytest.approx(b - a, abs=1e-5)
-
-
-# -- guard rails -----------------------------------------------------------------------------------------------------
-
-
-def fit_with(optimizers, **options):
-    net = type("Net", (Plain,), {"configure_optimizers": lambda self: optimizers(self)})()
-    trainer(max_epochs=1, **options).fit(net, tuples())
-    return net
-
-
-@pytest.mark.parametrize("callbacks", [[], [UncertaintyMonitor()]])
-def test_log_variances_in_no_optimizer_are_an_error_with_the_line_to_add(callbacks):
-    with pytest.raises(RuntimeError, match=r"found them in none, so σ would never move.*self\.parameter_groups\(lr"):
-        fit_with(lambda self: torch.optim.Adam(self.depth.parameters()), callbacks=callbacks)
-
-
-def test_log_variances_in_two_optimizers_are_an_error():
-    class Net(Plain):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
-
-        def configure_optimizers(self):
-            return [torch.optim.SGD(self.parameters(), 0.1), torch.optim.SGD(self.task_weighting.parameters(), 0.1)]
-
-    with pytest.raises(RuntimeError, match="found them in 2, so they would be stepped twice"):
-        trainer(callbacks=[UncertaintyMonitor()]).fit(Net(), tuples())
-
-
-def test_weight_decay_on_log_variances_warns_once_and_helper_groups_do_not():
-    with pytest.warns(
-        UserWarning, match=r"under weight decay 0\.01.*parameter_groups\(lr=\.\.\., weight_decay=0\.01\)"
-    ) as caught:
-        fit_with(lambda self: torch.optim.AdamW(self.parameters(), 1e-3))
-    assert sum("weight decay" in str(warning.message) for warning in caught) == 1
-    fit_with(lambda self: torch.optim.AdamW(self.parameter_groups(lr=1e-3, weight_decay=0.01)))
-
-
-def test_frozen_log_variances_warn():
-    def frozen(self):
-        self.task_weighting.requires_grad_(False)
-        return torch.optim.Adam(self.parameters())
-
-    with pytest.warns(UserWarning, match=r"log-variances are frozen.*requires_grad_\(True\)"):
-        fit_with(frozen)
-
-
-@pytest.mark.parametrize("weighting", [AnalyticUncertaintyWeighting, FixedWeighting])
-def test_a_weighting_without_parameters_needs_no_optimizer(weighting):
-    net = Plain(weighting())
-    assert len(net.parameter_groups(lr=0.1)) == 1
-    trainer(callbacks=[UncertaintyMonitor()]).fit(net, tuples())
-
-
-def test_parameter_groups_hold_every_parameter_once_log_variances_last():
-    net = Owning()
-    network, own = net.parameter_groups(lr=0.1, weight_decay=0.3, betas=(0.8, 0.9))
-    assert sorted(map(id, network["params"] + own["params"])) == sorted(map(id, net.parameters()))
-    assert own["params"] == [net.task_weighting.offset]
-    assert (network["lr"], network["weight_decay"], own["lr"], own["weight_decay"]) == (0.1, 0.3, 1.0, 0.0)
-    assert network["betas"] == own["betas"] == (0.8, 0.9)
-    assert net.parameter_groups(lr=0.1, log_variance_lr=0.5)[1]["lr"] == 0.5
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------

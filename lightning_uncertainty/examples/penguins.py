@@ -150,16 +150,16 @@ class PenguinNet(MultiTaskMixin, LightningModule):
             weighting=weighting,
         )
 
-    def _step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor:
+    def _step(self, batch: dict[str, Tensor], stage: Stage) -> Tensor | None:
         return self.task_step(self.trunk(batch["features"]), batch, stage)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
         return self._step(batch, "val")
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
         return self._step(batch, "test")
 
     def configure_optimizers(self) -> Any:

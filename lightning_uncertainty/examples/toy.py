@@ -81,7 +81,7 @@ class Toy(MultiTaskMixin, LightningModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.data(), batch_size=20, shuffle=True)  # 5 steps an epoch
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
         """Weigh the two losses: the one line that this package adds to the step."""
         return self.weigh(self.losses(*batch))
 

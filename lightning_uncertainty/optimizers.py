@@ -1,0 +1,106 @@
+"""Optimizers and log-variances: a parameter group, clipping apart, and what would spoil training unseen."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+__all__ = ["check_optimizers", "check_shards", "clip_separately", "split_parameters"]
+
+Parameters = list[nn.Parameter]
+
+
+def split_parameters(module: nn.Module, weighting: nn.Module) -> tuple[Parameters, Parameters]:
+    """Return the parameters of the network, and those of the weighting in it."""
+    own = list(weighting.parameters())
+    ids = {id(parameter) for parameter in own}
+    return [parameter for parameter in module.parameters() if id(parameter) not in ids], own
+
+
+def clip_separately(optimizer: Optimizer, own: Parameters, value: float | None, algorithm: str | None) -> None:
+    """Clip an optimizer's gradients, those of `own` parameters by a norm of theirs.
+
+    Raises:
+        ValueError: there is no such algorithm.
+    """
+    clips: dict[str, Callable[[Parameters, float], Any]]
+    clips = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}
+    algorithm = algorithm or "norm"
+    if algorithm not in clips:
+        raise ValueError(f"gradient_clip_algorithm should be one of {', '.join(clips)}: found {algorithm!r}")
+    if not value:
+        return
+    ids = {id(parameter) for parameter in own}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    clips[algorithm]([parameter for parameter in held if id(parameter) not in ids], value)
+    clips[algorithm]([parameter for parameter in held if id(parameter) in ids], value)
+
+
+def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[Any]) -> None:
+    """Look at how optimizers hold the log-variances; warn where they are frozen or decayed.
+
+    Raises:
+        RuntimeError: they are in no optimizer, in several, or in one that evaluates a step several times.
+    """
+    holders = [
+        (optimizer, group)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        if not {id(parameter) for parameter in group["params"]}.isdisjoint(id(parameter) for parameter in own)
+    ]
+    known = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    if not own or known.isdisjoint(id(parameter) for parameter in [*network, *own]):
+        return  # nothing to learn, no Trainer, or a strategy has wrapped the parameters
+    if len(holders) != 1:
+        raise RuntimeError(
+            f"the log-variances should be in one optimizer: found them in {len(holders) or 'none'}, so "
+            f"{'they would be stepped twice' if holders else 'σ would never move'}; build it from "
+            "`self.parameters()` or, better, `self.parameter_groups(lr=...)`"
+        )
+    optimizer, group = holders[0]
+    if isinstance(optimizer, LBFGS):
+        raise RuntimeError(
+            "the log-variances should be in an optimizer that evaluates a batch once a step: found LBFGS, which does "
+            "so many times, each a step of the weighting; use `torch.optim.AdamW(self.parameter_groups(lr=...))`"
+        )
+    if not all(parameter.requires_grad for parameter in own):
+        warnings.warn(
+            "the log-variances are frozen (requires_grad is False), so σ will not move: to train them call "
+            "`self.task_weighting.requires_grad_(True)`",
+            stacklevel=2,
+        )
+    decay = group.get("weight_decay", 0.0)
+    if decay:
+        warnings.warn(
+            f"the log-variances are under weight decay {decay:g}, which pulls σ back to where it started (at 0.1 "
+            "from 10 to 6.9, measured with AdamW and start=0): give the optimizer `self.parameter_groups(lr=..., "
+            f"weight_decay={decay:g})`, which leaves them out",
+            stacklevel=2,
+        )
+
+
+def check_shards(module: nn.Module, own: Parameters) -> None:
+    """Look whether FSDP2 shards the network and not the log-variances, whose gradients it then does not reduce.
+
+    Raises:
+        RuntimeError: so it is.
+    """
+    if not torch.distributed.is_available() or all(
+        type(parameter) is nn.Parameter for parameter in module.parameters()
+    ):
+        return
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    sharded = any(isinstance(part, FSDPModule) for part in module.modules())
+    if sharded and not all(isinstance(parameter, DTensor) for parameter in own):
+        raise RuntimeError(
+            "the log-variances should be sharded where the network is, or each process would train its own: found "
+            "them left out; add `fully_shard(self.task_weighting, mesh=self.device_mesh['data_parallel'])` to "
+            "configure_model"
+        )

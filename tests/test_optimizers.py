@@ -1,0 +1,163 @@
+"""Parameter groups, clipping apart, and guard rails about optimizers."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_uncertainty import (
+    AnalyticUncertaintyWeighting,
+    FixedWeighting,
+    UncertaintyMonitor,
+    UncertaintyWeighting,
+)
+from tests._nets import Owning, Plain, columns, trainer, tuples
+
+BATCH = tuple(columns().values())
+
+
+def fit_with(optimizers, weighting=None, **options):
+    net = type("Net", (Plain,), {"configure_optimizers": lambda self: optimizers(self)})(weighting)
+    trainer(max_epochs=1, **options).fit(net, tuples())
+    return net
+
+
+@pytest.mark.parametrize("callbacks", [[], [UncertaintyMonitor()]])
+def test_log_variances_in_no_optimizer_are_an_error_with_the_line_to_add(callbacks):
+    with pytest.raises(RuntimeError, match=r"found them in none, so σ would never move.*self\.parameter_groups\(lr"):
+        fit_with(lambda self: torch.optim.Adam(self.depth.parameters()), callbacks=callbacks)
+
+
+def test_log_variances_in_two_optimizers_are_an_error():
+    class Net(Plain):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.parameters(), 0.1), torch.optim.SGD(self.task_weighting.parameters(), 0.1)]
+
+    with pytest.raises(RuntimeError, match="found them in 2, so they would be stepped twice"):
+        trainer(callbacks=[UncertaintyMonitor()]).fit(Net(), tuples())
+
+
+def test_weight_decay_on_log_variances_warns_once_and_helper_groups_do_not():
+    with pytest.warns(
+        UserWarning, match=r"under weight decay 0\.01.*parameter_groups\(lr=\.\.\., weight_decay=0\.01\)"
+    ) as caught:
+        fit_with(lambda self: torch.optim.AdamW(self.parameters(), 1e-3))
+    assert sum("weight decay" in str(warning.message) for warning in caught) == 1
+    fit_with(lambda self: torch.optim.AdamW(self.parameter_groups(lr=1e-3, weight_decay=0.01)))
+
+
+def test_frozen_log_variances_warn():
+    def frozen(self):
+        self.task_weighting.requires_grad_(False)
+        return torch.optim.Adam(self.parameters())
+
+    with pytest.warns(UserWarning, match=r"log-variances are frozen.*requires_grad_\(True\)"):
+        fit_with(frozen)
+
+
+@pytest.mark.parametrize("weighting", [AnalyticUncertaintyWeighting, FixedWeighting])
+def test_a_weighting_without_parameters_needs_no_optimizer(weighting):
+    net = Plain(weighting())
+    assert len(net.parameter_groups(lr=0.1)) == 1
+    trainer(callbacks=[UncertaintyMonitor()]).fit(net, tuples())
+
+
+def test_parameter_groups_hold_every_parameter_once_log_variances_last():
+    net = Owning()
+    network, own = net.parameter_groups(lr=0.1, weight_decay=0.3, betas=(0.8, 0.9))
+    assert sorted(map(id, network["params"] + own["params"])) == sorted(map(id, net.parameters()))
+    assert own["params"] == [net.task_weighting.offset]
+    assert (network["lr"], network["weight_decay"], own["lr"], own["weight_decay"]) == (0.1, 0.3, 1.0, 0.0)
+    assert network["betas"] == own["betas"] == (0.8, 0.9)
+    assert net.parameter_groups(lr=0.1, log_variance_lr=0.5)[1]["lr"] == 0.5
+
+
+def test_lbfgs_is_refused():
+    with pytest.raises(RuntimeError, match=r"evaluates a batch once a step: found LBFGS"):
+        fit_with(lambda self: torch.optim.LBFGS(self.parameters()))
+    fit_with(lambda self: torch.optim.LBFGS(self.parameters()), weighting=FixedWeighting())
+
+
+# -- clipping ---------------------------------------------------------------------------------------------------------
+
+
+def gradients(net):
+    net.zero_grad()
+    net.weigh(net.losses(BATCH)).backward()
+    own = set(net.task_weighting.parameters())
+    network = [parameter.grad for parameter in net.parameters() if parameter not in own]
+    return network, [parameter.grad for parameter in own]
+
+
+def norm(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors]).norm().item()
+
+
+def far_off():
+    """A net whose log-variances are far from their optimum, so that their gradient is the largest of all."""
+    return Plain(UncertaintyWeighting(start={"depth": -4.0, "kind": 6.0}))
+
+
+@pytest.mark.parametrize("algorithm", [None, "norm", "value"])
+def test_network_and_log_variances_are_clipped_each_as_if_alone(algorithm):
+    net = far_off()
+    optimizer = torch.optim.SGD(net.parameter_groups(lr=0.1))
+    before = [[gradient.clone() for gradient in part] for part in gradients(net)]
+    value = norm(before[0]) / 2
+    assert norm(before[1]) > norm(before[0])
+    net.clip_separately(optimizer, value, algorithm)
+    for part, old in zip(gradients_now(net), before, strict=True):
+        alone = [nn.Parameter(torch.zeros_like(gradient)) for gradient in old]
+        for parameter, gradient in zip(alone, old, strict=True):
+            parameter.grad = gradient
+        clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+        clip(alone, value)
+        torch.testing.assert_close(part, [parameter.grad for parameter in alone])
+
+
+def gradients_now(net):
+    own = set(net.task_weighting.parameters())
+    parts = [p.grad for p in net.parameters() if p not in own], [p.grad for p in own]
+    return [[gradient.clone() for gradient in part] for part in parts]
+
+
+@pytest.mark.parametrize("value", [None, 0.0, 1e9])
+def test_nothing_is_clipped_without_a_value_or_below_it(value):
+    net = far_off()
+    optimizer = torch.optim.SGD(net.parameter_groups(lr=0.1))
+    gradients(net)
+    before = gradients_now(net)
+    net.clip_separately(optimizer, value)
+    torch.testing.assert_close(gradients_now(net), before, rtol=0, atol=0)
+
+
+def test_an_unknown_algorithm_is_refused():
+    net = Plain()
+    with pytest.raises(ValueError, match="should be one of norm, value: found 'median'"):
+        net.clip_separately(torch.optim.SGD(net.parameter_groups(lr=0.1)), 1.0, "median")
+
+
+def test_the_trainers_hook_clips_separately_and_its_own_way_jointly():
+    class Apart(Plain):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            self.clip_separately(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def norms_at_the_step(kind):
+        norms = []
+
+        class Watched(kind):
+            def optimizer_step(self, *args, **kwargs):
+                super().optimizer_step(*args, **kwargs)
+                norms.extend(norm(part) for part in gradients_now(self))
+
+        net = Watched(UncertaintyWeighting(start={"depth": -4.0, "kind": 6.0}))
+        trainer(max_steps=1, gradient_clip_val=0.5).fit(net, tuples())
+        return norms
+
+    assert norms_at_the_step(Apart) == pytest.approx([0.5, 0.5], rel=1e-4)
+    network, own = norms_at_the_step(Plain)
+    assert network < 0.4
+    assert network**2 + own**2 == pytest.approx(0.25, rel=1e-4)

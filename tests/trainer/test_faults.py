@@ -1,0 +1,154 @@
+"""Losses that are NaN or infinite for some steps: told at once, or the step is skipped without a trace."""
+
+import warnings
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.plugins import MixedPrecision
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lightning_uncertainty import MultiTaskMixin, UncertaintyMonitor
+from tests._nets import tensors, trainer
+from tests.trainer._weightings import WEIGHTINGS
+
+NAN, INF = float("nan"), float("inf")
+
+
+class Faulty(MultiTaskMixin, LightningModule):
+    """Two tasks; the batch brings a factor on the loss of `depth`."""
+
+    def __init__(self, weighting=None, on_nonfinite="skip_step", optimizer="Adam"):
+        super().__init__()
+        self.depth, self.kind = nn.Linear(4, 1), nn.Linear(4, 3)
+        kinds = {"depth": "gaussian", "kind": "categorical"}
+        self.register_tasks(kinds, weighting=weighting, on_nonfinite=on_nonfinite)
+        self.optimizer_name = optimizer
+
+    def training_step(self, batch, batch_idx):
+        x, depth, kind, factor = batch
+        return self.weigh(
+            {
+                "depth": F.mse_loss(self.depth(x)[:, 0], depth) * factor,
+                "kind": F.cross_entropy(self.kind(x), kind),
+            }
+        )
+
+    def configure_optimizers(self):
+        return getattr(torch.optim, self.optimizer_name)(self.parameter_groups(lr=1e-2))
+
+
+def batches(factors):
+    """One batch for each factor on the loss of `depth`; sound batches are the same whatever faulty ones lie between."""
+    rng = torch.Generator().manual_seed(0)
+    dealt = []
+    for factor in factors:
+        x = torch.randn(8, 4, generator=rng) if factor == 1.0 else torch.ones(8, 4)
+        dealt.append((x, 3 * x[:, 0] + 1, x[:, :3].argmax(1), torch.tensor(factor)))
+    return DataLoader(dealt, batch_size=None)
+
+
+def fit(factors, weighting, optimizer="Adam", **options):
+    torch.manual_seed(0)
+    net = Faulty(weighting, optimizer=optimizer)
+    fitted = trainer(max_epochs=1, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*training_step. returned .None", category=UserWarning)
+        warnings.filterwarnings("ignore", message="a training step is skipped", category=UserWarning)
+        fitted.fit(net, batches(factors))
+    return net, fitted.optimizers[0].state_dict()["state"]
+
+
+FAULTS = [NAN, 1.0, INF, 1.0, 1.0, NAN, NAN, 1.0, 1.0, 1.0, INF]
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS)
+def test_after_skipped_steps_all_is_as_if_they_had_not_been(weighting, optimizer):
+    net, state = fit(FAULTS, weighting(), optimizer)
+    sound, expected = fit([1.0] * FAULTS.count(1.0), weighting(), optimizer)
+    torch.testing.assert_close(tensors(net), tensors(sound), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
+    assert net.skipped_steps == 5
+    assert sound.skipped_steps == 0
+
+
+def test_of_accumulated_batches_only_the_faulty_are_skipped():
+    """The sum over the micro-batches of a step is divided by their number, be some of them skipped."""
+    rows = batches([1.0, 1.0]).dataset
+    net, _ = fit([1.0, NAN, NAN, 1.0], None, "SGD", accumulate_grad_batches=2)
+    torch.manual_seed(0)
+    expected = Faulty(optimizer="SGD")
+    optimizer = expected.configure_optimizers()
+    for index, row in enumerate(rows):
+        optimizer.zero_grad()
+        (expected.training_step(row, index) / 2).backward()
+        optimizer.step()
+    torch.testing.assert_close(tensors(net), tensors(expected))
+
+
+def test_rows_leave_skipped_steps_out_and_one_warning_names_the_task():
+    monitor = UncertaintyMonitor(table=False)
+    net = Faulty()
+    fitted = trainer(max_epochs=1, callbacks=[monitor], log_every_n_steps=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted.fit(net, batches([1.0, NAN, 1.0, NAN, INF, NAN]))
+    ours = [str(warning.message) for warning in caught if "skipped" in str(warning.message)]
+    assert len(ours) == 1
+    assert "{'depth': nan}" in ours[0]
+    assert net.skipped_steps == 4
+    assert [row["step"] for row in monitor.history.rows] == [1, 3]  # nothing to tell in the third
+    assert all(row["loss/depth"] > 0 for row in monitor.history.rows)
+
+
+def test_by_default_the_task_is_named_before_backward():
+    net = Faulty(on_nonfinite="raise")
+    before = tensors(net)
+    with pytest.raises(ValueError, match="loss of task 'depth' should be finite and at least 0: found nan"):
+        trainer().fit(net, batches([NAN, 1.0]))
+    assert all(parameter.grad is None for parameter in net.parameters())
+    torch.testing.assert_close(tensors(net), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_negative_loss_is_no_fault_to_skip():
+    with pytest.raises(ValueError, match="'depth' should be finite and at least 0: found -"):
+        trainer().fit(Faulty(), batches([-1.0]))
+
+
+def test_elsewhere_than_on_eager_cpu_steps_are_skipped_at_once_and_errors_told_with_the_next_row(monkeypatch):
+    for module in ("mixin", "likelihoods", "weightings._learnt"):
+        monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
+    net, _ = fit(FAULTS, None)
+    assert net.skipped_steps == 5
+    with pytest.raises(
+        ValueError, match="'depth' should be finite and at least 0: found a value that is negative, NaN"
+    ):
+        trainer(callbacks=[UncertaintyMonitor()]).fit(Faulty(on_nonfinite="raise"), batches([1.0, NAN]))
+
+
+def test_any_other_word_is_refused():
+    with pytest.raises(ValueError, match="on_nonfinite should be 'raise' or 'skip_step': found 'ignore'"):
+        Faulty(on_nonfinite="ignore")
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"accumulate_grad_batches": 2}, "2 processes with accumulated batches"),
+        ({"plugins": [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))]}, "with a GradScaler"),
+    ],
+)
+def test_over_processes_steps_that_cannot_be_skipped_are_refused_at_the_start(options, found, monkeypatch):
+    monkeypatch.setattr("lightning_uncertainty.trainers.world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match=f"should have whole steps to skip: found .*{found}"):
+        trainer(**options).fit(Faulty(), batches([1.0]))
+    trainer(max_epochs=1, **options).fit(Faulty(on_nonfinite="raise"), batches([1.0]))
+
+
+def test_missing_labels_are_no_fault():
+    net = Faulty()
+    assert net.weigh({"depth": (torch.tensor(NAN), 0.0), "kind": torch.tensor(1.0)}) is not None
+    assert net.skipped_steps == 0
