@@ -108,7 +108,13 @@ def judge(measured: Estimate, *, at_most: float = math.inf, at_least: float = -m
     return "not resolved"
 
 
-def begin(title: str, description: str | None, seconds: float, packages: Iterable[str]) -> float:
+def begin(
+    title: str,
+    description: str | None,
+    seconds: float,
+    packages: Iterable[str],
+    clock: str = "CPU time of the process",
+) -> float:
     """Set torch up, print a title, the machine's essentials and the command; return how long to measure."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seconds", type=float, default=seconds, help="how long to measure")
@@ -119,7 +125,7 @@ def begin(title: str, description: str | None, seconds: float, packages: Iterabl
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     print(
         f"# {title}\n\n{os.cpu_count()} CPUs ({platform.machine()}), {torch.get_num_threads()} thread, "
-        f"Python {platform.python_version()}, {versions}. CPU time of the process, rounds in random order, median of "
+        f"Python {platform.python_version()}, {versions}. {clock}, rounds in random order, median of "
         f"same-round differences or ratios [95 % interval]. Made by `{command}`.\n"
     )
     return chosen
