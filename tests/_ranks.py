@@ -1,141 +1,240 @@
-"""A module whose batches are dealt out to the ranks, unequally labelled, and the program that each rank runs."""
+"""Modules whose batches are dealt out to the ranks, unequally labelled, and how the ranks are run."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed
+from pytorch_lightning import LightningModule
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torchmetrics import Accuracy, MeanAbsoluteError
 
-from lightning_uncertainty import AnalyticUncertaintyWeighting, FixedWeighting, UncertaintyMonitor, UncertaintyWeighting
+from lightning_uncertainty import MultiTaskMixin, Task, masked_sum
 from lightning_uncertainty.weightings import Weighting
-from tests._nets import Owning, tensors, trainer
 
+ROOT = Path(__file__).parents[1]
+RANKS = 2
 STEPS = 20
 BATCH = 12  # of all ranks together
+COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce", "reduce_scatter_tensor")
+
+Rows = dict[str, torch.Tensor]
 
 
-def batch_of(step: int) -> dict[str, torch.Tensor]:
-    """Twelve rows; rank 0 of two has most labels of `depth`, and of `kind` none, one rank's, or all."""
+def batch_of(step: int) -> Rows:
+    """Twelve rows; rank 0 has most labels of `depth`, of `kind` none, one rank's or all, `width` comes and goes."""
     rng = torch.Generator().manual_seed(step)
     x = torch.randn(BATCH, 4, generator=rng)
     depth = 3 * x[:, 0] + torch.randn(BATCH, generator=rng)
+    width = x[:, 1] - x[:, 2] + torch.randn(BATCH, generator=rng)
     kind = x[:, :3].argmax(1)
     depth[1:10:2] = torch.nan
     depth[8:] = torch.nan
-    absent = {0: slice(6, 12), 1: slice(0, 0), 2: slice(0, 12), 3: slice(0, 6), 4: slice(1, 5)}[step % 5]
-    kind[absent] = -100
-    return {"x": x, "depth": depth, "kind": kind}
+    width[[slice(2, 9), slice(0, 6), slice(6, 12)][step % 3]] = torch.nan
+    kind[[slice(6, 12), slice(0, 0), slice(0, 12), slice(0, 6), slice(1, 5)][step % 5]] = -100
+    return {"x": x, "depth": depth, "width": width, "kind": kind}
 
 
-class Dealt(Owning):
-    """Owning, fed by `batch_of`; `optimizer` is the name of a class in torch.optim."""
+def shares(batch: Rows, step: int) -> list[Rows]:
+    """Six rows for each rank; of the last step ten and two, as the end of an epoch may leave them."""
+    cut = 10 if step == STEPS - 1 else 6
+    return [{name: column[rows] for name, column in batch.items()} for rows in (slice(cut), slice(cut, None))]
 
-    def __init__(self, weighting: Weighting, optimizer: str = "SGD") -> None:
-        super().__init__(weighting)
+
+class Dealt(MultiTaskMixin, LightningModule):
+    """Three tasks that own their losses; on one process it sees what the ranks see together.
+
+    `batches` are by step, all shares of each; `optimizer` is the name of a class in torch.optim. It makes sure that
+    each micro-batch takes one collective of ours, and that at the end of a fit the ranks hold the same bits.
+    """
+
+    all_reduces = 1  # of a micro-batch
+
+    def __init__(self, weighting: Weighting, optimizer: str = "SGD", **tasks: str) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(4, 8)
+        self.register_tasks(
+            {
+                "depth": Task("gaussian", head=nn.Linear(8, 1), metrics=MeanAbsoluteError()),
+                "width": Task("gaussian", head=nn.Linear(8, 1)),
+                "kind": Task("categorical", head=nn.Linear(8, 3), metrics=Accuracy("multiclass", num_classes=3)),
+            },
+            weighting=weighting,
+            **tasks,
+        )
         self.optimizer_name = optimizer
-        self.reductions = 0
+        self.batches = [shares(batch_of(step), step) for step in range(STEPS)]
+
+    def own(self, parts: list[Rows]) -> list[Rows]:
+        return parts if self.trainer.world_size == 1 else [parts[self.global_rank]]
 
     def train_dataloader(self):
-        share = BATCH // self.trainer.world_size
-        own = slice(self.global_rank * share, (self.global_rank + 1) * share)
-        batches = [{name: column[own] for name, column in batch_of(step).items()} for step in range(STEPS)]
-        return DataLoader(batches, batch_size=None)
+        return DataLoader([self.own(parts) for parts in self.batches], batch_size=None)
 
     def val_dataloader(self):  # an uneven number of batches: rank 1 has one more
-        batches = self.train_dataloader().dataset[: 3 + self.global_rank]
-        return DataLoader(batches, batch_size=None)
+        return DataLoader(self.train_dataloader().dataset[: 3 + self.global_rank], batch_size=None)
+
+    def training_step(self, parts, batch_idx):
+        return self.step(parts, "train")
+
+    def validation_step(self, parts, batch_idx):
+        self.step(parts, "val")
+
+    def step(self, parts, stage):
+        batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return self.task_step(self.trunk(batch["x"]).tanh(), batch, stage)
 
     def configure_optimizers(self):
         return getattr(torch.optim, self.optimizer_name)(self.parameter_groups(lr=1e-2))
 
-    def on_fit_start(self):
-        all_reduce = torch.distributed.all_reduce
-
-        def counted(*args, **kwargs):
-            self.reductions += 1
-            return all_reduce(*args, **kwargs)
-
-        self.original, torch.distributed.all_reduce = all_reduce, counted
+    def on_train_start(self):
+        assert self.trainer.world_size == self.trainer.num_devices
 
     def on_train_batch_start(self, batch, batch_idx):
-        self.reductions = 0
+        self.counted = ExitStack()
+        originals = {name: getattr(torch.distributed, name) for name in COLLECTIVES}
+        self.calls = [
+            self.counted.enter_context(patch.object(torch.distributed, name, side_effect=original))
+            for name, original in originals.items()
+        ]
 
-    def on_before_zero_grad(self, optimizer):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.counted.close()
         if self.trainer.world_size > 1:
-            assert self.reductions == 1, f"{self.reductions} all-reduces in a step"
-
-    def on_fit_end(self):
-        torch.distributed.all_reduce = self.original
-        del self.original
+            counts = [call.call_count for call in self.calls]
+            assert counts == [self.all_reduces] + [0] * (len(COLLECTIVES) - 1), dict(
+                zip(COLLECTIVES, counts, strict=True)
+            )
+        del self.counted, self.calls
 
     def on_train_end(self):
         if self.trainer.world_size > 1:
-            for tensor in nn.ModuleList([self.task_weighting]).state_dict().values():
-                if isinstance(tensor, torch.Tensor):
-                    both = [torch.empty_like(tensor) for _ in range(2)]
-                    torch.distributed.all_gather(both, tensor)
-                    assert torch.equal(*both), "ranks disagree"
+            state = {**tensors(self), **optimizer_tensors(self.trainer.optimizers[0])}
+            for name, tensor in state.items():
+                both = [torch.empty_like(tensor) for _ in range(RANKS)]
+                torch.distributed.all_gather(both, tensor)
+                first, second = (each.reshape(-1).view(torch.uint8) for each in both)
+                assert torch.equal(first, second), f"ranks disagree on {name}"
 
 
-CASES = {
-    "uncertainty, SGD, float32": (UncertaintyWeighting, {}, "SGD", "32-true", 1e-6),
-    "uncertainty, SGD, float64": (UncertaintyWeighting, {}, "SGD", "64-true", 1e-12),
-    "uncertainty, Adam, float64": (UncertaintyWeighting, {}, "Adam", "64-true", 1e-12),
-    "uncertainty from 0, SGD, float64": (UncertaintyWeighting, {"start": 0.0}, "SGD", "64-true", 1e-12),
-    "analytic, SGD, float64": (AnalyticUncertaintyWeighting, {}, "SGD", "64-true", 1e-12),
-    "fixed, SGD, float64": (FixedWeighting, {}, "SGD", "64-true", 1e-12),
-}
+class PlainMeans(Dealt):
+    """It computes its losses, as means, which count alike on every rank."""
+
+    def step(self, parts, stage):
+        means = [self.means(part) for part in parts]
+        if len(parts) == 1:
+            return self.weigh(means[0], stage)
+        return self.weigh({task: (sum(mean[task] for mean in means), float(len(means))) for task in means[0]}, stage)
+
+    def means(self, part):
+        features = self.trunk(part["x"]).tanh()
+        depth, width, kind = (head(features) for head in self.task_heads.values())
+        x = part["x"]
+        return {
+            "depth": F.mse_loss(depth[:, 0], 3 * x[:, 0]),
+            "width": F.mse_loss(width[:, 0], x[:, 1] - x[:, 2]),
+            "kind": F.cross_entropy(kind, x[:, :3].argmax(1)),
+        }
 
 
-def fit(case: str, **options) -> tuple[Dealt, dict[str, float]]:
-    """Train a case from seed 0; return the module and what was logged."""
-    kind, arguments, optimizer, precision, _ = CASES[case]
-    torch.manual_seed(0)
-    net = Dealt(kind(**arguments), optimizer)
-    monitor = UncertaintyMonitor(table=False)
-    options = {"precision": precision, "use_distributed_sampler": False, "num_sanity_val_steps": 0, **options}
-    fitted = trainer(max_epochs=1, callbacks=[monitor], **options)
-    fitted.fit(net)
-    return net, {key: value.item() for key, value in fitted.callback_metrics.items()}
+class SkippedHeads(Dealt):
+    """It computes its losses; None, or NaN of no labels, stands for a task without labels, whose head does not run."""
+
+    def step(self, parts, stage):
+        batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        features = self.trunk(batch["x"]).tanh()
+        pairs = {task: self.pair(task, head, features, batch) for task, head in self.task_heads.items()}
+        return self.weigh(pairs, stage)
+
+    def pair(self, task, head, features, batch):
+        label = batch[task]
+        observed = label >= 0 if task == "kind" else ~label.isnan()
+        if not observed.any():
+            return (features.new_tensor(torch.nan), 0.0) if task == "width" else None
+        if task == "kind":
+            return F.cross_entropy(head(features), label, reduction="sum"), observed.sum()
+        return masked_sum((head(features)[:, 0] - label.nan_to_num()).square(), observed)
 
 
-def run_two(out: Path) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]]:
-    """Run every case on two processes; return tensors and logged values by case."""
+class Together(Dealt):
+    """Several that train side by side as parts of one, so that one launch of processes does for all."""
+
+    def __init__(self, first: Weighting, others: dict[str, Dealt]) -> None:
+        super().__init__(first)
+        self.others = nn.ModuleDict(others)
+        self.all_reduces = 1 + len(others)
+
+    def training_step(self, parts, batch_idx):
+        return sum((net.step(parts, "train") for net in self.others.values()), self.step(parts, "train"))
+
+    def parameter_groups(self, lr, **options):
+        others = [group for net in self.others.values() for group in net.parameter_groups(lr, **options)]
+        theirs = {id(parameter) for parameter in self.others.parameters()}
+        own = super().parameter_groups(lr, **options)
+        own[0]["params"] = [parameter for parameter in own[0]["params"] if id(parameter) not in theirs]
+        return own + others
+
+
+def tensors(module: nn.Module) -> Rows:
+    """The state without the task names beside it."""
+    return {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Rows:
+    """What an optimizer remembers, as Adam's moments and steps, by position and name."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{i}.{name}": value.clone() for i, own in state.items() for name, value in own.items() if value is not None
+    }
+
+
+def run(command: list[str], environments: list[dict[str, str]], folder: Path, timeout: float) -> None:
+    """Run a command in every environment at once; fail with what they said last when one fails or time is up."""
+    logs = [folder / f"rank{rank}.log" for rank in range(len(environments))]
+    processes = []
+    try:
+        for environment, log in zip(environments, logs, strict=True):
+            whole = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+            with log.open("w") as file:
+                options = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+                processes.append(subprocess.Popen(command, env=whole, **options))
+        deadline = time.monotonic() + timeout
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            if any(process.poll() for process in processes):
+                deadline = min(deadline, time.monotonic() + 2)  # for the others to say the same
+            time.sleep(0.05)
+        codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            process.wait()
+    said = "\n".join(f"-- rank {rank}, code {codes[rank]}\n{log.read_text()[-4000:]}" for rank, log in enumerate(logs))
+    assert not any(code is None or code for code in codes), f"after {timeout:g} s at most\n{said}"
+
+
+def rank_environments() -> list[dict[str, str]]:
+    """What torchrun would tell two ranks on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
-    root = str(Path(__file__).parents[1])
-    processes = []
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-        environment = {**os.environ, **common, **own, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests._ranks", str(out)]
-        with (out.parent / f"rank{rank}.log").open("w") as log:
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=150) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    logs = "\n".join((out.parent / f"rank{rank}.log").read_text() for rank in range(2))
-    assert codes == [0, 0], logs
-    return torch.load(out)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(RANKS), "TORCHELASTIC_RUN_ID": "test"}
+    common |= {"GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(RANKS)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(RANKS)]
 
 
-if __name__ == "__main__":
-    results = {}
-    for case in CASES:
-        net, logged = fit(case, strategy="ddp", devices=2)
-        results[case] = tensors(net), logged
-    if torch.distributed.get_rank() == 0:
-        torch.save(results, sys.argv[1])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+def results(program: str, out: Path, environments: list[dict[str, str]], timeout: float) -> dict:
+    """Run a module of the tests in every environment; return what it saved."""
+    run([sys.executable, "-W", "ignore", "-m", program, str(out)], environments, out.parent, timeout)
+    return torch.load(out, weights_only=False)
