@@ -1,0 +1,125 @@
+"""The Tuner and BackboneFinetuning: what they do to the rates, and that they leave no trace in σ."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import BackboneFinetuning, Callback
+from pytorch_lightning.tuner import Tuner
+from torch import nn
+
+from lightning_uncertainty import UncertaintyMonitor
+from tests._nets import Plain, tensors, trainer, tuples
+
+
+class Tuned(Plain):
+    def __init__(self):
+        super().__init__()
+        self.lr, self.batch_size, self.rates, self.seen = 1e-3, 4, [], []
+
+    def training_step(self, batch, batch_idx):
+        losses = self.losses(batch)
+        self.rates.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
+        self.seen.append(losses["depth"].item())
+        return self.weigh(losses)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameter_groups(lr=self.lr))
+
+    def train_dataloader(self):
+        return tuples(64, self.batch_size)
+
+    val_dataloader = train_dataloader
+
+
+def search(tuner, net):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(weights_only|LeafSpec)")
+        tuner(net)
+
+
+def rows_of(fit):
+    """Steps and losses of the monitor's rows."""
+    rows = fit.callbacks[0].history.rows
+    return [row["step"] for row in rows], [row["loss/depth"] for row in rows]
+
+
+def test_lr_find_searches_with_one_rate_and_leaves_no_trace_but_the_suggestion(capsys):
+    net, fit = Tuned(), trainer(max_epochs=1, callbacks=[UncertaintyMonitor(table=False)])
+    before = tensors(net)
+    search(lambda net: Tuner(fit).lr_find(net, num_training=20, max_lr=0.1), net)
+    assert all(network == own for network, own in net.rates)
+    torch.testing.assert_close(tensors(net), before, rtol=0, atol=0, equal_nan=True)
+    assert net.lr != 1e-3
+    net.rates.clear()
+    fit.fit(net)
+    assert net.rates[-1] == pytest.approx([net.lr, 10 * net.lr])
+    assert rows_of(fit) == (list(range(16)), pytest.approx(net.seen[-16:]))
+
+
+@pytest.mark.parametrize(("threshold", "steps"), [(4.0, 2), (None, 16)])
+def test_lr_find_takes_a_total_below_zero_for_divergence_unless_told_not_to(threshold, steps, capsys):
+    """It stops where the loss exceeds four times the best, which below zero is always so; an epoch has 16 batches."""
+
+    class Small(Tuned):
+        def losses(self, batch):
+            return {name: loss * 1e-3 for name, loss in super().losses(batch).items()}
+
+    net, fit = Small(), trainer(max_epochs=1)
+    search(lambda net: Tuner(fit).lr_find(net, num_training=20, early_stop_threshold=threshold), net)
+    assert len(net.rates) == steps
+
+
+def test_scale_batch_size_leaves_no_trace_but_the_size(capsys):
+    net, fit = Tuned(), trainer(max_epochs=1, callbacks=[UncertaintyMonitor(table=False)])
+    before = tensors(net)
+    search(lambda net: Tuner(fit).scale_batch_size(net, max_trials=2, steps_per_trial=2), net)
+    torch.testing.assert_close(tensors(net), before, rtol=0, atol=0, equal_nan=True)
+    assert net.batch_size == 4
+    fit.fit(net)
+    assert rows_of(fit) == (list(range(16)), pytest.approx(net.seen[-16:]))
+
+
+class Rates(Callback):
+    """The rates at the end of each epoch."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_epoch_end(self, trainer, net):
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+class Finetuned(Plain):
+    def __init__(self, thawed_only=True):
+        super().__init__()
+        self.backbone, self.thawed_only = nn.Linear(4, 4), thawed_only
+
+    def losses(self, batch):
+        return super().losses((self.backbone(batch[0]), *batch[1:]))
+
+    def configure_optimizers(self):
+        network, own = self.parameter_groups(lr=1e-2)
+        if self.thawed_only:
+            network["params"] = [parameter for parameter in network["params"] if parameter.requires_grad]
+        return torch.optim.AdamW([network, own])
+
+
+def finetune(net):
+    watch = Rates()
+    thaw = BackboneFinetuning(unfreeze_backbone_at_epoch=2, lambda_func=lambda epoch: 1.5)
+    trainer(max_epochs=4, callbacks=[UncertaintyMonitor(table=False), thaw, watch]).fit(net, tuples())
+    return watch.rates
+
+
+def test_a_thawed_backbone_gets_its_group_and_leaves_the_log_variances_theirs():
+    net = Finetuned()
+    assert finetune(net) == [[0.01, 0.1]] * 2 + [[0.01, 0.1, pytest.approx(lr)] for lr in (1e-3, 1.5e-3)]
+    assert all(math.isfinite(value) for value in net.sigma().values())
+
+
+def test_a_frozen_backbone_that_is_in_the_optimizer_already_costs_the_log_variances_their_rate():
+    """Lightning then takes the last group for the backbone's, and that is ours."""
+    with pytest.warns(UserWarning, match="already exist within another group"):
+        assert finetune(Finetuned(thawed_only=False))[-1] == [0.01, pytest.approx(1.5e-3)]
