@@ -1,6 +1,6 @@
 """Any Lightning model becomes uncertainty-weighted."""
 
-from lightning_uncertainty.callbacks import UncertaintyMonitor
+from lightning_uncertainty.callbacks import UncertaintyMonitor, UncertaintyWarmUp
 from lightning_uncertainty.likelihoods import masked_sum
 from lightning_uncertainty.mixin import MultiTaskMixin
 from lightning_uncertainty.module import MultiTaskModule
@@ -14,6 +14,7 @@ __all__ = [
     "MultiTaskModule",
     "Task",
     "UncertaintyMonitor",
+    "UncertaintyWarmUp",
     "UncertaintyWeighting",
     "masked_sum",
 ]

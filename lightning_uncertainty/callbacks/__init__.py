@@ -1,5 +1,6 @@
-"""Callbacks: they read for humans; training is right without them."""
+"""Callbacks: training is right without them."""
 
 from lightning_uncertainty.callbacks.uncertainty_monitor import UncertaintyMonitor
+from lightning_uncertainty.callbacks.warm_up import UncertaintyWarmUp
 
-__all__ = ["UncertaintyMonitor"]
+__all__ = ["UncertaintyMonitor", "UncertaintyWarmUp"]

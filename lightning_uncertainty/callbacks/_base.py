@@ -1,12 +1,15 @@
-"""The Callback class of whichever Lightning packages are installed."""
+"""What all callbacks have in common: the Callback class of whichever Lightning packages are installed, and a check."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
 from pytorch_lightning import Callback
+from torch import nn
 
-__all__ = ["AnyCallback"]
+from lightning_uncertainty.mixin import MultiTaskMixin
+
+__all__ = ["AnyCallback", "check_module"]
 
 if find_spec("lightning") is not None:
     from lightning.pytorch import Callback as OtherCallback
@@ -18,3 +21,20 @@ else:
 
     class AnyCallback(Callback):  # type: ignore[no-redef]
         """A callback for the Trainer and the CLI of `pytorch_lightning`."""
+
+
+def check_module(callback: str, module: nn.Module) -> None:
+    """Look whether a callback has a module to work on.
+
+    Raises:
+        TypeError: the module is no `MultiTaskMixin`.
+        RuntimeError: it has no tasks.
+    """
+    if not isinstance(module, MultiTaskMixin):
+        kind = type(module).__name__
+        raise TypeError(
+            f"{callback} needs a MultiTaskMixin: found {kind}; write `class {kind}(MultiTaskMixin, LightningModule)` "
+            "and call register_tasks"
+        )
+    if not module.task_likelihoods():
+        module.check_setup()  # says that tasks are missing

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_uncertainty.callbacks._base import AnyCallback
+from lightning_uncertainty.callbacks._base import AnyCallback, check_module
 from lightning_uncertainty.callbacks._dominance import dominance
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._plot import Kind, plot_rows
 from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_rows
 from lightning_uncertainty.dashboards import log_config, log_task_table, log_tensorboard_layout, sigma_optima
-from lightning_uncertainty.mixin import MultiTaskMixin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,18 +74,12 @@ class UncertaintyMonitor(AnyCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Tell the loggers what will come, before Lightning writes the hyper-parameters."""
-        if not isinstance(pl_module, MultiTaskMixin):
-            raise TypeError(
-                f"UncertaintyMonitor watches a MultiTaskMixin: found {type(pl_module).__name__}; write "
-                f"`class {type(pl_module).__name__}(MultiTaskMixin, LightningModule)` and call register_tasks"
-            )
+        check_module("UncertaintyMonitor", pl_module)
         if sum(isinstance(callback, UncertaintyMonitor) for callback in trainer.callbacks) > 1:
             raise ValueError(
                 "a Trainer should have one UncertaintyMonitor, which logs to all its loggers: found several; the "
                 "second would find nothing left to log"
             )
-        if not pl_module.task_likelihoods():
-            pl_module.check_setup()  # says that tasks are missing
         about = self._about(pl_module)
         shown = {"sigma": bool(about["sigma_is"]), "held_out": trainer.enable_validation}
         self._boards = []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
 from lightning_uncertainty.precision import promote
+from lightning_uncertainty.weightings._blend import Blend
 from lightning_uncertainty.weightings._task_vectors import TaskVectors
 
 __all__ = ["Weighted", "Weighting", "named_vector"]
@@ -55,7 +56,7 @@ def named_vector(
     """
     check_names(values, tasks, what)
     for name, value in values.items():
-        if not math.isfinite(value) or value < minimum:
+        if not abs(value) <= torch.finfo(torch.float32).max or value < minimum:  # NaN too
             least = "" if minimum == -math.inf else f", at least {minimum:g}"
             raise ValueError(f"{what} should be finite numbers{least}: found {value} for task {name!r}")
     return tuple(float(values.get(name, default)) for name in tasks)
@@ -77,6 +78,7 @@ class Weighting(TaskVectors, ABC):
     Attributes:
         log_variance: the log-variances of the last training step `[T]`, NaN before a task's start; None for a
             weighting without them.
+        blend: what `blend_from` began; None else.
     """
 
     exponent: Tensor  # a
@@ -92,6 +94,7 @@ class Weighting(TaskVectors, ABC):
         self._options = {**options, "base_weights": self._base_weights}
         self._meanings: dict[str, str] = {}
         self._constants: dict[str, Any] = {}  # what each constant buffer holds, to the last digit
+        self.blend: Blend | None = None
         self.register_buffer("log_variance", None)
 
     def bind(self: Self, tasks: Mapping[str, Likelihood]) -> Self:
@@ -149,6 +152,8 @@ class Weighting(TaskVectors, ABC):
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self._fill_constants()  # a constant cast from float32 to float64 would keep float32's digits
+        if self.blend is not None:
+            self.blend.move(self.base_weight)
         return self
 
     def forward(self, losses: Tensor, present: Tensor) -> Weighted:
@@ -165,7 +170,11 @@ class Weighting(TaskVectors, ABC):
         device = losses.device.type
         on = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if on else nullcontext():
-            weighted = self.weigh(promote(losses), present)
+            losses = promote(losses)
+            weighted = self.weigh(losses, present)
+            if self.blend is not None and self.learning:
+                total, weights = self.blend(weighted.total, weighted.weights, losses, present)
+                weighted = Weighted(total, weights, weighted.log_variances)
         if self.learning and self.log_variance is not None and weighted.log_variances is not None:
             self.log_variance.copy_(weighted.log_variances)
         return weighted
@@ -173,6 +182,19 @@ class Weighting(TaskVectors, ABC):
     @abstractmethod
     def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
         """Return total, effective weights and log-variances; losses are float32 or wider."""
+
+    def blend_from(self, weights: Mapping[str, float] | None) -> None:
+        """Train on fixed weights, by task name, others 1, from which `blend.share` leads to the own; None ends it.
+
+        Evaluation has the weighting's own total and weights all the time, and checkpoints know nothing of it.
+
+        Raises:
+            ValueError: a name is no task, or a weight is not finite or negative.
+        """
+        if weights is None:
+            self.blend = None
+        else:
+            self.blend = Blend(named_vector(weights, self.tasks, 1.0, "blend_from", minimum=0.0), self.base_weight)
 
     def settle(self) -> None:
         """Read from the device what steps need not ask again; called where a read is free, as on logging steps."""
