@@ -41,15 +41,23 @@ class Rescale(Float32Module):
 
     def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1).clone())
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1).clone())
-        if self.mean.shape != self.std.shape:
-            raise ValueError(f"mean and std should be of one length: found {len(self.mean)} and {len(self.std)}")
-        if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
+        first = (torch.as_tensor(numbers, dtype=torch.float32, device="cpu").reshape(-1) for numbers in (mean, std))
+        self._mean, self._std = (numbers.clone() for numbers in first)
+        if self._mean.shape != self._std.shape:
+            raise ValueError(f"mean and std should be of one length: found {len(self._mean)} and {len(self._std)}")
+        if not (self._mean.isfinite().all() and self._std.isfinite().all() and (self._std > 0).all()):
             raise ValueError(
-                f"mean should be finite and std positive: found {self.mean.tolist()} and {self.std.tolist()}; compute "
-                "them from training labels that are not NaN"
+                f"mean should be finite and std positive: found {self._mean.tolist()} and {self._std.tolist()}; "
+                "compute them from training labels that are not NaN"
             )
+        self.register_buffer("mean", torch.empty(self._mean.shape, dtype=torch.float32))
+        self.register_buffer("std", torch.empty(self._std.shape, dtype=torch.float32))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill both buffers (also after a meta device)."""
+        self.mean.copy_(self._mean)
+        self.std.copy_(self._std)
 
     def forward(self, output: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (output.dim() - 2)) if output.dim() > 1 else (-1,)

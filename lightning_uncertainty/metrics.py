@@ -33,8 +33,8 @@ class TaskLoss(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("sum", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("sum", torch.zeros((), dtype=torch.float32, device="cpu"), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float32, device="cpu"), dist_reduce_fx="sum")
 
     def update(self, sum: Tensor, count: Tensor) -> None:
         self.sum += torch.where(count > 0, sum.detach(), 0.0)
@@ -69,8 +69,8 @@ class BalancedLoss(Metric):
     def __init__(self, powers: Mapping[str, float]) -> None:
         super().__init__()
         self.powers = dict(powers)
-        self.add_state("sums", torch.zeros(len(powers), dtype=torch.float32), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(len(powers), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(powers), dtype=torch.float32, device="cpu"), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(powers), dtype=torch.float32, device="cpu"), dist_reduce_fx="sum")
         self._absent = ""
         self._warned = False
 
@@ -104,6 +104,9 @@ class ObservedMetric(Metric):
     Args:
         metric: any torchmetrics metric; a copy is kept.
 
+    Raises:
+        ValueError: it was made on the meta device, where the numbers that it starts from are lost.
+
     Example:
         >>> from torchmetrics import MeanAbsoluteError
         >>> metric = ObservedMetric(MeanAbsoluteError())
@@ -117,8 +120,13 @@ class ObservedMetric(Metric):
 
     def __init__(self, metric: Metric) -> None:
         super().__init__()
+        if any(isinstance(first, Tensor) and first.is_meta for first in metric._defaults.values()):
+            raise ValueError(
+                f"a metric should be made on a device with memory: found {type(metric).__name__} on the meta device, "
+                "which forgets what it starts from; make it under `with torch.device('cpu'):`"
+            )
         self.metric = metric.clone()
-        self.add_state("labels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("labels", torch.zeros((), dtype=torch.int64, device="cpu"), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         if label.numel():

@@ -313,8 +313,12 @@ class MultiTaskMixin(_Host):
         """Return σ = e^{s/2} of the last training step by task; see the likelihood for its meaning and unit.
 
         NaN before a task's first labels; empty for a weighting without log-variances.
+
+        Raises:
+            RuntimeError: no tasks are registered, or those of a checkpoint do not fit these.
         """
         self._require_tasks("sigma")
+        self.task_weighting.check_tasks()
         log_variance = self.task_weighting.log_variance
         if log_variance is None:
             return {}

@@ -85,10 +85,10 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
 
 
 def check_shards(module: nn.Module, own: Parameters) -> None:
-    """Look whether FSDP2 shards the network and not the log-variances, whose gradients it then does not reduce.
+    """Look whether FSDP2 shards only a part of a module, as it reduces the gradients of no other; warn if so.
 
     Raises:
-        RuntimeError: so it is.
+        RuntimeError: it leaves out the log-variances.
     """
     if not torch.distributed.is_available() or all(
         type(parameter) is nn.Parameter for parameter in module.parameters()
@@ -97,10 +97,19 @@ def check_shards(module: nn.Module, own: Parameters) -> None:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-    sharded = any(isinstance(part, FSDPModule) for part in module.modules())
-    if sharded and not all(isinstance(parameter, DTensor) for parameter in own):
+    if not any(isinstance(part, FSDPModule) for part in module.modules()):
+        return
+    if not all(isinstance(parameter, DTensor) for parameter in own):
         raise RuntimeError(
             "the log-variances should be sharded where the network is, or each process would train its own: found "
             "them left out; add `fully_shard(self.task_weighting, mesh=self.device_mesh['data_parallel'])` to "
             "configure_model"
+        )
+    trained = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+    left_out = [name for name, parameter in trained if not isinstance(parameter, DTensor)]
+    if left_out:
+        warnings.warn(
+            "parameters should be sharded all or none, or each process trains its own of the others: found "
+            f"{', '.join(left_out)} left out; give their modules to fully_shard in configure_model, too",
+            stacklevel=2,
         )

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from lightning_uncertainty.heads import TaskHeads
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
 from lightning_uncertainty.metrics import BalancedLoss, ObservedMetric, TaskLoss
 from lightning_uncertainty.precision import Float32Module
@@ -77,7 +78,7 @@ def specify(tasks: Tasks) -> dict[str, Task]:
     specified: dict[str, Task] = {}
     for name, task in pairs:
         usable = isinstance(name, str) and re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)
-        if not usable or name in dir(nn.ModuleDict):
+        if not usable or name in dir(TaskHeads()):
             raise ValueError(
                 "a task's name should be letters, digits and underscores, not starting with a digit, and no attribute "
                 f"of torch.nn.ModuleDict (such as 'type', 'train' or 'values'): found {name!r}; rename it"
@@ -130,6 +131,16 @@ class TaskMetrics(Float32Module, nn.ModuleDict):
 
     def __init__(self, tasks: Mapping[str, Task], powers: Iterable[float]) -> None:
         super().__init__(_metrics_of(tasks, powers))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskMetrics:
+        metrics = [metric for metric in self.modules() if isinstance(metric, Metric)]
+        first = [(metric._defaults, name, value) for metric in metrics for name, value in metric._defaults.items()]
+        super()._apply(fn, recurse)
+        for defaults, name, value in first:  # `to_empty`, of which torchmetrics knows nothing, leaves them unfilled
+            emptied = defaults[name]
+            if isinstance(value, Tensor) and isinstance(emptied, Tensor) and not value.is_meta:
+                defaults[name] = value.to(emptied)
+        return self
 
     def keys_of(self, stage: str, task: str) -> list[str]:
         """Return the keys of the metrics that a task owns."""

@@ -78,3 +78,12 @@ def test_gradient_is_scaled_by_the_deviation():
 def test_numbers_that_make_no_sense(mean, std, match):
     with pytest.raises(ValueError, match=match):
         Rescale(mean, std)
+
+
+def test_made_on_the_meta_device_it_finds_its_numbers_again():
+    with torch.device("meta"):
+        head = Rescale(mean=[4.0, 5.0], std=torch.tensor([2.0, 3.0], device="cpu"))
+    assert head.mean.is_meta
+    head.to_empty(device="cpu").mean.fill_(7.0)
+    head.reset_parameters()
+    assert head(torch.ones(1, 2)).tolist() == [[6.0, 8.0]]

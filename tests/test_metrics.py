@@ -6,6 +6,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
 from lightning_uncertainty.likelihoods import as_likelihood
 from lightning_uncertainty.metrics import BalancedLoss, ObservedMetric, TaskLoss
+from lightning_uncertainty.tasks import Task, TaskMetrics
 from lightning_uncertainty.weightings import UncertaintyWeighting
 
 NAN = float("nan")
@@ -190,3 +191,24 @@ def test_observed_metric_called_as_a_function_accumulates():
     for target in (2.0, 4.0):
         metric(torch.tensor([1.0]), torch.tensor([target]))
     assert metric.compute() == 2.0
+
+
+def test_what_metrics_start_from_survives_memory_that_is_not_filled():
+    mine = MeanAbsoluteError()
+    with torch.device("meta"):
+        metrics = TaskMetrics({"depth": Task("gaussian", metrics=mine)}, [0.5])
+    metrics._apply(lambda tensor: torch.full_like(tensor, 7, device="cpu"))  # as to_empty may leave it
+    for key, values in [("loss", (torch.tensor(6.0), torch.tensor(2.0))), ("MeanAbsoluteError", (torch.ones(2),) * 2)]:
+        metric = metrics[f"val/depth/{key}"]
+        metric.reset()
+        metric.update(*values)
+    assert metrics["val/depth/loss"].compute() == 3.0
+    assert metrics["val/depth/MeanAbsoluteError"].compute() == 0.0
+    assert metrics["val/depth/MeanAbsoluteError"].labels == 2
+
+
+def test_a_metric_on_the_meta_device_is_refused():
+    with torch.device("meta"):
+        mine = MeanAbsoluteError()
+    with pytest.raises(ValueError, match="found MeanAbsoluteError on the meta device, which forgets"):
+        ObservedMetric(mine)
