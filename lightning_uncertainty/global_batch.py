@@ -22,7 +22,8 @@ def mean_losses(sums: Tensor, counts: Tensor | None, *, over_ranks: bool) -> tup
 
     Args:
         sums: `[T]`, with gradients.
-        counts: `[T]`; where 0, the sum is ignored, be it NaN. None counts 1 for each.
+        counts: `[T]`; where 0, the sum is ignored, be it NaN; a negative, NaN or infinite one makes the mean NaN. None
+            counts 1 for each.
         over_ranks: whether to reduce over the process group (training); otherwise there is no collective.
 
     Returns:
@@ -37,7 +38,7 @@ def mean_losses(sums: Tensor, counts: Tensor | None, *, over_ranks: bool) -> tup
         if ranks == 1:
             return sums, torch.ones_like(sums, dtype=torch.bool)
         counts = torch.ones_like(sums)
-    sums = torch.where(counts > 0, sums, 0.0)
+    sums = torch.where(counts == 0, 0.0, sums + 0 * counts.detach().sqrt())  # NaN for a count that makes no sense
     if ranks == 1:
         present = counts > 0
         return sums / torch.where(present, counts, 1.0), present

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_uncertainty.likelihoods import reads_values
 from lightning_uncertainty.weightings._base import Weighted, Weighting, named_vector
+from lightning_uncertainty.weightings._keep_for_backward import keep_for_backward
 
 __all__ = ["LearntWeighting"]
 
@@ -68,7 +69,7 @@ class LearntWeighting(Weighting):
         self._first_start = named_vector(self._given_start, self.tasks, 0.0, "start")
         self._switched_off = 0.0 in self._constants["base_weight"]
         self.register_buffer("start", self.vector())
-        self.register_buffer("started", self.vector(dtype=torch.bool))
+        self.register_buffer("started", self.vector())  # 0 or 1, as booleans cannot be averaged
         self.register_buffer("log_variance", self.vector())
         self.offset = nn.Parameter(self.vector())
 
@@ -88,14 +89,14 @@ class LearntWeighting(Weighting):
         total, weights = self.objective(s, losses, present)
         log_variances = s.detach()
         if not self._settled or self._switched_off:
-            log_variances = torch.where(self.started, log_variances, torch.nan)
+            log_variances = torch.where(self.started > 0, log_variances, torch.nan)
         if not self._settled:
             self._look_for_stragglers()
         return Weighted(total, weights, log_variances)
 
     def _start_from_data(self, raw: Tensor, losses: Tensor, present: Tensor) -> Tensor:
         """Return raw with tasks that have not started where this batch says; in training they start there."""
-        started = self.started.clone()  # autograd keeps it, and the buffer is about to change
+        started = keep_for_backward(self.started > 0)
         first, new = self.first_raw(raw.detach(), losses.detach(), present, started)
         if self.learning:
             with torch.no_grad():
@@ -103,7 +104,7 @@ class LearntWeighting(Weighting):
         # no gradient yet: at the optimum it is rounding error alone, which Adam would blow up to a whole step
         raw = torch.where(started, raw, torch.where(new, first.to(raw.dtype), raw.detach()))
         if self.learning:
-            self.started.logical_or_(new)
+            self.started.copy_(started | new)
         return raw
 
     def _look_for_stragglers(self) -> None:
@@ -117,7 +118,7 @@ class LearntWeighting(Weighting):
     def settle(self) -> None:
         """Look whether all tasks that are switched on have started; steps then skip the start from data."""
         if not self._settled:
-            self._settled = bool((self.started | (self.base_weight == 0)).all())
+            self._settled = bool(((self.started > 0) | (self.base_weight == 0)).all())
 
     def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *args: object) -> None:
         self._settled = False  # the checkpoint decides

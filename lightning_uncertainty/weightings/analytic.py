@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty.weightings._base import Weighted, Weighting
+from lightning_uncertainty.weightings._keep_for_backward import keep_for_backward
 
 __all__ = ["DEFAULT_DECAY", "AnalyticUncertaintyWeighting"]
 
@@ -73,7 +74,7 @@ class AnalyticUncertaintyWeighting(Weighting):
         optimum = self.optimum(mean_loss)
         assert optimum is not None
         started = steps > 0
-        s = torch.where(started, optimum, 0.0)
+        s = keep_for_backward(torch.where(started, optimum, 0.0))
         total, weights = self.balanced_objective(s, losses, present)
         return Weighted(total, weights, torch.where(started, optimum, torch.nan))
 
@@ -84,5 +85,6 @@ class AnalyticUncertaintyWeighting(Weighting):
             usable = usable & (self.steps == 0)
         steps = self.steps + usable
         rate = (1 - self.decay) / (1 - self.decay ** steps.clamp(min=1))
-        mean_loss = self.mean_loss + rate * (torch.where(usable, losses, self.mean_loss) - self.mean_loss)
-        return mean_loss, steps
+        newest = torch.where(usable, losses, self.mean_loss)
+        # `mean + rate · (newest - mean)` would lose a loss that has fallen by orders of magnitude to rounding
+        return torch.lerp(self.mean_loss.to(newest), newest, rate.to(newest)), steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -57,7 +56,7 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
         base_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(start, base_weights, mean_log_variance=mean_log_variance)
-        if not math.isfinite(mean_log_variance):
+        if not abs(mean_log_variance) <= torch.finfo(torch.float32).max:
             raise ValueError(f"mean_log_variance should be finite: found {mean_log_variance}")
         self.mean_log_variance = mean_log_variance
 
@@ -70,6 +69,7 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
         return free, self.usable(losses, present) & ~started
 
     def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        s = torch.where(present, s, 0.0)  # beside the mean of others an absent one may be beyond what exp can hold
         weights = torch.exp(self.log_factor - self.exponent * s) * present
         return (weights * losses).sum(), weights.detach()
 

@@ -102,8 +102,9 @@ class UncertaintyWeighting(LearntWeighting):
         losses = promote(losses)
         if self._shared:
             count = self.base_weight if steps is None else steps * self.base_weight
-            pooled = self.group @ torch.where(count > 0, count * losses, 0.0)  # c and r are alike in a group
-            losses = pooled / (self.group @ count).clamp(min=torch.finfo(pooled.dtype).tiny)
+            sums = torch.where(count > 0, count * losses, 0.0)  # c and r are alike in a group
+            group = self.group.to(sums)  # float64 losses may come to a float32 module
+            losses = (group @ sums) / (group @ count.to(sums)).clamp(min=torch.finfo(sums.dtype).tiny)
         optimum = optimal_log_variance(losses, self.exponent, self.log_ratio)
         return optimum if self._bounds is None else optimum.clamp(self.low, self.high)
 
