@@ -203,7 +203,8 @@ class MultiTaskMixin(_Host):
         check_optimizers(network, own, trainer.optimizers)
         if self._skips:
             check_skipping(trainer)
-        states = [optimizer.state.get(parameter) for optimizer in trainer.optimizers for parameter in own]
+        by_task = [*own, *self.task_heads.parameters()]  # their order is that of the tasks
+        states = [optimizer.state.get(parameter) for optimizer in trainer.optimizers for parameter in by_task]
         if self.task_weighting.remapped and any(states):
             raise RuntimeError(
                 "a checkpoint of other tasks cannot be resumed, as its optimizer state is by position: load its "
@@ -246,7 +247,7 @@ class MultiTaskMixin(_Host):
                 return self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
         if not self.task_weighting.learning:
             return self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
-        if not self._setup_checked and not torch.compiler.is_compiling():
+        if not (self._setup_checked and self.task_weighting.checked) and not torch.compiler.is_compiling():
             self.check_setup()
         means, present = mean_losses(sums, counts, over_ranks=True)
         values = means.detach()
@@ -299,7 +300,7 @@ class MultiTaskMixin(_Host):
         present = torch.ones_like(losses, dtype=torch.bool)
         with torch.no_grad():  # which changes no state of the weighting
             weights = self._weighted(losses, present).weights
-            others = self._weighted(1 + 3 * losses.flip(0), present).weights
+            others = self._weighted((losses + 1).square(), present).weights
         following = [name for name, same in zip(self._tasks, (weights == others).tolist(), strict=True) if not same]
         if following:
             raise ValueError(

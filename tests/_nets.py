@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytorch_lightning
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -94,15 +95,17 @@ def tensors(net) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
-def trainer(**options) -> Trainer:
-    quiet = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-        "max_epochs": 2,
-    }
-    return Trainer(**{**quiet, **options})
+QUIET = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+    "max_epochs": 2,
+}
+
+
+def trainer(package=pytorch_lightning, **options):
+    return package.Trainer(**{**QUIET, **options})

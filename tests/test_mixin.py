@@ -116,15 +116,7 @@ def test_both_packages_and_both_orders_of_bases(package, mixin_first):
         self.register_tasks({"depth": "gaussian", "kind": "categorical"})
 
     net = type("Net", bases, {"__init__": init, **body})()
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    fit = package.Trainer(
-        accelerator="cpu", max_epochs=1, log_every_n_steps=1, callbacks=[UncertaintyMonitor()], **quiet
-    )
+    fit = trainer(package, max_epochs=1, callbacks=[UncertaintyMonitor()])
     fit.fit(net, tuples(), tuples())
     assert set(fit.callback_metrics) >= {"sigma/depth", "weight/kind", "val/depth/loss", "val/balanced_loss"}
     assert all(math.isfinite(value) for value in net.sigma().values())
@@ -270,11 +262,12 @@ def test_training_reads_only_the_error_flag_and_started(weighting, monkeypatch):
     net.weigh(net.losses(BATCH))  # every task has its start from here on
     assert reads_of_a_step(net) == 1
     first = Plain(weighting())
+    first._setup_checked = True  # names are compared once a fit
     assert reads_of_a_step(first) == 1 + (weighting is UncertaintyWeighting)
     for module in ("mixin", "weightings._learnt"):  # as on a GPU
         monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
     off = Plain(weighting())
-    off._setup_checked = True  # names are compared once a fit
+    off._setup_checked = True
     assert [reads_of_a_step(off) for _ in range(3)] == [0, 0, 0]
 
 

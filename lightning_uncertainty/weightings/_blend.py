@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from lightning_uncertainty.weightings._keep_for_backward import keep_for_backward
+
 __all__ = ["Blend"]
 
 
@@ -35,6 +37,6 @@ class Blend:
 
     def __call__(self, total: Tensor, weights: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Return total and effective weights `[T]`, from the weighting's own."""
-        share = self.share.clone()  # autograd keeps it, and it may be filled before a backward
+        share = keep_for_backward(self.share.clone())  # it may be filled before a backward
         fixed = (1 - share) * self._weights * present
         return (fixed * losses).sum() + share * total, fixed + share * weights

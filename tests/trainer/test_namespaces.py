@@ -10,18 +10,9 @@ from torch import nn
 
 from lightning_uncertainty import Task, UncertaintyMonitor, UncertaintyWarmUp
 from lightning_uncertainty.module import MultiTaskSteps
-from tests._nets import dicts, tensors
+from tests._nets import QUIET, dicts, tensors, trainer
 
 PACKAGES = {"pytorch_lightning": pytorch_lightning, "lightning.pytorch": lightning.pytorch}
-QUIET = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 1,
-}
 
 
 class Configured(MultiTaskSteps):
@@ -45,7 +36,7 @@ OTHER = {"pytorch_lightning": "lightning.pytorch", "lightning.pytorch": "pytorch
 
 
 def fit_of(package, net, epochs=2, callbacks=(), **options):
-    fit = PACKAGES[package].Trainer(max_epochs=epochs, callbacks=list(callbacks), **QUIET)
+    fit = trainer(PACKAGES[package], max_epochs=epochs, callbacks=list(callbacks))
     fit.fit(net, dicts(), **options)
     return fit
 
@@ -79,9 +70,9 @@ def test_a_run_of_one_package_resumes_in_the_other(package, tmp_path):
     histories = [UncertaintyMonitor(table=False) for _ in range(3)]
 
     def fit(package, net, epochs, monitor, **options):
-        trainer = PACKAGES[package].Trainer(max_epochs=epochs, callbacks=[monitor], **QUIET)
-        trainer.fit(net, loader, **options)
-        return trainer
+        own = trainer(PACKAGES[package], max_epochs=epochs, callbacks=[monitor])
+        own.fit(net, loader, **options)
+        return own
 
     fit(package, whole, 4, histories[0])
     fit(package, half, 2, histories[1]).save_checkpoint(tmp_path / "half.ckpt")
@@ -105,7 +96,7 @@ def test_the_command_line_fits_with_our_callbacks_and_its_checkpoints_load(packa
         save_config_callback=None,
         seed_everything_default=False,
         auto_configure_optimizers=False,
-        args={"trainer": {**QUIET, "max_epochs": 2, "callbacks": callbacks}, "model": {"width": 6}},
+        args={"trainer": {**QUIET, "callbacks": callbacks}, "model": {"width": 6}},
     )
     line.trainer.fit(line.model, dicts())
     rows = line.trainer.callbacks[0].history.rows

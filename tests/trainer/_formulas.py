@@ -1,0 +1,184 @@
+"""What the formulas make of losses, one step written out in floats: the oracle of the fuzzer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightning_uncertainty.likelihoods import LIKELIHOODS
+from lightning_uncertainty.weightings import (
+    AnalyticUncertaintyWeighting,
+    BoundedUncertaintyWeighting,
+    ConstrainedUncertaintyWeighting,
+    FixedWeighting,
+    SoftOptimalUncertaintyWeighting,
+    UncertaintyWeighting,
+)
+from tests.trainer._fuzz import HUGE, Setup
+
+TINY = torch.finfo(torch.float32).tiny
+Vector = Sequence[float]
+
+
+@dataclass
+class Expected:
+    """What a step should give; `gradient` is that of the offset, `state` what the buffers should hold after it."""
+
+    total: float
+    size: float  # sum of the terms' sizes: what the total's rounding goes by
+    weights: Vector
+    log_variances: Vector | None
+    gradient: Vector | None
+    state: dict[str, Vector]
+
+
+def expected_step(
+    setup: Setup, state: Mapping[str, Vector], losses: Vector, present: Sequence[bool], learning: bool = True
+) -> Expected:
+    """What the weighting should make of mean losses, from the state before them."""
+    kinds = [LIKELIHOODS[kind] for kind in setup.kinds.values()]
+    c, a, r = ([getattr(kind, name) for kind in kinds] for name in ("factor", "exponent", "penalty"))
+    b = [setup.options.get("base_weights", {}).get(name, 1.0) for name in setup.tasks]
+    usable = [p and x > 0 and w > 0 for p, x, w in zip(present, losses, b, strict=True)]
+    if not learning and "steps" in state:
+        usable = [ok and not steps for ok, steps in zip(usable, state["steps"], strict=True)]
+    return _STEPS[setup.kind](setup, state, losses, present, usable, (c, a, r, b))
+
+
+def _exp(x: float) -> float:
+    return math.inf if x > 700 else math.exp(x)
+
+
+def _optimum(loss: float, c: float, a: float, r: float) -> float:
+    return math.log(a * c * max(loss, TINY) / r) / a
+
+
+def _summed(
+    terms: Sequence[float], weights: Vector, s: Vector | None, gradient: Vector | None, **state: Any
+) -> Expected:
+    return Expected(sum(terms), sum(map(abs, terms)), weights, s, gradient, state)
+
+
+def _fixed(setup, state, losses, present, usable, numbers) -> Expected:
+    weights = [p * setup.options["weights"].get(name, 1.0) for p, name in zip(present, setup.tasks, strict=True)]
+    return _summed([w * x for w, x in zip(weights, losses, strict=True)], weights, None, None)
+
+
+def _soft(setup, state, losses, present, usable, numbers) -> Expected:
+    b, temperature = numbers[3], setup.options["temperature"]
+    counted = [p and w > 0 for p, w in zip(present, b, strict=True)]
+    inverse = [min(1 / (x * temperature), HUGE) if x else HUGE for x in losses]
+    greatest = max((x for x, ok in zip(inverse, counted, strict=True) if ok), default=0.0)
+    powers = [math.exp(x - greatest) if ok else 0.0 for x, ok in zip(inverse, counted, strict=True)]
+    weights = [w * x / max(sum(powers), TINY) for w, x in zip(b, powers, strict=True)]
+    return _summed([w * x for w, x in zip(weights, losses, strict=True)], weights, None, None)
+
+
+def _kendall(s: Vector, losses: Vector, present: Sequence[bool], numbers: Any) -> tuple[list[float], list[float]]:
+    """Kendall's terms, and their weights."""
+    rows = list(zip(s, losses, present, *numbers, strict=True))
+    weights = [p * b * c * _exp(-a * x) if b else 0.0 for x, _, p, c, a, _, b in rows]
+    terms = [
+        part for w, (x, loss, p, _, _, r, b) in zip(weights, rows, strict=True) for part in (w * loss, p * b * r * x)
+    ]
+    return terms, weights
+
+
+def _analytic(setup, state, losses, present, usable, numbers) -> Expected:
+    decay, steps, means = setup.options["decay"], list(state["steps"]), list(state["mean_loss"])
+    for i, ok in enumerate(usable):
+        if ok:
+            steps[i] += 1
+            means[i] += (1 - decay) / (1 - decay ** steps[i]) * (losses[i] - means[i])
+    c, a, r, _ = numbers
+    best = [_optimum(mean, *n) for mean, *n in zip(means, c, a, r, strict=True)]
+    s = [x if n else 0.0 for x, n in zip(best, steps, strict=True)]
+    terms, weights = _kendall(s, losses, present, numbers)
+    reported = [x if n else math.nan for x, n in zip(best, steps, strict=True)]
+    return _summed(terms, weights, reported, None, mean_loss=means, steps=steps)
+
+
+def _begun(state, first: Vector, new: Sequence[bool]) -> tuple[list[float], dict[str, Vector]]:
+    """Raw numbers with tasks that start, and what that leaves behind."""
+    rows = list(zip(state["start"], state["offset"], first, new, strict=True))
+    raw = [x if n else start + offset for start, offset, x, n in rows]
+    begun = {"start": [x - offset if n else start for start, offset, x, n in rows]}
+    return raw, begun | {"started": [float(old or n) for old, n in zip(state["started"], new, strict=True)]}
+
+
+def _reported(s: Vector, after: Mapping[str, Vector]) -> list[float]:
+    return [x if started else math.nan for x, started in zip(s, after["started"], strict=True)]
+
+
+def _uncertainty_step(setup, state, losses, present, usable, numbers) -> Expected:
+    (c, a, r, b), tasks, span = numbers, setup.tasks, range(len(losses))
+    groups = [next((g for g in setup.options.get("shared", ()) if name in g), [name]) for name in tasks]
+    members = [[tasks.index(name) for name in group] for group in groups]
+    bounds = setup.options.get("bounds")
+    pairs = bounds if isinstance(bounds, Mapping) else dict.fromkeys(tasks, bounds or (-math.inf, math.inf))
+    low, high = zip(*[pairs.get(name, (-math.inf, math.inf)) for name in tasks], strict=True)
+    first, new = [0.0] * len(tasks), [False] * len(tasks)
+    for i in span:
+        seen, begun = [j for j in members[i] if usable[j]], [j for j in members[i] if state["started"][j]]
+        new[i] = bool(seen or begun) and not state["started"][i]
+        if begun:
+            first[i] = sum(state["start"][j] + state["offset"][j] for j in begun) / len(begun)
+        elif seen:
+            pooled = sum(b[j] * losses[j] for j in seen) / sum(b[j] for j in seen)
+            first[i] = min(max(_optimum(pooled, c[i], a[i], r[i]), low[i]), high[i])
+    raw, after = _begun(state, first, new)
+    shared = [sum(raw[j] for j in members[i]) / len(members[i]) for i in span]
+    s = [min(max(x, lo), hi) for x, lo, hi in zip(shared, low, high, strict=True)]
+    terms, weights = _kendall(s, losses, present, numbers)
+    slopes = [present[i] * (b[i] * r[i] - a[i] * weights[i] * losses[i]) for i in span]
+    kept = [
+        0.0 if (shared[i] <= low[i] and slopes[i] > 0) or (shared[i] >= high[i] and slopes[i] < 0) else slopes[i]
+        for i in span
+    ]
+    gradient = [sum(kept[j] for j in members[i]) if state["started"][i] else 0.0 for i in span]
+    return _summed(terms, weights, _reported(s, after), gradient, **after)
+
+
+def _bounded_step(setup, state, losses, present, usable, numbers) -> Expected:
+    b, floored = numbers[3], [max(x, TINY) for x in losses]
+    first = [math.log((x + math.sqrt(x * x + 8 * x)) / 4) for x in floored]
+    new = [ok and not started for ok, started in zip(usable, state["started"], strict=True)]
+    s, after = _begun(state, first, new)
+    rows = list(zip(s, losses, present, b, state["started"], strict=True))
+    weights = [p * w * _exp(-x) / 2 for x, _, p, w, _ in rows]
+    terms = [e * x for e, x in zip(weights, losses, strict=True)]
+    terms += [p * w * (max(x, 0.0) + math.log1p(math.exp(-abs(x)))) for x, _, p, w, _ in rows]
+    gradient = [
+        started * (p * w / (1 + _exp(-x)) - e * loss) for e, (x, loss, p, w, started) in zip(weights, rows, strict=True)
+    ]
+    return _summed(terms, weights, _reported(s, after), gradient, **after)
+
+
+def _constrained_step(setup, state, losses, present, usable, numbers) -> Expected:
+    c, a, r, b = numbers
+    first = [_optimum(x, *n) for x, *n in zip(losses, c, a, r, strict=True)]
+    new = [ok and not started for ok, started in zip(usable, state["started"], strict=True)]
+    raw, after = _begun(state, first, new)
+    counted = [bool(p and w > 0) for p, w in zip(present, b, strict=True)]
+    mean = sum(x for x, ok in zip(raw, counted, strict=True) if ok) / max(sum(counted), 1)
+    s = [x - mean + setup.options["mean_log_variance"] for x in raw]
+    weights = [p * w * e * _exp(-k * x) if w else 0.0 for x, p, e, k, w in zip(s, present, c, a, b, strict=True)]
+    terms = [w * x for w, x in zip(weights, losses, strict=True)]
+    slopes = [-k * term for k, term in zip(a, terms, strict=True)]
+    share = sum(slopes) / max(sum(counted), 1)
+    gradient = [started * (g - ok * share) for g, ok, started in zip(slopes, counted, state["started"], strict=True)]
+    return _summed(terms, weights, _reported(s, after), gradient, **after)
+
+
+_STEPS = {
+    UncertaintyWeighting: _uncertainty_step,
+    BoundedUncertaintyWeighting: _bounded_step,
+    ConstrainedUncertaintyWeighting: _constrained_step,
+    SoftOptimalUncertaintyWeighting: _soft,
+    AnalyticUncertaintyWeighting: _analytic,
+    FixedWeighting: _fixed,
+}

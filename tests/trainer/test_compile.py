@@ -1,0 +1,238 @@
+"""A compiled model trains as the eager one, in few graphs without breaks, whatever labels are missing."""
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lightning_uncertainty import MultiTaskMixin, Task, UncertaintyMonitor, UncertaintyWeighting, masked_sum
+from lightning_uncertainty.likelihoods import as_likelihood
+from tests._nets import tensors, trainer
+from tests.trainer._weightings import WEIGHTINGS
+
+TASKS = {"depth": ("gaussian", 1), "width": ("laplace", 1), "kind": ("categorical", 3), "edge": ("bernoulli", 1)}
+TWO, THREE = ("depth", "kind"), ("depth", "width", "kind")
+LOGGED_EVERY = 10
+LEARNT = {"UncertaintyWeighting", "BoundedUncertaintyWeighting", "ConstrainedUncertaintyWeighting"}
+GRAPHS = {True: 4, False: 2}  # of a step, by whether log-variances are learnt
+
+each_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS)
+
+
+@pytest.fixture(autouse=True)
+def _compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+class Owning(MultiTaskMixin, LightningModule):
+    """Depth 2, four tasks."""
+
+    def __init__(self, weighting, tasks, **options):
+        super().__init__()
+        self.trunk = nn.Linear(4, 8)
+        heads = {name: nn.Linear(8, TASKS[name][1]) for name in tasks}
+        self.make(heads, weighting, options)
+
+    def make(self, heads, weighting, options):
+        tasks = {name: Task(TASKS[name][0], head=head) for name, head in heads.items()}
+        self.register_tasks(tasks, weighting=weighting, **options)
+
+    def forward(self, x):
+        return self.trunk(x).tanh()
+
+    def training_step(self, batch, batch_idx):
+        return self.task_step(self(batch["x"]), batch, "train")
+
+    def validation_step(self, batch, batch_idx):
+        self.task_step(self(batch["x"]), batch, "val")
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameter_groups(lr=1e-2))
+
+
+class Computing(Owning):
+    """Depth 1: it computes its losses and hands over pairs."""
+
+    def make(self, heads, weighting, options):
+        self.heads = nn.ModuleDict(heads)
+        self.register_tasks({name: TASKS[name][0] for name in heads}, weighting=weighting, **options)
+
+    def losses(self, batch):
+        z = self(batch["x"])
+        out = {name: head(z) for name, head in self.heads.items()}
+        seen = ~batch["depth"].isnan()
+        error = (out["depth"][:, 0] - batch["depth"].nan_to_num()).square()
+        count = (batch["kind"] != -100).sum()
+        return {
+            "depth": masked_sum(error, seen),
+            "kind": (F.cross_entropy(out["kind"], batch["kind"], reduction="sum"), count),
+        }
+
+    def training_step(self, batch, batch_idx):
+        return self.weigh(self.losses(batch))
+
+
+def batches(count, tasks):
+    """In 2^T batches every subset of the tasks is without labels once."""
+    rng, dealt = torch.Generator().manual_seed(0), []
+    for step in range(count):
+        x, noise = torch.randn(8, 4, generator=rng), torch.randn(8, 2, generator=rng)
+        batch = {"depth": 3 * x[:, 0] + noise[:, 0], "width": x[:, 1] + noise[:, 1]}
+        batch |= {"kind": x[:, :3].argmax(1), "edge": (x[:, 3] > 0).float()}
+        for index, name in enumerate(tasks):
+            missing = slice(0, 8) if step >> index & 1 else slice(2 * index, 2 * index + 3)
+            batch[name][missing] = -100 if name == "kind" else torch.nan
+        dealt.append({"x": x, **{name: batch[name] for name in tasks}})
+    return dealt
+
+
+def fit(net, compiled=None, steps=40):
+    """Train what is compiled, or else the module; return the module's tensors and the monitor's rows."""
+    monitor = UncertaintyMonitor(table=False)
+    fitting = trainer(max_epochs=1, callbacks=[monitor], log_every_n_steps=LOGGED_EVERY)
+    dealt = DataLoader(batches(steps, tuple(net.task_likelihoods())), batch_size=None)
+    fitting.fit(net if compiled is None else compiled, dealt)
+    return tensors(net), monitor.history.rows
+
+
+def make(kind, weighting, tasks=THREE, **options):
+    torch.manual_seed(0)
+    return kind(WEIGHTINGS[weighting](), tasks, **options)
+
+
+def assert_same(found, expected):
+    (state, rows), (expected_state, expected_rows) = found, expected
+    assert len(rows) == len(expected_rows) > 0
+    torch.testing.assert_close(state, expected_state, rtol=1e-5, atol=1e-6, equal_nan=True)
+    for row, other in zip(rows, expected_rows, strict=True):
+        assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
+
+
+def compiled_module(net, backend):
+    return torch.compile(net, backend=backend, fullgraph=True)
+
+
+def compiled_forward(net, backend):
+    net.compile(backend=backend, fullgraph=True)
+    return net
+
+
+COMPILED = {"torch.compile(net)": compiled_module, "net.compile()": compiled_forward}
+
+
+@each_weighting
+@pytest.mark.parametrize("how", COMPILED)
+def test_a_compiled_fit_equals_an_eager_one(how, weighting):
+    """Tasks that own their heads; labels are missing in part, of some tasks, of all."""
+    net, backend = make(Owning, weighting), CompileCounterWithBackend("aot_eager")
+    found = fit(net, COMPILED[how](net, backend))
+    assert backend.frame_count == (GRAPHS[weighting in LEARNT] if how == "torch.compile(net)" else 1)
+    assert not counters["graph_break"]
+    assert_same(found, fit(make(Owning, weighting)))
+
+
+@pytest.mark.parametrize("weighting", ["ConstrainedUncertaintyWeighting", "AnalyticUncertaintyWeighting"])
+def test_a_compiled_fit_of_computed_losses_equals_an_eager_one(weighting):
+    """Pairs, of which some are of no labels."""
+    net, backend = make(Computing, weighting, TWO), CompileCounterWithBackend("aot_eager")
+    found = fit(net, torch.compile(net, backend=backend, fullgraph=True), 20)
+    assert not counters["graph_break"]
+    assert_same(found, fit(make(Computing, weighting, TWO), steps=20))
+
+
+@each_weighting
+def test_the_gradient_is_of_the_step_that_is_compiled(weighting):
+    """Backward comes after the step has changed its buffers; here it has the losses at hand to compute all anew."""
+    tasks = {name: as_likelihood(TASKS[name][0]) for name in THREE}
+    own, eager = (WEIGHTINGS[weighting]().bind(tasks) for _ in range(2))
+    compiled = torch.compile(lambda x, present: own(x.exp(), present), backend="aot_eager", fullgraph=True)
+    for present in ([True, True, False], [True, False, False], [True, True, True], [False, True, True]):
+        found = []
+        for weigh in (compiled, lambda x, present: eager(x.exp(), present)):
+            x = torch.linspace(-1, 3, 3).mul(sum(present)).requires_grad_()
+            total, weights, _ = weigh(x, torch.tensor(present))
+            total.backward()
+            torch.testing.assert_close(x.grad, weights * x.detach().exp())
+            found.append(x.grad)
+        torch.testing.assert_close(*found, rtol=1e-6, atol=0.0)
+        for one, other in zip(own.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-6)
+            assert torch.equal(one.grad == 0, other.grad == 0)  # Adam makes a whole step of any rounding error
+
+
+def test_all_subsets_of_labels_share_few_graphs():
+    """In 200 steps and 20 rows: one for the first step of a row, one for others, and both again before tasks start."""
+    net, backend = make(Owning, "UncertaintyWeighting", tuple(TASKS)), CompileCounter()
+    fit(net, torch.compile(net, backend=backend, fullgraph=True), 200)
+    assert backend.frame_count == 4
+
+
+def test_none_costs_a_graph_for_every_subset():
+    """Dynamo looks at the structure of a batch; masked labels leave it as it is."""
+    net, backend = make(Owning, "FixedWeighting", TWO), CompileCounter()
+    step = torch.compile(lambda batch: net.training_step(batch, 0), backend=backend)
+    dealt = batches(8, TWO)
+    graphs = []
+    for missing in ((), ("depth",), ("kind",), TWO):
+        for batch in dealt:
+            step({**batch, **dict.fromkeys(missing)})
+        graphs.append(backend.frame_count)
+    assert graphs == [2, 3, 4, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inductor's own
+def test_inductor_trains_as_eager_does():
+    net, eager = (make(Owning, "ConstrainedUncertaintyWeighting", TWO) for _ in range(2))
+    found, _ = fit(net, torch.compile(net, fullgraph=True), steps=LOGGED_EVERY - 1)
+    expected, _ = fit(eager, steps=LOGGED_EVERY - 1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_validation_compiles_around_what_is_logged():
+    ends = []
+    for compiled in (True, False):
+        net = make(Owning, "FixedWeighting", TWO)
+        fitting = trainer(max_epochs=1, callbacks=[UncertaintyMonitor(table=False)])
+        loader = DataLoader(batches(4, TWO), batch_size=None)
+        fitting.fit(torch.compile(net, backend="aot_eager") if compiled else net, loader, loader)
+        ends.append({key: value.item() for key, value in fitting.callback_metrics.items()})
+    assert "val/balanced_loss" in ends[0]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_step_is_skipped_in_a_compiled_fit_too(bad):
+    """At the price of a graph break, as the loss is read."""
+    ends = []
+    for compiled in (True, False):
+        net = make(Computing, "UncertaintyWeighting", TWO, on_nonfinite="skip_step")
+        dealt = batches(12, TWO)
+        dealt[4]["x" if bad != bad else "depth"][7] = bad
+        fitting = trainer(max_epochs=1, callbacks=[UncertaintyMonitor(table=False)])
+        model = torch.compile(net, backend="aot_eager") if compiled else net
+        with pytest.warns(UserWarning, match="a training step is skipped"):
+            fitting.fit(model, DataLoader(dealt, batch_size=None))
+        assert net.skipped_steps == 1
+        ends.append(tensors(net))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+
+
+# torch's compiler itself makes an instance of every autograd.Function that it meets
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_fit_within_bounds_equals_an_eager_one():
+    ends = []
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        net = Owning(UncertaintyWeighting(bounds={"depth": (-1.0, 1.5)}), TWO)
+        model = torch.compile(net, backend="aot_eager", fullgraph=True) if compiled else net
+        ends.append(fit(net, model, LOGGED_EVERY - 1)[0])
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,85 @@
+"""A fit that was killed with SIGKILL and resumed ends, to the last bit, as one that never was."""
+
+import pytest
+
+from tests.trainer._resume import BATCHES, CASES, LATE, LOGGED_EVERY, bits, run_killed
+
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(250)]
+
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """The ends of a case's resumed and of its uninterrupted fit."""
+    find = run_killed(tmp_path_factory.mktemp("killed"))
+    return lambda name: find(CASES[name])
+
+
+def first_row(resumed, case):
+    """The step of the first row after the resume, or None where it covers as many batches as ever."""
+    at = resumed["resumed_at"]
+    return None if at % LOGGED_EVERY == 0 else (at // LOGGED_EVERY + 1) * LOGGED_EVERY - 1
+
+
+def is_ours(row):
+    return any(key.startswith("weight/") for key in row)
+
+
+@every_case
+@pytest.mark.parametrize("part", ["module", "optimizer", "scheduler", "steps", "batches"])
+def test_the_end_is_the_same(case, part, ends):
+    resumed, whole = ends(case)
+    assert bits(resumed[part]) == bits(whole[part])
+
+
+@every_case
+def test_what_is_logged_afterwards_is_the_same(case, ends):
+    """The first row of the monitor aside; every other row, of the module and of other callbacks too."""
+    resumed, whole = ends(case)
+    first = first_row(resumed, case)
+    expected = [(step, row) for step, row in whole["logged"] if step >= resumed["resumed_at"]]
+    assert len(expected) > 3
+    logged, expected = (
+        [(s, r) for s, r in rows if s != first or not is_ours(r)] for rows in (resumed["logged"], expected)
+    )
+    assert bits(logged) == bits(expected)
+
+
+@every_case
+def test_the_history_is_the_same_but_for_the_first_row_afterwards(case, ends):
+    """That row covers the batches since the checkpoint alone: what came before went with the process."""
+    resumed, whole = ends(case)
+    first = first_row(resumed, case)
+    assert [row["step"] for row in resumed["history"]] == [row["step"] for row in whole["history"]]
+    for row, expected in zip(resumed["history"], whole["history"], strict=True):
+        if row["step"] != first:
+            assert bits(row) == bits(expected)
+            continue
+        accumulate = CASES[case].accumulate
+        since = resumed["seen"][: (first + 1 - resumed["resumed_at"]) * accumulate]
+        means = {task: [losses[task] for losses in since if task in losses] for task in ("depth", "kind", "late")}
+        assert {key.partition("/")[2] for key in row if "/" in key} == {task for task, seen in means.items() if seen}
+        for key, value in row.items():
+            kind, _, task = key.partition("/")
+            if kind == "loss":
+                assert value == pytest.approx(sum(means[task]) / len(means[task]))
+            elif kind != "sigma_gap" and set(row) == set(expected):
+                assert value == expected[key]
+
+
+@every_case
+def test_validations_are_the_same_but_for_one_that_lightning_leaves_out(case, ends):
+    """It resumes a checkpoint of an epoch's last batch behind the validation that was due then."""
+    resumed, whole = ends(case)
+    at, batches = resumed["resumed_at"], resumed["resumed_at"] * CASES[case].accumulate
+    left_out = at - 1 if batches % BATCHES == 0 else None
+    assert bits(resumed["evaluations"]) == bits([row for row in whole["evaluations"] if row["step"] != left_out])
+
+
+def test_every_place_was_reached(ends):
+    """Runs were killed before a checkpoint was there, on and off logging steps, before and after a task's start."""
+    at = [ends(case)[0]["resumed_at"] for case in CASES]
+    assert 0 in at
+    assert {first_row(ends(case)[0], case) is None for case in CASES} == {True, False}
+    assert min(at) < LATE <= max(at)
