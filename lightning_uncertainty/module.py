@@ -49,7 +49,7 @@ class MultiTaskSteps(MultiTaskMixin):
             optimizer: makes an optimizer of parameter groups, as torch.optim.AdamW does. Learning rate and weight decay
                 are those of the network; the log-variances have ten times the rate and no decay.
             lr_scheduler: makes a scheduler of the optimizer, stepped once an epoch. ReduceLROnPlateau follows
-                val/balanced_loss.
+                val/balanced_loss, which may be negative: give it threshold_mode="abs".
 
         Raises:
             ValueError: a task has no head, or a name of a task or metric cannot be used, or the weighting has numbers

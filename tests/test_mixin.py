@@ -286,20 +286,6 @@ def test_elsewhere_than_on_eager_cpu_no_value_is_read(weighting, monkeypatch):
             net.take_row()  # on logging steps, one is
 
 
-@pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
-def test_a_step_compiles_without_a_graph_break(weighting):
-    net, eager = Plain(weighting()), Plain(weighting())
-    eager.load_state_dict(net.state_dict())
-    compiled = torch.compile(lambda x, y, z: net.weigh(net.losses((x, y, z))), fullgraph=True, backend="eager")
-    for _ in range(4):
-        total, expected = compiled(*BATCH), eager.weigh(eager.losses(BATCH))
-        torch.testing.assert_close(total, expected)
-    total.backward()
-    row, expected_row = net.take_row(), eager.take_row()
-    assert row["loss"] == pytest.approx(expected_row["loss"])
-    assert net.sigma() == pytest.approx(eager.sigma())
-
-
 def test_elsewhere_than_on_eager_cpu_a_bad_loss_is_told_with_the_next_row(monkeypatch):
     monkeypatch.setattr("lightning_uncertainty.mixin.reads_values", lambda device: False)
     net = Plain()
@@ -621,22 +607,6 @@ def test_renamed_leads_from_older_names_to_tasks(renamed, found):
 
 
 # -- precision -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true"])
-def test_log_variances_learn_in_float32_or_wider(precision):
-    class Net(Plain):
-        def losses(self, batch):
-            x, depth, kind = batch
-            x, depth = x.to(self.depth.weight.dtype), depth.to(self.depth.weight.dtype)
-            return super().losses((x, depth, kind))
-
-    net = Net(UncertaintyWeighting(start=2.0))
-    trainer(precision=precision, max_epochs=1, callbacks=[UncertaintyMonitor()]).fit(net, tuples(), tuples())
-    wanted = torch.float64 if precision == "64-true" else torch.float32
-    assert net.task_weighting.dtypes() == {wanted}
-    assert net.task_weighting.offset.abs().min() > 1e-3
-    assert net.training_step(BATCH, 0).dtype == wanted
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12])

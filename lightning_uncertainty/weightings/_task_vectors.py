@@ -31,7 +31,6 @@ class TaskVectors(Float32Module):
         task_ids: a number for each name, `[T]`, saved where names cannot be.
         checked: whether `check_tasks` has passed since a checkpoint was loaded.
         remapped: whether the last checkpoint loaded had other tasks or another order.
-        checked: whether the names have been compared since.
         renamed: today's name of tasks that checkpoints know by an older one.
     """
 

@@ -88,9 +88,13 @@ def _uncertainty(draw: st.DrawFn, kinds: Mapping[str, str]) -> dict[str, Any]:
     if draw(st.booleans()):  # groups of one likelihood, and what follows from that
         alike = [[name for name in kinds if kinds[name] == kind] for kind in dict.fromkeys(kinds.values())]
         options["shared"] = [group for group in alike if draw(st.booleans())]
-        options["start"] = draw(st.sampled_from([None, -1.5, 4.0]))
-        options["bounds"] = draw(st.sampled_from([None, (-2.0, 5.0), (-math.inf, 4.0)]))
+        options["start"] = draw(st.sampled_from([None, -0.5, 0.5]))
+        options["bounds"] = draw(st.sampled_from([None, (-0.5, 1.0), (-math.inf, 4.0)]))
         return options
+    if draw(st.booleans()):  # bounds that most losses are beyond
+        return options | {
+            "bounds": draw(by_name(list(kinds), st.sampled_from([(-0.1, 0.1), (-1.0, math.inf)]), least=1))
+        }
     options["start"] = draw(_start(kinds))
     pairs = st.sampled_from([(-9.0, math.inf), (-math.inf, 4.0), (-20.0, 20.0)])
     options["bounds"] = draw(st.none() | pairs | by_name(list(kinds), pairs))

@@ -42,9 +42,9 @@ def loads(draw: st.DrawFn) -> tuple[Setup, Setup, dict[str, str]]:
             kinds[name] = old.kinds[name]
         elif fate == "renamed":
             renamed[name] = draw(st.sampled_from(["new", "newer", *NAMES]))
-    for new in renamed.values():
-        kinds.setdefault(new, "gaussian")
-    kinds |= dict.fromkeys(draw(st.sets(st.sampled_from(["more", "most"]), min_size=0 if kinds else 1)), "laplace")
+    added = draw(st.sets(st.sampled_from(["more", "most"]), min_size=0 if kinds or renamed else 1))
+    for new in [*renamed.values(), *sorted(added)]:
+        kinds.setdefault(new, draw(st.sampled_from(list(old.kinds.values()))))
     renamed = {old: new for old, new in renamed.items() if old not in kinds}
     kind = draw(st.sampled_from([old.kind, old.kind, old.kind, *OPTIONS]))
     return old, Setup(kinds, kind, draw(OPTIONS[kind](kinds))), renamed

@@ -62,6 +62,7 @@ class Before(LightningModule):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Paths of checkpoints, by weighting."""
+    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoints")
     nets = {name: Net("depth", "size", weighting=name) for name in WEIGHTINGS} | {"before": Before()}
     for name, net in nets.items():
