@@ -17,7 +17,7 @@ from lightning_uncertainty.global_batch import mean_losses, world_size
 from lightning_uncertainty.heads import TaskHeads
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood, reads_values
 from lightning_uncertainty.loss_vectors import TaskLossValue, check_known, stack_losses
-from lightning_uncertainty.optimizers import check_optimizers, check_shards, clip_separately, split_parameters
+from lightning_uncertainty.optimizers import check_optimizers, check_shards, clip_separately, split
 from lightning_uncertainty.precision import promote
 from lightning_uncertainty.step_window import StepWindow, unsound_loss
 from lightning_uncertainty.tasks import EVALUATION, STAGES, Stage, Task, TaskMetrics, Tasks, check_renamed, specify
@@ -149,7 +149,7 @@ class MultiTaskMixin(_Host):
             RuntimeError: no tasks are registered.
         """
         self._require_tasks("parameter_groups")
-        network, own = split_parameters(self, self.task_weighting)
+        network, own = split(self.parameters(), list(self.task_weighting.parameters()))
         groups = [{**group, "params": network, "lr": lr, "weight_decay": weight_decay}]
         if own:
             own_lr = 10 * lr if log_variance_lr is None else log_variance_lr
@@ -198,7 +198,7 @@ class MultiTaskMixin(_Host):
         trainer = trainer_of(self)
         if trainer is None:
             return
-        network, own = split_parameters(self, self.task_weighting)
+        network, own = split(self.parameters(), list(self.task_weighting.parameters()))
         check_shards(self, own)
         check_optimizers(network, own, trainer.optimizers)
         if self._skips:

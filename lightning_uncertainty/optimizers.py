@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-__all__ = ["check_optimizers", "check_shards", "clip_separately", "split_parameters"]
+__all__ = ["check_optimizers", "check_shards", "clip_separately", "split"]
 
 Parameters = list[nn.Parameter]
 
 
-def split_parameters(module: nn.Module, weighting: nn.Module) -> tuple[Parameters, Parameters]:
-    """Return the parameters of the network, and those of the weighting in it."""
-    own = list(weighting.parameters())
+def split(parameters: Iterable[nn.Parameter], own: Parameters) -> tuple[Parameters, Parameters]:
+    """Return the others, and those that are `own`."""
     ids = {id(parameter) for parameter in own}
-    return [parameter for parameter in module.parameters() if id(parameter) not in ids], own
+    parts: tuple[Parameters, Parameters] = ([], [])
+    for parameter in parameters:
+        parts[id(parameter) in ids].append(parameter)
+    return parts
 
 
 def clip_separately(optimizer: Optimizer, own: Parameters, value: float | None, algorithm: str | None) -> None:
@@ -35,10 +37,8 @@ def clip_separately(optimizer: Optimizer, own: Parameters, value: float | None, 
         raise ValueError(f"gradient_clip_algorithm should be one of {', '.join(clips)}: found {algorithm!r}")
     if not value:
         return
-    ids = {id(parameter) for parameter in own}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    clips[algorithm]([parameter for parameter in held if id(parameter) not in ids], value)
-    clips[algorithm]([parameter for parameter in held if id(parameter) in ids], value)
+    for part in split((parameter for group in optimizer.param_groups for parameter in group["params"]), own):
+        clips[algorithm](part, value)
 
 
 def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[Any]) -> None:

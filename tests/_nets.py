@@ -90,6 +90,17 @@ def dicts(n: int = 32, batch_size: int = 8, missing: bool = False) -> DataLoader
     return DataLoader(Rows(columns(n, missing)), batch_size=batch_size)
 
 
+def in_a_row(steps: int) -> DataLoader:
+    """The same batches every time, with labels that are missing."""
+    rng, batches = torch.Generator().manual_seed(0), []
+    for _ in range(steps):
+        x = torch.randn(16, 4, generator=rng)
+        depth = 3 * x[:, 0] + torch.randn(16, generator=rng)
+        depth[::3] = torch.nan
+        batches.append({"x": x, "depth": depth, "kind": x[:, :3].argmax(1)})
+    return DataLoader(batches, batch_size=None)
+
+
 def tensors(net) -> dict[str, torch.Tensor]:
     """The state without the task names beside it."""
     return {name: value.clone() for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}

@@ -5,10 +5,9 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from lightning_uncertainty import MultiTaskMixin, Task, UncertaintyMonitor
-from tests._nets import Owning, columns, tensors, trainer
+from tests._nets import Owning, columns, in_a_row, tensors, trainer
 from tests.trainer._weightings import WEIGHTINGS
 
 DEVICE = "cuda"
@@ -25,14 +24,7 @@ class Stepped(Owning):
     """Owning with an optimizer that half-precision networks stand too, and a fixed row of batches."""
 
     def train_dataloader(self):
-        rng = torch.Generator().manual_seed(0)
-        dealt = []
-        for _ in range(STEPS):
-            x = torch.randn(12, 4, generator=rng)
-            depth = 3 * x[:, 0] + torch.randn(12, generator=rng)
-            depth[::3] = torch.nan
-            dealt.append({"x": x, "depth": depth, "kind": x[:, :3].argmax(1)})
-        return DataLoader(dealt, batch_size=None)
+        return in_a_row(STEPS)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameter_groups(lr=1e-2))

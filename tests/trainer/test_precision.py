@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_uncertainty import FixedWeighting, MultiTaskMixin, UncertaintyMonitor, UncertaintyWeighting
 from lightning_uncertainty.weightings import BoundedUncertaintyWeighting, ConstrainedUncertaintyWeighting
-from tests._nets import Owning, trainer
+from tests._nets import Owning, in_a_row, trainer
 from tests.trainer._weightings import WEIGHTINGS
 
 TOLERANCES = {  # of every loss, σ and weight in a fit, relative to those of 32-true
@@ -49,13 +49,7 @@ class Net(Owning):
         self.optimizer, self.log_variance_lr = optimizer, log_variance_lr
 
     def train_dataloader(self):
-        rng, batches = torch.Generator().manual_seed(0), []
-        for _ in range(STEPS):
-            x = torch.randn(16, 4, generator=rng)
-            depth = 3 * x[:, 0] + torch.randn(16, generator=rng)
-            depth[::3] = torch.nan
-            batches.append({"x": x, "depth": depth, "kind": x[:, :3].argmax(1)})
-        return DataLoader(batches, batch_size=None)
+        return in_a_row(STEPS)
 
     def configure_optimizers(self):
         return self.optimizer(self.parameter_groups(lr=1e-2, log_variance_lr=self.log_variance_lr))
