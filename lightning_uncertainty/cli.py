@@ -9,21 +9,25 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, NoReturn
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_uncertainty import weightings
 from lightning_uncertainty.callbacks import UncertaintyMonitor
+from lightning_uncertainty.compare import SINGLE_TASK, compare
 from lightning_uncertainty.dashboards import save_wandb_workspace
 from lightning_uncertainty.examples.demo import demo
 from lightning_uncertainty.module import MultiTaskModule
 from lightning_uncertainty.report import read_run, write_report
 from lightning_uncertainty.tasks import Task
+from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["demo", "example", "main", "report", "workspace"]
 
@@ -33,6 +37,7 @@ TRAINER_COMMANDS = {
     "validate": "Evaluate it on the validation data: `validate --config X.yaml --ckpt_path Y.ckpt`.",
     "test": "Evaluate it on the test data, likewise.",
     "predict": "Write the outputs of its heads, likewise.",
+    "compare": "Train it under several weightings and seeds: `compare --config X.yaml --weightings Y.yaml`.",
 }
 
 
@@ -84,7 +89,8 @@ def main() -> None:
         from jsonargparse import auto_cli
     except ModuleNotFoundError:
         raise SystemExit("the command line needs jsonargparse: pip install 'lightning-uncertainty[cli]'") from None
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)  # Lightning's own
+    for message in (".*treespec, LeafSpec", "LightningCLI's args parameter"):  # Lightning's own
+        warnings.filterwarnings("ignore", message=message)
     if sys.argv[1:2] and sys.argv[1] in TRAINER_COMMANDS:
         _run_trainer_command()
         return
@@ -119,15 +125,16 @@ class _Parser(LightningArgumentParser):
 class _TrainerCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of a `MultiTaskModule`, always with a monitor."""
 
-    def __init__(self) -> None:
+    def __init__(self, prog: str = PROGRAM, **options: Any) -> None:
         super().__init__(
             _Configured,
             LightningDataModule,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # it would decay the log-variances
             parser_class=_Parser,
-            parser_kwargs={"prog": PROGRAM},
+            parser_kwargs={"prog": prog},
             save_config_kwargs={"overwrite": True},  # loggers without versions have one folder for all runs
+            **options,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -145,9 +152,71 @@ class _TrainerCLI(LightningCLI):
         print(f"Outputs by batch and task, for torch.load: {path}")
 
 
+class _CompareCLI(_TrainerCLI):
+    """`compare`: what `fit` would train, under several weightings."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{PROGRAM} compare", run=False, args=sys.argv[2:])
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what `compare` takes."""
+        super().add_arguments_to_parser(parser)
+        equal = {"class_path": "lightning_uncertainty.FixedWeighting"}
+        uncertainty = {"class_path": "lightning_uncertainty.UncertaintyWeighting"}
+        weightings = {"equal": equal, "uncertainty": uncertainty}
+        parser.add_argument(
+            "--weightings", type=dict[str, Weighting], default=weightings, help="by name, in place of model.weighting"
+        )
+        parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="one trial each")
+        parser.add_argument("--baseline", type=str | None, default=SINGLE_TASK, help="what the gain is relative to")
+        parser.add_argument("--best_by", type=str | None, default=None, help="log key that chooses the epoch")
+        parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of trials, table and plot")
+
+    def instantiate_classes(self) -> None:
+        """Leave it to the trials."""
+
+    def compare(self) -> None:
+        """Run the trials that are missing, print the table, and write table and plot."""
+        config, built = self.config, self._build()
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        callbacks = [one for one in built.trainer.callbacks or [] if not isinstance(one, Checkpoint)]
+
+        def make(weighting: Weighting) -> Any:
+            nonlocal built
+            built = self._build(weighting)
+            return built.model
+
+        found = compare(
+            make,
+            lambda: built.data,
+            built.weightings,
+            config.out,
+            seeds=config.seeds,
+            baseline=config.baseline,
+            best_by=config.best_by,
+            trainer={**built.trainer, "callbacks": callbacks, **quiet},
+            setup={"data": config.data},
+        )
+        print(found)
+        found.to_csv(config.out / "comparison.csv")
+        print(f"Numbers: {(config.out / 'comparison.csv').resolve()}")
+        if find_spec("matplotlib") is not None:
+            found.plot()[0].savefig(config.out / "comparison.png", dpi=120)
+            print(f"Plot: {(config.out / 'comparison.png').resolve()}")
+
+    def _build(self, weighting: Weighting | None = None) -> Any:
+        """Build anew what the configuration says, with another weighting."""
+        config = self.config.clone()
+        config.model.weighting = weighting
+        return self.parser.instantiate_classes(config)
+
+
 def _run_trainer_command() -> None:
     with _errors_as_sentences(ValueError):
-        _TrainerCLI()
+        if sys.argv[1] == "compare":
+            _CompareCLI().compare()
+        else:
+            _TrainerCLI()
 
 
 _NOISE = re.compile(

@@ -13,7 +13,9 @@ from typing import Any
 __all__ = [
     "KINDS",
     "LOG_KINDS",
+    "log_comparison",
     "log_config",
+    "log_picture",
     "log_task_table",
     "log_tensorboard_layout",
     "save_wandb_workspace",
@@ -153,6 +155,32 @@ def log_task_table(logger: Any, key: str, columns: Sequence[str], rows: Sequence
         logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
 
 
+def log_comparison(
+    logger: Any, columns: Sequence[str], rows: Sequence[Sequence[Any]], figure: Any, summary: Mapping[str, float]
+) -> None:
+    """Give a run of wandb the table and the picture of a comparison, and single numbers to its summary.
+
+    Args:
+        logger: the run, or a WandbLogger of either Lightning package.
+        columns: of the table.
+        rows: of the table.
+        figure: of matplotlib.
+        summary: by key.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    import wandb
+    from wandb.sdk.wandb_run import Run
+
+    run = logger if isinstance(logger, Run) else getattr(logger, "experiment", None)
+    if not isinstance(run, Run):
+        raise ValueError(f"a comparison should be logged to a WandbLogger or a run of wandb: found {logger!r}")
+    table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+    run.log({"comparison": table, "comparison_plot": wandb.Image(figure)})
+    run.summary.update(dict(summary))
+
+
 # -- TensorBoard -------------------------------------------------------------------------------------------------------
 
 
@@ -200,10 +228,15 @@ def log_tensorboard_layout(logger: Any, tasks: Iterable[str], *, prefix: str, si
     write = getattr(getattr(logger, "experiment", None), "add_custom_scalars", None)
     if not callable(write):
         return False
-    own = getattr(logger, "_prefix", "")  # TensorBoardLogger(prefix=...) puts it before every key
-    before = f"{own}{logger.LOGGER_JOIN_CHAR}" if own else ""
+    before = _before_keys(logger)
     write(tensorboard_layout(tasks, prefix=before + prefix, sigma=sigma, held_out=f"{before}val" if held_out else None))
     return True
+
+
+def _before_keys(logger: Any) -> str:
+    """Return what a TensorBoardLogger(prefix=...) puts before every key."""
+    own = getattr(logger, "_prefix", "")
+    return f"{own}{logger.LOGGER_JOIN_CHAR}" if own else ""
 
 
 def sigma_optima(sigma: Mapping[str, float], gaps: Mapping[str, float]) -> dict[str, float]:
@@ -217,6 +250,19 @@ def sigma_optima(sigma: Mapping[str, float], gaps: Mapping[str, float]) -> dict[
 
 
 # -- any logger --------------------------------------------------------------------------------------------------------
+
+
+def log_picture(logger: Any, key: str, figure: Any, step: int) -> None:
+    """Log a figure of matplotlib to a logger of wandb or TensorBoard; others get none."""
+    experiment = getattr(logger, "experiment", None)
+    write = getattr(experiment, "add_figure", None)
+    if callable(write):
+        write(_before_keys(logger) + key, figure, step, close=False)
+    elif "wandb" in sys.modules:
+        from wandb.sdk.wandb_run import Run
+
+        if isinstance(experiment, Run):
+            logger.log_image(key, [figure], step=step)
 
 
 def log_config(logger: Any, config: Mapping[str, Any]) -> None:

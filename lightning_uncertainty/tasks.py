@@ -34,6 +34,7 @@ class Task:
         mask: key or function that gives a boolean tensor, True where a label is observed.
         metrics: torchmetrics, given predictions in label space (probabilities for classes) and labels of the observed
             scalars, flat.
+        auxiliary: whether the task only helps the others: it is trained like them, and left out of `MultiTaskGain`.
 
     Raises:
         ValueError: there is no such likelihood.
@@ -48,6 +49,7 @@ class Task:
     target: str | Callable[[Any], Any] | None = None
     mask: str | Callable[[Any], Any] | None = None
     metrics: Metric | MetricCollection | None = None
+    auxiliary: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "likelihood", as_likelihood(self.likelihood))
@@ -61,6 +63,13 @@ class Task:
         mend = "name another key, give a function of the batch, or put None there where a batch has none"
         target = pick(batch, name if self.target is None else self.target, f"labels of task {name!r}", mend)
         return target, None if self.mask is None else pick(batch, self.mask, f"mask of task {name!r}", mend)
+
+    def observed(self, name: str, output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return predictions in label space and labels of a batch's observed scalars, flat; what metrics are given."""
+        target, mask = self.labels(name, batch)
+        if target is None:
+            return output.new_zeros(0), output.new_zeros(0)
+        return as_likelihood(self.likelihood).observed(output, target, mask)
 
 
 Tasks = Mapping[str, str | Likelihood | Task] | Iterable[tuple[str, str | Likelihood | Task]]

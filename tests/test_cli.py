@@ -1,5 +1,7 @@
 """The commands, run as a newcomer runs them, and what they answer to mistakes."""
 
+import csv
+import json
 import os
 import re
 import subprocess
@@ -186,6 +188,65 @@ def test_a_backbone_may_come_from_a_function(fitted, tmp_path):
     run("fit", "--config", tmp_path / "x.yaml", "--trainer.fast_dev_run", 1)
 
 
+# -- compare -----------------------------------------------------------------------------------------------------------
+
+COMPARED = """
+weightings:
+  equal: FixedWeighting
+  learnt:
+    class_path: lightning_uncertainty.UncertaintyWeighting
+    init_args: {base_weights: {sex: 2.0}}
+seeds: [0]
+baseline: equal
+best_by: val/balanced_loss
+out: compared
+"""
+
+
+def compare(folder, *arguments):
+    (folder / "compare.yaml").write_text(COMPARED)
+    run("compare", "--config", folder / "penguins.yaml", "--config", folder / "compare.yaml", *arguments)
+
+
+def test_compare_prints_and_writes_what_it_found(fitted, tmp_path, capsys):
+    compare(fitted)
+    shown = capsys.readouterr().out
+    assert "Weightings at the best epoch by val/balanced_loss, 1 seed" in shown
+    assert re.search(r"over equal\. One seed does not say", shown)
+    for kind, name in [("Numbers", "comparison.csv"), ("Plot", "comparison.png")]:
+        assert f"{kind}: {tmp_path / 'compared' / name}" in shown
+        assert (tmp_path / "compared" / name).stat().st_size > 300
+    with (tmp_path / "compared/comparison.csv").open() as file:
+        assert {row["weighting"] for row in csv.DictReader(file)} == {"equal", "learnt"}
+    trial = json.loads((tmp_path / "compared/learnt, seed 0.json").read_text())
+    assert trial["weighting"] == "UncertaintyWeighting(base_weights={'sex': 2.0})"
+    assert [row["epoch"] for row in trial["rows"]] == [0.0, 1.0]
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_compare_goes_on_and_refuses_another_setup(fitted, tmp_path, capsys):
+    compare(fitted)
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "compared").glob("*seed*.json")}
+    compare(fitted, "--seeds", "[0, 1]")
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    assert len(list((tmp_path / "compared").glob("*seed*.json"))) == 4
+    for option, value, name in [
+        ("--trainer.max_epochs", 3, "trainer.max_epochs"),
+        ("--model.optimizer.lr", 0.1, "hyper-parameter optimizer"),
+        ("--data.seed", 1, "setup.data"),
+    ]:
+        with pytest.raises(SystemExit, match=f"a folder should hold trials of one setup: .* {name} was"):
+            compare(fitted, option, value)
+
+
+def test_compare_says_what_is_wrong_in_a_sentence(fitted, capsys):
+    with pytest.raises(SystemExit, match="baseline should be 'single task', None, or one of equal, learnt: found 'x'"):
+        compare(fitted, "--baseline", "x")
+    with pytest.raises(SystemExit):
+        compare(fitted, "--weightings", "{sigma: Sigma}")
+    assert re.search("weightings.*Sigma", capsys.readouterr().err, re.DOTALL)
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 UNCERTAINTY = "lightning_uncertainty.UncertaintyWeighting"
@@ -311,7 +372,7 @@ def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit):
         run("--help")
     listed = re.findall(r"^    (\w+) {2,}\w", capsys.readouterr().out, re.MULTILINE)
-    assert listed == ["demo", "example", "fit", "validate", "test", "predict", "report", "workspace"]
+    assert listed == ["demo", "example", "fit", "validate", "test", "predict", "compare", "report", "workspace"]
 
 
 def test_help_documents_every_argument_of_model_and_monitor(capsys):

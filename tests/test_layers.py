@@ -13,10 +13,14 @@ LAYERS = [
     {"likelihoods"},
     {"heads", "weightings"},
     {"step_window", "tasks", "optimizers", "loss_vectors", "trainers"},
+    {"kpis"},
     {"mixin"},
     {"module"},
     {"dashboards", "report"},
     {"callbacks"},
+    {"trials"},
+    {"comparison", "weight_search"},
+    {"compare", "search"},
     {"examples"},
     {"cli"},
 ]
@@ -86,4 +90,4 @@ def test_weightings_are_abstract_or_final():
 def test_importing_the_package_imports_no_dashboard_and_no_oracle():
     program = "import sys, lightning_uncertainty; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert {"wandb", "plotly", "wandb_workspaces", "torchjd", "jsonargparse"}.isdisjoint(shown.stdout.split())
+    assert {"wandb", "plotly", "wandb_workspaces", "torchjd", "jsonargparse", "optuna"}.isdisjoint(shown.stdout.split())
