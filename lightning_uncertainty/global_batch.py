@@ -1,11 +1,13 @@
-"""Mean losses of the global batch: every rank sees the same values, every gradient is that of one process."""
+"""Numbers of the global batch: every rank sees the same values, every gradient is that of one process."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["mean_losses", "world_size"]
+__all__ = ["SideGroup", "mean_losses", "world_size"]
 
 
 def world_size() -> int:
@@ -49,3 +51,32 @@ def mean_losses(sums: Tensor, counts: Tensor | None, *, over_ranks: bool) -> tup
     global_counts = torch.where(present, global_counts, 1.0)
     local = sums * (ranks / global_counts)
     return global_sums / global_counts + (local - local.detach()), present
+
+
+class SideGroup:
+    """All processes once more, for collectives in the middle of a backward.
+
+    DDP reduces gradients meanwhile, in the default group, where ranks need not come to a collective of ours in the same
+    order. Copies and pickles of it have no group yet.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = None
+        self._beside: Any = None  # the default group it was made for
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SideGroup, ()
+
+    def prepare(self) -> None:
+        """Make the group where there is none for the present default group; all ranks come here alike."""
+        if world_size() == 1:
+            return
+        default = distributed.group.WORLD
+        if self._beside is not default:
+            self._group, self._beside = distributed.new_group(), default
+
+    def all_reduced(self, numbers: Tensor) -> Tensor:
+        """Return the sum over ranks, as it is on one process; to be prepared before."""
+        if world_size() > 1:
+            distributed.all_reduce(numbers, group=self._group)
+        return numbers

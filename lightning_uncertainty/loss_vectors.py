@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_uncertainty.precision import promote
 
-__all__ = ["TaskLossValue", "check_known", "stack_losses"]
+__all__ = ["TaskLossValue", "check_known", "graph_of", "stack_losses"]
 
 TaskLossValue = Tensor | tuple[Tensor, Tensor | float] | None
 
@@ -52,6 +52,12 @@ def check_known(names: Iterable[str], tasks: Collection[str]) -> None:
     unknown = [str(name) for name in names if name not in tasks]
     if unknown:
         raise ValueError(f"tasks should be among {', '.join(tasks)}: found {', '.join(unknown)}; register them all")
+
+
+def graph_of(value: TaskLossValue) -> Tensor | None:
+    """Return the tensor of a loss that has a gradient, None where it has none."""
+    total = value[0] if isinstance(value, tuple) else value
+    return total if total is not None and total.requires_grad else None
 
 
 def _pair(name: str, value: TaskLossValue, nothing: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,14 +15,16 @@ from torchmetrics import Metric
 
 from lightning_uncertainty.global_batch import mean_losses, world_size
 from lightning_uncertainty.heads import TaskHeads
+from lightning_uncertainty.kpis import hearing
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood, reads_values
-from lightning_uncertainty.loss_vectors import TaskLossValue, check_known, stack_losses
+from lightning_uncertainty.loss_vectors import TaskLossValue, check_known, graph_of, stack_losses
 from lightning_uncertainty.optimizers import check_optimizers, check_shards, clip_separately, split
 from lightning_uncertainty.precision import promote
 from lightning_uncertainty.step_window import StepWindow, unsound_loss
 from lightning_uncertainty.tasks import EVALUATION, STAGES, Stage, Task, TaskMetrics, Tasks, check_renamed, specify
-from lightning_uncertainty.trainers import all_dataloaders, check_skipping, trainer_of
+from lightning_uncertainty.trainers import all_dataloaders, check_skipping, tell_epoch, trainer_of
 from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting, Weighted, Weighting
+from lightning_uncertainty.weightings._splitting import Step
 
 if TYPE_CHECKING:
 
@@ -117,7 +119,7 @@ class MultiTaskMixin(_Host):
         likelihoods = {name: as_likelihood(task.likelihood) for name, task in specified.items()}
         renamed = check_renamed(renamed or {}, specified)
         weighting = (weighting or UncertaintyWeighting()).bind(likelihoods)
-        weighting.renamed = renamed
+        weighting.rename(renamed)
         try:
             self.task_weighting = weighting
         except AttributeError as error:
@@ -194,13 +196,14 @@ class MultiTaskMixin(_Host):
         """
         self._require_tasks("check_setup")
         self.task_weighting.check_tasks()
+        self._window.prepare(self.task_weighting.base_weight)
         self._setup_checked = True
         trainer = trainer_of(self)
         if trainer is None:
             return
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
         check_shards(self, own)
-        check_optimizers(network, own, trainer.optimizers)
+        check_optimizers(network, own, trainer.optimizers, remembers=self.task_weighting.remembers)
         if self._skips:
             check_skipping(trainer)
         by_task = [*own, *self.task_heads.parameters()]  # their order is that of the tasks
@@ -254,15 +257,20 @@ class MultiTaskMixin(_Host):
         roots = values.sqrt()  # NaN where a loss is negative or NaN
         if (self._skips or reads_values(values.device)) and not math.isfinite(roots.sum().item()):
             return self._refuse_or_skip(values)
+        if self.task_weighting.needs_epoch:
+            tell_epoch(self, self.task_weighting)
         weighted = self._weighted(means, present)
         self._window.add(values, roots, present, weighted)
-        return weighted.total
+        if not self.task_weighting.splits and not self.task_weighting.needs_parameters:
+            return weighted.total
+        total: Tensor = self._recorded(losses, means, weighted)
+        return total
 
     def take_row(self) -> dict[str, dict[str, float]]:
         """Return what the training steps since the last call left, by log key and task; one copy to the host.
 
         `loss` is the mean over the steps where the task was present; `weight`, `weight_share`, `sigma` and `sigma_gap`
-        are those of its latest present step.
+        are those of its latest present step. Compiled steps leave nothing before `check_setup` was called.
         """
         self._require_tasks("take_row")
         self.task_weighting.settle()
@@ -270,11 +278,15 @@ class MultiTaskMixin(_Host):
 
     def drop_row(self) -> None:
         """Forget what the training steps left so far, as those of an earlier fit that nobody watched."""
-        self._window = StepWindow()
+        self._window.empty()
 
     def task_likelihoods(self) -> dict[str, Likelihood]:
         """Return the likelihoods by task."""
         return {name: as_likelihood(task.likelihood) for name, task in self._tasks.items()}
+
+    def auxiliary_tasks(self) -> list[str]:
+        """Return the names of the tasks that only help the others."""
+        return [name for name, task in self._tasks.items() if task.auxiliary]
 
     def fixed_weighting(self) -> FixedWeighting:
         """Return the present effective weights as constants, to train or compare with; call it on all ranks alike.
@@ -301,7 +313,8 @@ class MultiTaskMixin(_Host):
         with torch.no_grad():  # which changes no state of the weighting
             weights = self._weighted(losses, present).weights
             others = self._weighted((losses + 1).square(), present).weights
-        following = [name for name, same in zip(self._tasks, (weights == others).tolist(), strict=True) if not same]
+        same = (weights == others) & self.task_weighting.closed_form
+        following = [name for name, constant in zip(self._tasks, same.tolist(), strict=True) if not constant]
         if following:
             raise ValueError(
                 "weights should be learnt before they are exported as constants: found that the next batch decides "
@@ -330,7 +343,54 @@ class MultiTaskMixin(_Host):
     def task_outputs(self, features: Any) -> dict[str, Tensor]:
         """Return what each head makes of the shared features, by task."""
         self._require_tasks("task_outputs")
-        return {name: head(features) for name, head in self.task_heads.items()}
+        branches = self.task_weighting.split(features, tuple(self.task_heads))
+        return {name: head(branches[name]) for name, head in self.task_heads.items()}
+
+    def split_features(self, features: Any) -> dict[str, Any]:
+        """Return the shared features for each task's head, where you call the heads yourself; once in a step.
+
+        They are the features as they are, unless the tasks' gradients are to be told apart: `GradientBalancing` and
+        `GradNorm` need every head to take its own. `task_outputs` and `task_step` do so.
+
+        Args:
+            features: a tensor, or tuples and mappings of tensors, as of a pyramid.
+
+        Example:
+            >>> from pytorch_lightning import LightningModule
+            >>> from lightning_uncertainty.weightings import GradientBalancing
+            >>> class Net(MultiTaskMixin, LightningModule):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.trunk, self.depth, self.height = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(8, 1)
+            ...         self.register_tasks({"depth": "gaussian", "height": "gaussian"}, weighting=GradientBalancing())
+            ...
+            ...     def training_step(self, batch, batch_idx):
+            ...         features = self.split_features(self.trunk(batch["x"]))
+            ...         return self.weigh({
+            ...             "depth": (self.depth(features["depth"]) - batch["depth"]).square().mean(),
+            ...             "height": (self.height(features["height"]) - batch["height"]).square().mean(),
+            ...         })
+        """
+        self._require_tasks("split_features")
+        return self.task_weighting.split(features, tuple(self._tasks))
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the tasks share, for `GradientBalancing(on="parameters")`.
+
+        All but those of the tasks' own heads and of the weighting; override it where tasks own others, too. Heads that
+        you call yourself are not known here, so it must be overridden then.
+
+        Raises:
+            RuntimeError: no task owns a head.
+        """
+        self._require_tasks("shared_parameters")
+        if not self.task_heads:
+            raise RuntimeError(
+                "shared_parameters should tell what the tasks share: found no Task with a head; override it, "
+                "as in `return list(self.trunk.parameters())`"
+            )
+        own = [*self.task_heads.parameters(), *self.task_weighting.parameters()]
+        return split(self.parameters(), own)[0]
 
     def task_losses(self, outputs: Mapping[str, Tensor], batch: Any) -> dict[str, tuple[Tensor, Tensor]]:
         """Return `(sum, count)` of each task's loss over its observed scalars; `outputs` may come from anywhere.
@@ -374,9 +434,12 @@ class MultiTaskMixin(_Host):
             )
         outputs = self.task_outputs(features)
         losses = self.task_losses(outputs, batch)
-        if stage in EVALUATION or train_metrics:
+        skipped = self.skipped_steps if train_metrics else 0
+        with hearing(self.task_weighting, stage, self._tasks, outputs, batch):
+            total = self.weigh(losses, stage=stage)
+        if stage in EVALUATION or (train_metrics and self.skipped_steps == skipped):
             self._update_metrics(stage, outputs, batch)
-        return self.weigh(losses, stage=stage)
+        return total
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -385,6 +448,22 @@ class MultiTaskMixin(_Host):
             raise RuntimeError(
                 f"{caller} needs tasks: call self.register_tasks({{...}}) in __init__, after super().__init__()"
             )
+
+    @torch.compiler.disable
+    def _recorded(self, losses: Mapping[str, TaskLossValue], means: Tensor, weighted: Weighted) -> Tensor:
+        """Return the total whose backward shows the weighting the tasks' gradients."""
+        own = list(self.task_weighting.parameters())
+        shared = self.shared_parameters() if self.task_weighting.needs_parameters else []
+        step = Step(
+            total=weighted.total,
+            losses=means,
+            weights=weighted.weights,
+            parts={name: part for name in self._tasks if (part := graph_of(losses[name])) is not None},
+            shared=[parameter for parameter in shared if parameter.requires_grad],
+            others=[parameter for parameter in split(self.parameters(), [*shared, *own])[0] if parameter.requires_grad],
+            own=[parameter for parameter in own if parameter.requires_grad],
+        )
+        return self.task_weighting.record(step)
 
     def _weighted(self, means: Tensor, present: Tensor) -> Weighted:
         weighted: Weighted = self.task_weighting(means, present)
@@ -414,11 +493,7 @@ class MultiTaskMixin(_Host):
                 keys = self.task_metrics.keys_of(stage, name)
                 if not keys:
                     continue
-                target, mask = self._tasks[name].labels(name, batch)
-                if target is None:
-                    observed = output.new_zeros(0), output.new_zeros(0)
-                else:
-                    observed = as_likelihood(self._tasks[name].likelihood).observed(output, target, mask)
+                observed = self._tasks[name].observed(name, output, batch)
                 for key in keys:
                     self._update_and_log(key, *observed)
 

@@ -41,12 +41,24 @@ def clip_separately(optimizer: Optimizer, own: Parameters, value: float | None, 
         clips[algorithm](part, value)
 
 
-def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[Any]) -> None:
+def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[Any], *, remembers: bool) -> None:
     """Look at how optimizers hold the log-variances; warn where they are frozen or decayed.
 
+    Args:
+        network: the parameters of all else.
+        own: the log-variances.
+        optimizers: those of the Trainer.
+        remembers: whether the weighting changes in a step, be it without log-variances.
+
     Raises:
-        RuntimeError: they are in no optimizer, in several, or in one that evaluates a step several times.
+        RuntimeError: they are in no optimizer or in several, or one evaluates a batch several times.
     """
+    if remembers and any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise RuntimeError(
+            "a weighting that learns or remembers should have optimizers that evaluate a batch once a step: found "
+            "LBFGS, which does so many times, each a step of the weighting; use "
+            "`torch.optim.AdamW(self.parameter_groups(lr=...))`"
+        )
     holders = [
         (optimizer, group)
         for optimizer in optimizers
@@ -62,12 +74,7 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
             f"{'they would be stepped twice' if holders else 'σ would never move'}; build it from "
             "`self.parameters()` or, better, `self.parameter_groups(lr=...)`"
         )
-    optimizer, group = holders[0]
-    if isinstance(optimizer, LBFGS):
-        raise RuntimeError(
-            "the log-variances should be in an optimizer that evaluates a batch once a step: found LBFGS, which does "
-            "so many times, each a step of the weighting; use `torch.optim.AdamW(self.parameter_groups(lr=...))`"
-        )
+    _, group = holders[0]
     if not all(parameter.requires_grad for parameter in own):
         warnings.warn(
             "the log-variances are frozen (requires_grad is False), so σ will not move: to train them call "

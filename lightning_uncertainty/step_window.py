@@ -15,45 +15,54 @@ __all__ = ["StepWindow"]
 class StepWindow:
     """Losses summed over the steps where each task was present, and the numbers of its latest present step.
 
-    Plain tensors, made at the first step: as buffers they would be broadcast from rank 0 and saved in checkpoints.
+    Plain tensors: as buffers they would be broadcast from rank 0 and saved in checkpoints. They are made once, outside
+    of compiled steps, and written in place: what a step makes may lie where CUDA graphs write the next step's.
     Adding a step launches a few kernels and reads nothing.
     """
 
     def __init__(self) -> None:
-        self.losses: Tensor | None = None  # sums over steps, [T]
-        self.steps: Tensor  # steps with labels, [T]
-        self.weights: Tensor  # [T]
-        self.log_variances: Tensor | None  # [T]
-        self.roots: Tensor  # sums of √loss, [T]: NaN or inf once a loss was negative, NaN or inf
+        self.sums: Tensor | None = None  # steps with labels, √loss (NaN or inf once a loss is unsound), loss: [3, T]
+        self.latest: Tensor  # weights, and log-variances where there are any, [2, T]
+
+    def prepare(self, like: Tensor) -> None:
+        """Make the tensors of a vector's `[T]` length, type and device, if there are none on it."""
+        if self.sums is None or self.sums.device != like.device:
+            self.sums = like.new_zeros(3, len(like))
+            self.latest = like.new_full((2, len(like)), torch.nan)
 
     def add(self, losses: Tensor, roots: Tensor, present: Tensor, weighted: Weighted) -> None:
         """Note one step: detached losses, their square roots, presence, `[T]` each, and what became of them."""
-        if self.losses is None or self.losses.device != losses.device:
-            self.losses, self.roots, self.steps = losses.clone(), roots, present.to(losses.dtype)
-            self.weights, self.log_variances = weighted.weights, weighted.log_variances
-            return
-        self.losses.add_(losses)
-        self.roots.add_(roots)
-        self.steps.add_(present.to(losses.dtype))
-        self.weights = torch.where(present, weighted.weights, self.weights)
-        if weighted.log_variances is not None and self.log_variances is not None:
-            self.log_variances = torch.where(present, weighted.log_variances, self.log_variances)
+        if not torch.compiler.is_compiling():
+            self.prepare(losses)
+        if self.sums is None or self.sums.device != losses.device:
+            return  # compiled, and `check_setup` has not been called: nobody watches
+        self.sums.add_(torch.stack([present.to(losses.dtype), roots, losses]))
+        pair = [weighted.weights, weighted.weights if weighted.log_variances is None else weighted.log_variances]
+        self.latest.copy_(torch.where(present, torch.stack(pair), self.latest))
+
+    def empty(self) -> None:
+        """Forget all."""
+        if self.sums is not None:
+            self.sums.zero_()
 
     def take(self, weighting: Weighting) -> dict[str, dict[str, float]]:
         """Return the row, by log key and task, and empty the window; one copy to the host.
 
         Tasks without a label since the last row are left out, and keys that the weighting does not have.
         """
-        if self.losses is None:
+        if self.sums is None:
             return {}
-        mean_losses = self.losses / self.steps.clamp(min=1)
-        vectors = [self.steps, self.roots, mean_losses, self.weights]
-        optimum = weighting.optimum(mean_losses, self.steps)
-        if self.log_variances is not None and optimum is not None:
-            vectors += [self.log_variances, optimum]
+        steps, roots, losses = self.sums
+        mean_losses = losses / steps.clamp(min=1)
+        vectors = [steps, roots, mean_losses, weighting.trunk_weights(self.latest[0])]
+        optimum = weighting.optimum(mean_losses, steps)
+        if weighting.log_variance is not None and optimum is not None:
+            vectors += [self.latest[1], optimum]
         columns = torch.stack([vector.to(mean_losses.dtype) for vector in vectors]).T.tolist()
-        self.losses = None
+        self.empty()
         rows = {task: column for task, column in zip(weighting.tasks, columns, strict=True) if column[0] > 0}
+        if not rows:
+            return {}
         for task, column in rows.items():
             if not math.isfinite(column[1]):
                 raise ValueError(unsound_loss(task, "a value that is negative, NaN or inf since the last logged step"))

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning_uncertainty.global_batch import world_size
+import torch
 
-__all__ = ["all_dataloaders", "check_skipping", "trainer_of"]
+from lightning_uncertainty.global_batch import world_size
+from lightning_uncertainty.weightings import Weighting
+
+__all__ = ["all_dataloaders", "check_skipping", "tell_epoch", "trainer_of"]
 
 
 def trainer_of(module: Any) -> Any | None:
@@ -17,6 +20,16 @@ def trainer_of(module: Any) -> Any | None:
         return module.trainer
     except RuntimeError:  # Lightning's way to say that there is none
         return None
+
+
+@torch.compiler.disable
+def tell_epoch(module: Any, weighting: Weighting) -> None:
+    """Tell a weighting the module's epoch; 0 where it has no Trainer.
+
+    A compiled step breaks here: compiled with it, the number would be a constant, and every epoch another program.
+    """
+    trainer = trainer_of(module)
+    weighting.start_epoch(0 if trainer is None else trainer.current_epoch)
 
 
 @contextmanager

@@ -56,10 +56,9 @@ class Dealt(MultiTaskMixin, LightningModule):
     """Three tasks that own their losses; on one process it sees what the ranks see together.
 
     `batches` are by step, all shares of each; `optimizer` is the name of a class in torch.optim. It makes sure that
-    each micro-batch takes one collective of ours, and that at the end of a fit the ranks hold the same bits.
+    each micro-batch takes one collective of ours, and one more where gradients are balanced or metrics are heard, and
+    that at the end of a fit the ranks hold the same bits.
     """
-
-    all_reduces = 1  # of a micro-batch
 
     def __init__(self, weighting: Weighting, optimizer: str = "SGD", **tasks: str) -> None:
         super().__init__()
@@ -98,11 +97,19 @@ class Dealt(MultiTaskMixin, LightningModule):
     def configure_optimizers(self):
         return getattr(torch.optim, self.optimizer_name)(self.parameter_groups(lr=1e-2))
 
+    skipped_before = 0
+
+    def all_reduces(self, batch_idx):
+        """How many a micro-batch takes: of losses, and of gradients or their Gramian."""
+        weighting = self.task_weighting
+        due = weighting.balances and batch_idx % getattr(weighting, "every_n_steps", 1) == 0
+        return 1 + bool(weighting.kpi_metrics()) + (due and self.skipped_steps == self.skipped_before)
+
     def on_train_start(self):
         assert self.trainer.world_size == self.trainer.num_devices
 
     def on_train_batch_start(self, batch, batch_idx):
-        self.counted = ExitStack()
+        self.counted, self.skipped_before = ExitStack(), self.skipped_steps
         originals = {name: getattr(torch.distributed, name) for name in COLLECTIVES}
         self.calls = [
             self.counted.enter_context(patch.object(torch.distributed, name, side_effect=original))
@@ -113,7 +120,7 @@ class Dealt(MultiTaskMixin, LightningModule):
         self.counted.close()
         if self.trainer.world_size > 1:
             counts = [call.call_count for call in self.calls]
-            assert counts == [self.all_reduces] + [0] * (len(COLLECTIVES) - 1), dict(
+            assert counts == [self.all_reduces(batch_idx)] + [0] * (len(COLLECTIVES) - 1), dict(
                 zip(COLLECTIVES, counts, strict=True)
             )
         del self.counted, self.calls
@@ -132,15 +139,14 @@ class PlainMeans(Dealt):
     """It computes its losses, as means, which count alike on every rank."""
 
     def step(self, parts, stage):
-        means = [self.means(part) for part in parts]
+        outputs = self.task_outputs(self.trunk(torch.cat([part["x"] for part in parts])).tanh())
+        own = [output.split([len(part["x"]) for part in parts]) for output in outputs.values()]
+        means = [self.means(part["x"], *rows) for part, *rows in zip(parts, *own, strict=True)]
         if len(parts) == 1:
             return self.weigh(means[0], stage)
         return self.weigh({task: (sum(mean[task] for mean in means), float(len(means))) for task in means[0]}, stage)
 
-    def means(self, part):
-        features = self.trunk(part["x"]).tanh()
-        depth, width, kind = (head(features) for head in self.task_heads.values())
-        x = part["x"]
+    def means(self, x, depth, width, kind):
         return {
             "depth": F.mse_loss(depth[:, 0], 3 * x[:, 0]),
             "width": F.mse_loss(width[:, 0], x[:, 1] - x[:, 2]),
@@ -153,8 +159,8 @@ class SkippedHeads(Dealt):
 
     def step(self, parts, stage):
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        features = self.trunk(batch["x"]).tanh()
-        pairs = {task: self.pair(task, head, features, batch) for task, head in self.task_heads.items()}
+        features = self.split_features(self.trunk(batch["x"]).tanh())
+        pairs = {task: self.pair(task, head, features[task], batch) for task, head in self.task_heads.items()}
         return self.weigh(pairs, stage)
 
     def pair(self, task, head, features, batch):
@@ -173,7 +179,9 @@ class Together(Dealt):
     def __init__(self, first: Weighting, others: dict[str, Dealt]) -> None:
         super().__init__(first)
         self.others = nn.ModuleDict(others)
-        self.all_reduces = 1 + len(others)
+
+    def all_reduces(self, batch_idx):
+        return super().all_reduces(batch_idx) + sum(net.all_reduces(batch_idx) for net in self.others.values())
 
     def training_step(self, parts, batch_idx):
         return sum((net.step(parts, "train") for net in self.others.values()), self.step(parts, "train"))

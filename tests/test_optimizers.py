@@ -75,9 +75,13 @@ def test_parameter_groups_hold_every_parameter_once_log_variances_last():
     assert net.parameter_groups(lr=0.1, log_variance_lr=0.5)[1]["lr"] == 0.5
 
 
-def test_lbfgs_is_refused():
-    with pytest.raises(RuntimeError, match=r"evaluates a batch once a step: found LBFGS"):
-        fit_with(lambda self: torch.optim.LBFGS(self.parameters()))
+@pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting])
+def test_lbfgs_is_refused_by_what_a_step_changes(weighting):
+    with pytest.raises(RuntimeError, match=r"evaluate a batch once a step: found LBFGS"):
+        fit_with(lambda self: torch.optim.LBFGS(self.parameters()), weighting=weighting())
+
+
+def test_lbfgs_takes_constant_weights():
     fit_with(lambda self: torch.optim.LBFGS(self.parameters()), weighting=FixedWeighting())
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
 from lightning_uncertainty.precision import promote
 from lightning_uncertainty.weightings._blend import Blend
-from lightning_uncertainty.weightings._task_vectors import TaskVectors
+from lightning_uncertainty.weightings._splitting import Splitting
 
 __all__ = ["Weighted", "Weighting", "named_vector"]
 
@@ -62,7 +63,7 @@ def named_vector(
     return tuple(float(values.get(name, default)) for name in tasks)
 
 
-class Weighting(TaskVectors, ABC):
+class Weighting(Splitting, ABC):
     """T task losses -> one scalar.
 
     A weighting is built without knowing the tasks and bound to them once, by `register_tasks`. From then on everything
@@ -79,6 +80,8 @@ class Weighting(TaskVectors, ABC):
         log_variance: the log-variances of the last training step `[T]`, NaN before a task's start; None for a
             weighting without them.
         blend: what `blend_from` began; None else.
+        closed_form: whether the weights that `forward` returns are all there is; else gradients decide in backward.
+        needs_epoch: whether `weigh` of the mixin tells the epoch, through `start_epoch`.
     """
 
     exponent: Tensor  # a
@@ -87,6 +90,8 @@ class Weighting(TaskVectors, ABC):
     base_penalty: Tensor  # b r
     base_weight: Tensor  # b
     log_variance: Tensor | None
+    needs_epoch = False
+    closed_form = True
 
     def __init__(self, base_weights: Mapping[str, float] | None = None, **options: object) -> None:
         super().__init__()
@@ -196,13 +201,26 @@ class Weighting(TaskVectors, ABC):
         else:
             self.blend = Blend(named_vector(weights, self.tasks, 1.0, "blend_from", minimum=0.0), self.base_weight)
 
+    def start_epoch(self, epoch: int) -> None:
+        """Take note of the epoch that a training step belongs to."""
+
+    def observe(self, kpi: Tensor) -> None:
+        """Take note of the tasks' key performance indicators `[T]`, where the weighting follows them."""
+
+    def kpi_metrics(self) -> Mapping[str, Metric]:
+        """Return the metrics, by task name, whose values of a training batch the weighting wants to hear."""
+        return {}
+
+    def hearing(self, kpi: Tensor) -> AbstractContextManager[None]:
+        """Return a context within which a training step hears the values `[T]` of its batch."""
+        return nullcontext()
+
     def settle(self) -> None:
         """Read from the device what steps need not ask again; called where a read is free, as on logging steps."""
 
-    @property
-    def learning(self) -> bool:
-        """Whether this call may change state: training mode with gradients."""
-        return self.training and torch.is_grad_enabled()
+    def trunk_weights(self, weights: Tensor) -> Tensor:
+        """Return by what a step's losses pull at the shared features, `[T]`, from their effective weights."""
+        return weights
 
     def optimum(self, losses: Tensor, steps: Tensor | None = None) -> Tensor | None:
         """Return the closed-form log-variance `[T]` of constant losses `[T]`, where the weighting has any.

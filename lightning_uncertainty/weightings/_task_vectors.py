@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ class TaskVectors(Float32Module):
         """Return a stable int64 for every task name."""
         return [task_id(name) for name in self.tasks]
 
+    def rename(self, renamed: Mapping[str, str]) -> None:
+        """Have checkpoints that know a task by an older name load as today's, `{"old": "new"}`."""
+        self.renamed = dict(renamed)
+
     def check_tasks(self) -> None:
         """Raise where vectors were loaded whose task names were lost on the way and do not agree.
 
@@ -63,6 +68,11 @@ class TaskVectors(Float32Module):
                 "and its task names are lost: register the tasks as they were when it was written"
             )
         self.checked = True
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is anything that a step learns or changes."""
+        return len(self._vectors()) > 1
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what stands beside the vectors in a checkpoint: builtins only."""
@@ -83,8 +93,13 @@ class TaskVectors(Float32Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _vectors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds, by name."""
-        return {name: own for name, own in self.state_dict(keep_vars=True).items() if isinstance(own, Tensor)}
+        """Return what a checkpoint holds, by name; what knows its tasks itself is left out."""
+        within = tuple(f"{name}." for name, part in self.named_modules() if name and isinstance(part, TaskVectors))
+        return {
+            name: own
+            for name, own in self.state_dict(keep_vars=True).items()
+            if isinstance(own, Tensor) and not name.startswith(within)
+        }
 
     def _names_in(self, state_dict: dict[str, Any], prefix: str, extra: dict[str, Any]) -> tuple[str, ...]:
         """Return a checkpoint's task names.

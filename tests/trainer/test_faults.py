@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty import MultiTaskMixin, UncertaintyMonitor
-from tests._nets import tensors, trainer
+from tests._nets import Owning, dicts, tensors, trainer
 from tests.trainer._weightings import WEIGHTINGS
 
 NAN, INF = float("nan"), float("inf")
@@ -22,17 +22,18 @@ class Faulty(MultiTaskMixin, LightningModule):
 
     def __init__(self, weighting=None, on_nonfinite="skip_step", optimizer="Adam"):
         super().__init__()
-        self.depth, self.kind = nn.Linear(4, 1), nn.Linear(4, 3)
+        self.trunk, self.depth, self.kind = nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 3)
         kinds = {"depth": "gaussian", "kind": "categorical"}
         self.register_tasks(kinds, weighting=weighting, on_nonfinite=on_nonfinite)
         self.optimizer_name = optimizer
 
     def training_step(self, batch, batch_idx):
         x, depth, kind, factor = batch
+        features = self.split_features(self.trunk(x))
         return self.weigh(
             {
-                "depth": F.mse_loss(self.depth(x)[:, 0], depth) * factor,
-                "kind": F.cross_entropy(self.kind(x), kind),
+                "depth": F.mse_loss(self.depth(features["depth"])[:, 0], depth) * factor,
+                "kind": F.cross_entropy(self.kind(features["kind"]), kind),
             }
         )
 
@@ -102,6 +103,24 @@ def test_rows_leave_skipped_steps_out_and_one_warning_names_the_task():
     assert net.skipped_steps == 4
     assert [row["step"] for row in monitor.history.rows] == [1, 3]  # nothing to tell in the third
     assert all(row["loss/depth"] > 0 for row in monitor.history.rows)
+
+
+def test_metrics_of_training_have_not_seen_a_skipped_step():
+    class Net(Owning):
+        def training_step(self, batch, batch_idx):
+            x = batch["x"] / (batch_idx != 1)
+            return self.task_step(self.trunk(x).tanh(), batch, "train", train_metrics=True)
+
+    net, fitted = Net(), trainer(max_epochs=1)
+    net._skips = True
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*training_step. returned .None", category=UserWarning)
+        warnings.filterwarnings("ignore", message="a training step is skipped", category=UserWarning)
+        fitted.fit(net, dicts())
+    assert net.skipped_steps == 1
+    metrics = {key: value for key, value in fitted.callback_metrics.items() if key.startswith("train/")}
+    assert metrics.keys() == {"train/depth/MeanAbsoluteError", "train/kind/MulticlassAccuracy"}
+    assert all(value.isfinite() for value in metrics.values())
 
 
 def test_by_default_the_task_is_named_before_backward():

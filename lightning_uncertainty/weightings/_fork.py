@@ -1,0 +1,184 @@
+"""Shared features, forked into a branch for each task, whose gradients meet again in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lightning_uncertainty.precision import promote
+
+__all__ = ["Fork", "gramian_of", "take_once"]
+
+Rows = list[Tensor | None]  # a gradient of each task
+
+
+class Fork:
+    """One step's branches of the shared features.
+
+    In backward it is given the gradients of all branches at once, has their Gramian taken, and sends one gradient, a
+    weighted sum of them, on into the trunk.
+
+    Args:
+        tasks: all tasks, in order.
+        take: takes the Gramian `[T, T]` of this process and returns what to weigh the gradients by, `[T]`; None where
+            their sum is to go on.
+        strict: whether every trained task has to come by its branch, in one backward; where it need not, what comes
+            otherwise passes unseen.
+
+    Attributes:
+        tensors: whether any of the features has a gradient, so that there is something to fork.
+        scale: by what gradients of the total arrive multiplied; None before its backward.
+        trained: tasks whose losses have a gradient.
+        decided: whether backward weighs the gradients by `weights`, `[T]` or None, and takes no Gramian.
+    """
+
+    def __init__(self, tasks: Sequence[str], take: Callable[[Tensor], Tensor | None], *, strict: bool = True) -> None:
+        self.tasks = tuple(tasks)
+        self.take = take
+        self.strict = strict
+        self.tensors = False
+        self.scale: Tensor | None = None
+        self.trained: frozenset[str] = frozenset()
+        self.decided = False
+        self.weights: Tensor | None = None
+        self.branched: tuple[str, ...] = ()
+        self.outputs: tuple[Tensor, ...] = ()  # all branches of all features, by task
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # belongs to a graph: copies of a module have none
+
+    def branch(self, features: Any, tasks: Sequence[str]) -> dict[str, Any]:
+        """Return a branch of the features for each of these tasks: a tensor, or tuples and mappings of them."""
+        leaves, form = tree_flatten(features)
+        forked = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.tensors = bool(forked)
+        if not forked:
+            return dict.fromkeys(tasks, features)
+        self.branched = tuple(tasks)
+        outputs: tuple[Tensor, ...] = _Branches.apply(self, *(leaves[i] for i in forked))  # type: ignore[no-untyped-call]
+        self.outputs = outputs
+        branches = {}
+        for position, task in enumerate(tasks):
+            own = list(leaves)
+            for nth, i in enumerate(forked):
+                own[i] = outputs[position * len(forked) + nth]
+            branches[task] = tree_unflatten(own, form)
+        return branches
+
+    def join(self, gradients: Sequence[Tensor | None]) -> Rows:
+        """Return one gradient for each feature, from those of all branches.
+
+        Raises:
+            RuntimeError: a task's loss did not come by its branch, or no total was weighed.
+        """
+        stacks = self._stacks(gradients)
+        if not self.decided and self.scale is not None:
+            self.weights, self.decided = self.take(self._gramian(stacks)), True
+        return [None if stack is None else stack.combined(self.weights) for stack in stacks]
+
+    def gramian(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Return the Gramian `[T, T]` of the gradients of all branches, on this process.
+
+        Raises:
+            RuntimeError: as `join`.
+        """
+        return self._gramian(self._stacks(gradients))
+
+    def _stacks(self, gradients: Sequence[Tensor | None]) -> list[_Stack | None]:
+        count = len(gradients) // len(self.branched)
+        by_task = {t: gradients[i * count : (i + 1) * count] for i, t in enumerate(self.branched)}
+        self._check(by_task)
+        rows = [[by_task[task][i] if task in by_task else None for task in self.tasks] for i in range(count)]
+        return [_Stack(row) if any(gradient is not None for gradient in row) else None for row in rows]
+
+    def _gramian(self, stacks: Sequence[_Stack | None]) -> Tensor:
+        assert self.scale is not None
+        parts = [stack.gramian() for stack in stacks if stack is not None]
+        if not parts:  # no gradient on this process, but others may have some, and wait
+            return self.scale.new_zeros((len(self.tasks), len(self.tasks)), dtype=_wide(self.scale))
+        return torch.stack(parts).sum(0) / self.scale.to(parts[0]).square()
+
+    def _check(self, by_task: dict[str, Sequence[Tensor | None]]) -> None:
+        if not self.strict:
+            return
+        if self.scale is None:
+            raise RuntimeError(
+                "features should be split once for each weigh, and the total that weigh returns be what backward "
+                "starts from: found a backward through features whose total was not weighed; run all heads on one split"
+            )
+        around = [t for t, own in by_task.items() if t in self.trained and all(g is None for g in own)]
+        around += [t for t in self.tasks if t in self.trained and t not in by_task]
+        if around:
+            raise RuntimeError(
+                f"every task's head should be given its own branch of the shared features: found the loss of "
+                f"{', '.join(around)} computed around it; use task_outputs, or give the head "
+                "split_features(features)[task]"
+            )
+
+
+class _Branches(torch.autograd.Function):
+    """A view of every tensor for every task; a head that changes its view in place is refused by torch."""
+
+    @staticmethod
+    def forward(ctx: Any, fork: Fork, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.fork = fork
+        return tuple(tensor.view_as(tensor) for _ in fork.branched for tensor in tensors)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        fork = take_once(ctx, "fork") if ctx.fork is None or ctx.fork.strict else ctx.fork
+        return (None, *fork.join(gradients))
+
+
+def take_once(ctx: Any, name: str) -> Any:
+    """Return what the context of a Function keeps for its one backward.
+
+    Raises:
+        RuntimeError: it had one before.
+    """
+    kept = getattr(ctx, name)
+    if kept is None:
+        raise RuntimeError(
+            "features that were split should have one backward: found a second through the same graph; weigh the "
+            "losses anew"
+        )
+    setattr(ctx, name, None)
+    return kept
+
+
+class _Stack:
+    """The tasks' gradients of one tensor, as rows of length 1 at most in every entry."""
+
+    def __init__(self, gradients: Rows) -> None:
+        some = next(gradient for gradient in gradients if gradient is not None)
+        self.shape, self.dtype = some.shape, some.dtype
+        nothing = torch.zeros_like(some) if any(gradient is None for gradient in gradients) else some
+        given = [nothing if gradient is None else gradient for gradient in gradients]
+        rows = promote(torch.stack(given).reshape(len(given), -1))
+        largest = rows.abs().amax(1)  # squares of rows as they are would leave float32's range
+        self.unit = torch.where(largest > 0, largest, 1.0)
+        self.rows = rows.div_(self.unit[:, None])
+
+    def gramian(self) -> Tensor:
+        unit = self.unit.to(_wide(self.rows))
+        return (self.rows @ self.rows.T).to(unit) * unit[:, None] * unit
+
+    def combined(self, weights: Tensor | None) -> Tensor:
+        unit = self.unit if weights is None else self.unit * weights.to(self.unit)
+        return (unit @ self.rows).to(self.dtype).reshape(self.shape)
+
+
+def gramian_of(rows: Tensor) -> Tensor:
+    """Return the Gramian `[T, T]` of rows `[T, F]`, in float64 where the device has it."""
+    return _Stack(list(rows)).gramian()
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
