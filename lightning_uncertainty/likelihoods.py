@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import log, sqrt
+from math import inf, log, sqrt
 from typing import ClassVar
 
 import torch
@@ -297,6 +297,11 @@ class Bernoulli(_Elementwise):
 
     Args:
         pos_weight: factor of the positive labels' error, as in `torch.nn.BCEWithLogitsLoss`.
+        focal: see `Categorical`; with a label y between 0 and 1, the wrong class has the probability
+            `y (1 - p) + (1 - y) p`.
+
+    Raises:
+        ValueError: pos_weight is not positive, or focal is negative or not finite.
 
     Example:
         >>> total, count = Bernoulli().loss(torch.zeros(2, 1), torch.tensor([1.0, 0.0]))
@@ -305,12 +310,14 @@ class Bernoulli(_Elementwise):
     """
 
     pos_weight: float = 1.0
+    focal: float | None = None
     factor: ClassVar[float] = 1.0
     meaning: ClassVar[str] = "√(2·BCE) [-]"
 
     def __post_init__(self) -> None:
         if not self.pos_weight > 0:
             raise ValueError(f"pos_weight should be positive, found {self.pos_weight}")
+        _check_focal(self, self.focal)
 
     def check_labels(self, target: Tensor) -> None:
         if ((target < 0) | (target > 1)).any():
@@ -321,8 +328,12 @@ class Bernoulli(_Elementwise):
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         if self.pos_weight == 1.0:
-            return F.binary_cross_entropy_with_logits(output, target, reduction="none")
-        return -self.pos_weight * target * F.logsigmoid(output) - (1 - target) * F.logsigmoid(-output)
+            error = F.binary_cross_entropy_with_logits(output, target, reduction="none")
+        else:
+            error = -self.pos_weight * target * F.logsigmoid(output) - (1 - target) * F.logsigmoid(-output)
+        if not self.focal:
+            return error
+        return _power(target * torch.sigmoid(-output) + (1 - target) * torch.sigmoid(output), self.focal) * error
 
     def mean(self, output: Tensor) -> Tensor:
         return output.sigmoid()
@@ -402,6 +413,23 @@ class Generic(_Elementwise):
         return error
 
 
+def _check_focal(likelihood: Likelihood, focal: float | None) -> None:
+    """Have a likelihood with focal errors say so.
+
+    Raises:
+        ValueError: the exponent is negative or not finite.
+    """
+    if focal is not None and not 0 <= focal < inf:
+        raise ValueError(f"focal should be an exponent, finite and at least 0: found {focal}")
+    if focal:
+        object.__setattr__(likelihood, "meaning", f"{type(likelihood).meaning.removesuffix(' [-]')}, focal [-]")
+
+
+def _power(probability: Tensor, exponent: float) -> Tensor:
+    """Return a power whose gradient is finite at 0."""
+    return probability.clamp(min=torch.finfo(torch.float32).tiny).pow(exponent)
+
+
 @dataclass(frozen=True)
 class _ClassLabels(Likelihood):
     """Cross-entropy of logits `[B, C, ...]` and class indices `[B, ...]`.
@@ -409,12 +437,15 @@ class _ClassLabels(Likelihood):
     Args:
         ignore_index: label of a missing class.
         class_weights: a factor for each class; the mean then divides by the sum of weights, as torch's own does.
+        focal: see `Categorical`.
     """
 
     ignore_index: int = -100
     class_weights: tuple[float, ...] | None = None
+    focal: float | None = None
 
     def __post_init__(self) -> None:
+        _check_focal(self, self.focal)
         if self.class_weights is not None:
             object.__setattr__(self, "class_weights", tuple(float(w) for w in self.class_weights))
             if not all(w >= 0 for w in self.class_weights or ()):
@@ -441,6 +472,8 @@ class _ClassLabels(Likelihood):
             weights = make(self.class_weights, output.device)
         label = torch.where(in_range, label, 0)  # a label out of range would abort a CUDA process
         error = F.cross_entropy(promote(output), label, reduction="none")
+        if self.focal:
+            error = _power(-torch.expm1(-error), self.focal) * error
         error = torch.where(in_range, error, torch.nan)  # ... it becomes a NaN loss instead, which is reported
         if weights is None:
             return _sum_and_count(error, mask)
@@ -476,6 +509,12 @@ class Categorical(_ClassLabels):
     Args:
         ignore_index: label of a missing class.
         class_weights: a factor for each class; the mean then divides by the sum of weights, as torch's own does.
+        focal: exponent γ of example-level focal loss, `(1 - p)^γ CE`, with `p` the probability of the label's class:
+            what is classified well counts less. None and 0 are plain cross-entropy. The loss is then no
+            log-likelihood, and `e^s` a scale. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, Eq. 4.
+
+    Raises:
+        ValueError: a class weight is negative, or focal is negative or not finite.
 
     Example:
         >>> total, count = Categorical().loss(torch.zeros(2, 3), torch.tensor([1, -100]))
@@ -497,6 +536,7 @@ class CategoricalHalf(_ClassLabels):
     Args:
         ignore_index: label of a missing class.
         class_weights: a factor for each class; the mean then divides by the sum of weights, as torch's own does.
+        focal: see `Categorical`.
 
     Example:
         >>> round(Categorical().optimum(0.7) - CategoricalHalf().optimum(0.7), 4) == round(log(2), 4)

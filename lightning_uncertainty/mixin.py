@@ -452,15 +452,17 @@ class MultiTaskMixin(_Host):
     @torch.compiler.disable
     def _recorded(self, losses: Mapping[str, TaskLossValue], means: Tensor, weighted: Weighted) -> Tensor:
         """Return the total whose backward shows the weighting the tasks' gradients."""
-        own = list(self.task_weighting.parameters())
-        shared = self.shared_parameters() if self.task_weighting.needs_parameters else []
+        needed = self.task_weighting.needs_parameters  # a walk through a whole model is not free
+        own = list(self.task_weighting.parameters()) if needed else []
+        shared = self.shared_parameters() if needed else []
+        others = split(self.parameters(), [*shared, *own])[0] if needed else []
         step = Step(
             total=weighted.total,
             losses=means,
             weights=weighted.weights,
             parts={name: part for name in self._tasks if (part := graph_of(losses[name])) is not None},
             shared=[parameter for parameter in shared if parameter.requires_grad],
-            others=[parameter for parameter in split(self.parameters(), [*shared, *own])[0] if parameter.requires_grad],
+            others=[parameter for parameter in others if parameter.requires_grad],
             own=[parameter for parameter in own if parameter.requires_grad],
         )
         return self.task_weighting.record(step)

@@ -31,7 +31,7 @@ from lightning_uncertainty import (
 from lightning_uncertainty.likelihoods import Categorical
 from lightning_uncertainty.weightings import SoftOptimalUncertaintyWeighting
 from tests._nets import Owning, Plain, columns, dicts, tensors, trainer, tuples
-from tests.trainer._weightings import WEIGHTINGS
+from tests.trainer._weightings import BALANCING, FOLLOWING, WEIGHTINGS
 
 BATCH = tuple(columns().values())
 
@@ -300,7 +300,7 @@ def test_elsewhere_than_on_eager_cpu_a_bad_loss_is_told_with_the_next_row(monkey
 
 
 @pytest.mark.parametrize(
-    "weighting", [w for name, w in WEIGHTINGS.items() if name != "SoftOptimalUncertaintyWeighting"], ids=str
+    "weighting", [w for name, w in WEIGHTINGS.items() if name not in (*FOLLOWING, *BALANCING)], ids=str
 )
 def test_learnt_weights_as_constants_give_the_network_the_same_gradient(weighting):
     net = Plain(weighting())

@@ -4,16 +4,48 @@ from lightning_uncertainty.weightings._base import Weighted, Weighting
 from lightning_uncertainty.weightings.analytic import AnalyticUncertaintyWeighting
 from lightning_uncertainty.weightings.bounded import BoundedUncertaintyWeighting
 from lightning_uncertainty.weightings.constrained import ConstrainedUncertaintyWeighting
+from lightning_uncertainty.weightings.dynamic_average import DynamicWeightAverage
 from lightning_uncertainty.weightings.fixed import FixedWeighting
+from lightning_uncertainty.weightings.geometric import GeometricLossWeighting
+from lightning_uncertainty.weightings.gradient_balancing import GradientBalancing
+from lightning_uncertainty.weightings.gradnorm import GradNorm
+from lightning_uncertainty.weightings.gramian import (
+    IMTLG,
+    MGDA,
+    FrankWolfe,
+    GramianSolver,
+    PCGrad,
+    TorchJDSolver,
+)
+from lightning_uncertainty.weightings.impartial import ImpartialLossWeighting
+from lightning_uncertainty.weightings.random_loss import RandomLossWeighting
+from lightning_uncertainty.weightings.scalarizer import ScalarizerWeighting
+from lightning_uncertainty.weightings.smooth_tchebycheff import SmoothTchebycheff
 from lightning_uncertainty.weightings.soft_optimal import SoftOptimalUncertaintyWeighting
+from lightning_uncertainty.weightings.task_prioritization import DynamicTaskPrioritization
 from lightning_uncertainty.weightings.uncertainty import UncertaintyWeighting
 
 __all__ = [
+    "IMTLG",
+    "MGDA",
     "AnalyticUncertaintyWeighting",
     "BoundedUncertaintyWeighting",
     "ConstrainedUncertaintyWeighting",
+    "DynamicTaskPrioritization",
+    "DynamicWeightAverage",
     "FixedWeighting",
+    "FrankWolfe",
+    "GeometricLossWeighting",
+    "GradNorm",
+    "GradientBalancing",
+    "GramianSolver",
+    "ImpartialLossWeighting",
+    "PCGrad",
+    "RandomLossWeighting",
+    "ScalarizerWeighting",
+    "SmoothTchebycheff",
     "SoftOptimalUncertaintyWeighting",
+    "TorchJDSolver",
     "UncertaintyWeighting",
     "Weighted",
     "Weighting",

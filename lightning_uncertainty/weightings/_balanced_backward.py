@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_uncertainty.global_batch import SideGroup, world_size
@@ -59,7 +59,16 @@ def by_parameters(step: Step, tasks: Sequence[str], heads: str, group: SideGroup
         group: sums over ranks.
         take: takes the Gramian `[T, T]` and returns α.
         known: α `[T]` where it is not to be looked for: one ordinary backward, two where heads are unweighted.
+
+    Raises:
+        RuntimeError: shared parameters are sharded, so no process has the gradient of any.
     """
+    sharded = [parameter for parameter in step.shared if type(parameter) is not nn.Parameter]
+    if sharded:
+        raise RuntimeError(
+            f"on='parameters' should have whole parameters: found {len(sharded)} of type {type(sharded[0]).__name__}; "
+            "use on='features' under FSDP2"
+        )
     work = _ByParameters(step, tasks, heads == "weighted", group, take, known)
     total: Tensor = _Handed.apply(work, *step.shared, *step.others, *step.own)  # type: ignore[no-untyped-call]
     return total

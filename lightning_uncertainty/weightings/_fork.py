@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from lightning_uncertainty.precision import promote
 __all__ = ["Fork", "gramian_of", "take_once"]
 
 Rows = list[Tensor | None]  # a gradient of each task
+
+_CHUNK = 1 << 20  # numbers that are copied at a time
 
 
 class Fork:
@@ -76,10 +78,10 @@ class Fork:
         Raises:
             RuntimeError: a task's loss did not come by its branch, or no total was weighed.
         """
-        stacks = self._stacks(gradients)
+        found = self._by_feature(gradients)
         if not self.decided and self.scale is not None:
-            self.weights, self.decided = self.take(self._gramian(stacks)), True
-        return [None if stack is None else stack.combined(self.weights) for stack in stacks]
+            self.weights, self.decided = self.take(self._gramian(found)), True
+        return [None if own is None else own.combined(self.weights) for own in found]
 
     def gramian(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Return the Gramian `[T, T]` of the gradients of all branches, on this process.
@@ -87,21 +89,21 @@ class Fork:
         Raises:
             RuntimeError: as `join`.
         """
-        return self._gramian(self._stacks(gradients))
+        return self._gramian(self._by_feature(gradients))
 
-    def _stacks(self, gradients: Sequence[Tensor | None]) -> list[_Stack | None]:
+    def _by_feature(self, gradients: Sequence[Tensor | None]) -> list[_Gradients | None]:
         count = len(gradients) // len(self.branched)
         by_task = {t: gradients[i * count : (i + 1) * count] for i, t in enumerate(self.branched)}
         self._check(by_task)
         rows = [[by_task[task][i] if task in by_task else None for task in self.tasks] for i in range(count)]
-        return [_Stack(row) if any(gradient is not None for gradient in row) else None for row in rows]
+        return [_Gradients(row) if any(gradient is not None for gradient in row) else None for row in rows]
 
-    def _gramian(self, stacks: Sequence[_Stack | None]) -> Tensor:
+    def _gramian(self, found: Sequence[_Gradients | None]) -> Tensor:
         assert self.scale is not None
-        parts = [stack.gramian() for stack in stacks if stack is not None]
+        parts = [own.gramian() for own in found if own is not None]
         if not parts:  # no gradient on this process, but others may have some, and wait
             return self.scale.new_zeros((len(self.tasks), len(self.tasks)), dtype=_wide(self.scale))
-        return torch.stack(parts).sum(0) / self.scale.to(parts[0]).square()
+        return _sum(parts) / self.scale.to(parts[0]).square()
 
     def _check(self, by_task: dict[str, Sequence[Tensor | None]]) -> None:
         if not self.strict:
@@ -153,31 +155,57 @@ def take_once(ctx: Any, name: str) -> Any:
     return kept
 
 
-class _Stack:
-    """The tasks' gradients of one tensor, as rows of length 1 at most in every entry."""
+class _Gradients:
+    """The tasks' gradients of one tensor; they are never copied all at once."""
 
     def __init__(self, gradients: Rows) -> None:
-        some = next(gradient for gradient in gradients if gradient is not None)
-        self.shape, self.dtype = some.shape, some.dtype
-        nothing = torch.zeros_like(some) if any(gradient is None for gradient in gradients) else some
-        given = [nothing if gradient is None else gradient for gradient in gradients]
-        rows = promote(torch.stack(given).reshape(len(given), -1))
-        largest = rows.abs().amax(1)  # squares of rows as they are would leave float32's range
-        self.unit = torch.where(largest > 0, largest, 1.0)
-        self.rows = rows.div_(self.unit[:, None])
+        self.given = [(i, gradient) for i, gradient in enumerate(gradients) if gradient is not None]
+        some = self.given[0][1]
+        self.dtype = some.dtype
+        nothing = some if len(self.given) == len(gradients) else some.new_zeros(()).expand_as(some)
+        rows = [nothing if gradient is None else gradient for gradient in gradients]
+        self.rows = rows if some.dim() else [row[None] for row in rows]
 
     def gramian(self) -> Tensor:
-        unit = self.unit.to(_wide(self.rows))
-        return (self.rows @ self.rows.T).to(unit) * unit[:, None] * unit
+        parts = []
+        for rows in self._chunks():
+            largest = torch.maximum(rows.amax(1), -rows.amin(1))
+            unit = largest.clamp(min=torch.finfo(rows.dtype).tiny)
+            rows.div_(unit[:, None])  # squares of rows as they are would leave float32's range
+            wide = unit.to(_wide(unit))
+            parts.append((rows @ rows.T).to(wide) * wide[:, None] * wide)
+        return _sum(parts)
 
     def combined(self, weights: Tensor | None) -> Tensor:
-        unit = self.unit if weights is None else self.unit * weights.to(self.unit)
-        return (unit @ self.rows).to(self.dtype).reshape(self.shape)
+        (first, gradient), *others = ((i, promote(gradient)) for i, gradient in self.given)
+        if weights is None:
+            total = gradient
+            for _, gradient in others:
+                total = total + gradient
+            return total.to(self.dtype)
+        each = weights.to(gradient).unbind()
+        total = gradient * each[first]
+        for i, gradient in others:
+            total.addcmul_(gradient, each[i])
+        return total.to(self.dtype)
+
+    def _chunks(self) -> Iterator[Tensor]:
+        """Return copies `[T, F]` of some of the numbers at a time, of all in the end."""
+        length, numbers = len(self.rows[0]), len(self.rows) * self.rows[0].numel()
+        limit = _CHUNK if self.rows[0].device.type == "cpu" else 16 * _CHUNK  # of which caches hold one; few kernels
+        step = max(1, limit * length // max(numbers, 1))
+        for start in range(0, length, step):
+            some = [row.narrow(0, start, min(step, length - start)) for row in self.rows]
+            yield promote(torch.stack(some)).reshape(len(some), -1)
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def gramian_of(rows: Tensor) -> Tensor:
     """Return the Gramian `[T, T]` of rows `[T, F]`, in float64 where the device has it."""
-    return _Stack(list(rows)).gramian()
+    return _Gradients(list(rows)).gramian()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

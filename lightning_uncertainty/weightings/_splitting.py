@@ -24,7 +24,7 @@ class Step(NamedTuple):
         losses: mean losses of the global batch, `[T]`.
         weights: effective weights `[T]`.
         parts: what the losses were made of, by task: the sum or mean that was given, where it has a gradient.
-        shared: trained parameters that the tasks share; only where the weighting needs to know.
+        shared: trained parameters that the tasks share; these and the next two only where the weighting needs them.
         others: all others, but for the weighting's own.
         own: the weighting's own.
     """

@@ -53,8 +53,8 @@ class GradientBalancing(Weighting):
     Raises:
         ValueError: there is no such solver, or an option is none of these; (in backward, on eager CPU) the solver
             returned weights of a wrong shape, or none that are finite.
-        RuntimeError: (in training) the features went around `task_outputs` and `split_features`, or a graph had a
-            second backward.
+        RuntimeError: (in training) the features went around `task_outputs` and `split_features`, a graph had a second
+            backward, or parameters to balance are sharded.
 
     Example:
         >>> from pytorch_lightning import LightningModule
@@ -212,7 +212,7 @@ class GradientBalancing(Weighting):
 
     def _begin(self, step: Step) -> None:
         self._losses = step.losses.detach()
-        self.steps += 1
+        self.steps.add_(1)  # += would register the buffer anew
         self._step = None if self._step is None else self._step + 1
 
     @torch.no_grad()

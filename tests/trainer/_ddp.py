@@ -12,12 +12,14 @@ from warnings import catch_warnings, filterwarnings
 import torch
 import torch.distributed
 from pytorch_lightning.strategies import DDPStrategy
+from torchmetrics import Accuracy
 
 from lightning_uncertainty import UncertaintyMonitor, UncertaintyWeighting
-from lightning_uncertainty.weightings import Weighting
+from lightning_uncertainty.weightings import DynamicTaskPrioritization, GradientBalancing, Weighting
 from tests._nets import trainer
 from tests._ranks import RANKS, STEPS, Dealt, PlainMeans, Rows, SkippedHeads, Together, optimizer_tensors, tensors
-from tests.trainer._weightings import WEIGHTINGS
+from tests.trainer._weightings import BY_EPOCH, WEIGHTINGS
+from tests.weightings._solvers import Inverse
 
 TIMEOUT = timedelta(seconds=30)  # of a collective: a rank that waits for another fails soon
 FIND_UNUSED = "ddp_find_unused_parameters_true"
@@ -26,7 +28,15 @@ VARIANTS: dict[str, Callable[[], Weighting]] = {
     **WEIGHTINGS,
     "UncertaintyWeighting(start)": lambda: UncertaintyWeighting(start=0.0),
     "UncertaintyWeighting(bounds)": lambda: UncertaintyWeighting(bounds={"depth": (-1.0, 0.5), "kind": (0.5, 1.0)}),
+    "GradientBalancing(weighted)": lambda: GradientBalancing(Inverse(), heads="weighted"),
+    "GradientBalancing(parameters)": lambda: GradientBalancing(Inverse(), on="parameters"),
+    "GradientBalancing(sometimes)": lambda: GradientBalancing(Inverse(), on="parameters", every_n_steps=3),
     "UncertaintyWeighting(shared)": lambda: UncertaintyWeighting(shared=[["depth", "width"]]),
+}
+KPIS = {"kind": Accuracy("multiclass", num_classes=3), "depth": 2.0, "width": 2.0}
+VARIANTS_OF: dict[str, dict[str, Callable[[], Weighting]]] = {  # in place of these, by mode
+    "float32": {**VARIANTS, "DynamicTaskPrioritization(metric)": lambda: DynamicTaskPrioritization(KPIS)},
+    "epochs": {name: VARIANTS[name] for name in BY_EPOCH},
 }
 
 
@@ -53,8 +63,9 @@ MODES = {
     "float32": Mode(tolerance=1e-6, options={"precision": "32-true"}),
     "means": Mode(module=PlainMeans),
     "skipped_heads": Mode(FIND_UNUSED, module=SkippedHeads),
+    "epochs": Mode(options={"max_epochs": 3}),
 }
-CELLS = [(mode, weighting) for mode in MODES for weighting in VARIANTS]
+CELLS = [(mode, name) for mode in MODES for name in VARIANTS_OF.get(mode, VARIANTS)]
 NONFINITE = {
     "ddp": "ddp",
     "find_unused": FIND_UNUSED,
@@ -92,7 +103,7 @@ def fit(net: Dealt, **options: Any) -> Fitted:
 
 def make(mode: str, weighting: str) -> Dealt:
     torch.manual_seed(0)
-    return MODES[mode].module(VARIANTS[weighting](), MODES[mode].optimizer)
+    return MODES[mode].module(VARIANTS_OF.get(mode, VARIANTS)[weighting](), MODES[mode].optimizer)
 
 
 def fit_two(mode: str, weighting: str, **options: Any) -> Fitted:

@@ -14,7 +14,13 @@ from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     BoundedUncertaintyWeighting,
     ConstrainedUncertaintyWeighting,
+    DynamicTaskPrioritization,
+    DynamicWeightAverage,
     FixedWeighting,
+    GeometricLossWeighting,
+    ImpartialLossWeighting,
+    RandomLossWeighting,
+    SmoothTchebycheff,
     SoftOptimalUncertaintyWeighting,
     UncertaintyWeighting,
 )
@@ -46,7 +52,7 @@ def expected_step(
     usable = [p and x > 0 and w > 0 for p, x, w in zip(present, losses, b, strict=True)]
     if not learning and "steps" in state:
         usable = [ok and not steps for ok, steps in zip(usable, state["steps"], strict=True)]
-    return _STEPS[setup.kind](setup, state, losses, present, usable, (c, a, r, b))
+    return _STEPS[setup.kind](setup, state, losses, present, usable, (c, a, r, b), learning)
 
 
 def _exp(x: float) -> float:
@@ -63,19 +69,19 @@ def _summed(
     return Expected(sum(terms), sum(map(abs, terms)), weights, s, gradient, state)
 
 
-def _fixed(setup, state, losses, present, usable, numbers) -> Expected:
+def _fixed(setup, state, losses, present, usable, numbers, learning) -> Expected:
     weights = [p * setup.options["weights"].get(name, 1.0) for p, name in zip(present, setup.tasks, strict=True)]
-    return _summed([w * x for w, x in zip(weights, losses, strict=True)], weights, None, None)
+    return _weighted(losses, weights)
 
 
-def _soft(setup, state, losses, present, usable, numbers) -> Expected:
+def _soft(setup, state, losses, present, usable, numbers, learning) -> Expected:
     b, temperature = numbers[3], setup.options["temperature"]
     counted = [p and w > 0 for p, w in zip(present, b, strict=True)]
     inverse = [min(1 / (x * temperature), HUGE) if x else HUGE for x in losses]
     greatest = max((x for x, ok in zip(inverse, counted, strict=True) if ok), default=0.0)
     powers = [math.exp(x - greatest) if ok else 0.0 for x, ok in zip(inverse, counted, strict=True)]
     weights = [w * x / max(sum(powers), TINY) for w, x in zip(b, powers, strict=True)]
-    return _summed([w * x for w, x in zip(weights, losses, strict=True)], weights, None, None)
+    return _weighted(losses, weights)
 
 
 def _kendall(s: Vector, losses: Vector, present: Sequence[bool], numbers: Any) -> tuple[list[float], list[float]]:
@@ -88,7 +94,7 @@ def _kendall(s: Vector, losses: Vector, present: Sequence[bool], numbers: Any) -
     return terms, weights
 
 
-def _analytic(setup, state, losses, present, usable, numbers) -> Expected:
+def _analytic(setup, state, losses, present, usable, numbers, learning) -> Expected:
     decay, steps, means = setup.options["decay"], list(state["steps"]), list(state["mean_loss"])
     for i, ok in enumerate(usable):
         if ok:
@@ -114,7 +120,7 @@ def _reported(s: Vector, after: Mapping[str, Vector]) -> list[float]:
     return [x if started else math.nan for x, started in zip(s, after["started"], strict=True)]
 
 
-def _uncertainty_step(setup, state, losses, present, usable, numbers) -> Expected:
+def _uncertainty_step(setup, state, losses, present, usable, numbers, learning) -> Expected:
     (c, a, r, b), tasks, span = numbers, setup.tasks, range(len(losses))
     groups = [next((g for g in setup.options.get("shared", ()) if name in g), [name]) for name in tasks]
     members = [[tasks.index(name) for name in group] for group in groups]
@@ -143,7 +149,7 @@ def _uncertainty_step(setup, state, losses, present, usable, numbers) -> Expecte
     return _summed(terms, weights, _reported(s, after), gradient, **after)
 
 
-def _bounded_step(setup, state, losses, present, usable, numbers) -> Expected:
+def _bounded_step(setup, state, losses, present, usable, numbers, learning) -> Expected:
     b, floored = numbers[3], [max(x, TINY) for x in losses]
     first = [math.log((x + math.sqrt(x * x + 8 * x)) / 4) for x in floored]
     new = [ok and not started for ok, started in zip(usable, state["started"], strict=True)]
@@ -158,7 +164,7 @@ def _bounded_step(setup, state, losses, present, usable, numbers) -> Expected:
     return _summed(terms, weights, _reported(s, after), gradient, **after)
 
 
-def _constrained_step(setup, state, losses, present, usable, numbers) -> Expected:
+def _constrained_step(setup, state, losses, present, usable, numbers, learning) -> Expected:
     c, a, r, b = numbers
     first = [_optimum(x, *n) for x, *n in zip(losses, c, a, r, strict=True)]
     new = [ok and not started for ok, started in zip(usable, state["started"], strict=True)]
@@ -174,6 +180,139 @@ def _constrained_step(setup, state, losses, present, usable, numbers) -> Expecte
     return _summed(terms, weights, _reported(s, after), gradient, **after)
 
 
+def _weighted(losses: Vector, weights: Vector, **state: Any) -> Expected:
+    return _summed([w * x for w, x in zip(weights, losses, strict=True)], weights, None, None, **state)
+
+
+def _splitmix64(*keys: int) -> int:
+    z = 0
+    for key in keys:
+        z = (z + 0x9E3779B97F4A7C15 + key) % 2**64
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        z = z ^ z >> 31
+    return z
+
+
+def _normal(*keys: int) -> float:
+    one, two = (((_splitmix64(*keys, i) >> 41) + 0.5) / 2**23 for i in range(2))
+    return math.sqrt(-2 * math.log(one)) * math.cos(2 * math.pi * two)
+
+
+def _random(setup, state, losses, present, usable, numbers, learning) -> Expected:
+    counted = [p and b > 0 for p, b in zip(present, numbers[3], strict=True)]
+    draws = [draw + (learning and ok) for draw, ok in zip(state["draws"], counted, strict=True)]
+    z = [
+        _normal(setup.options["seed"], *key) if learning else 0.0 for key in zip(state["task_ids"], draws, strict=True)
+    ]
+    powers = [math.exp(x) if ok else 0.0 for x, ok in zip(z, counted, strict=True)]
+    weights = [b * x / max(sum(powers), TINY) for b, x in zip(numbers[3], powers, strict=True)]
+    return _weighted(losses, weights, draws=draws)
+
+
+def _geometric(setup, state, losses, present, usable, numbers, learning) -> Expected:
+    counted = [b if p else 0.0 for p, b in zip(present, numbers[3], strict=True)]
+    total = max(sum(counted), TINY)
+    logs = [math.log(max(x, TINY)) for x in losses]
+    mean = sum(b * x for b, x in zip(counted, logs, strict=True)) / total
+    weights = [b / total * _exp(min(mean - x, 88.7)) for b, x in zip(counted, logs, strict=True)]
+    value = math.exp(mean) if any(counted) else 0.0
+    return Expected(value, value, weights, None, None, {})
+
+
+def _impartial(setup, state, losses, present, usable, numbers, learning) -> Expected:
+    b = numbers[3]
+    first = [math.log(max(x, TINY)) for x in losses]
+    new = [ok and not started for ok, started in zip(usable, state["started"], strict=True)]
+    s, after = _begun(state, first, new)
+    weights = [p * w * _exp(-x) if w else 0.0 for x, p, w in zip(s, present, b, strict=True)]
+    terms = [e * x for e, x in zip(weights, losses, strict=True)]
+    gradient = [
+        started * (p * w - term) for p, w, term, started in zip(present, b, terms, state["started"], strict=True)
+    ]
+    terms += [p * w * x for x, p, w in zip(s, present, b, strict=True)]
+    return _summed(terms, weights, _reported(s, after), gradient, **after)
+
+
+def _means_of_the_epoch(state, losses, counted, epoch) -> tuple[list[bool], dict[str, Vector]]:
+    """Which tasks have another epoch behind them, and what is counted with this step."""
+    over = [old != epoch for old in state["epoch"]]
+    ended = [new and steps > 0 for new, steps in zip(over, state["steps"], strict=True)]
+    steps, means = [], []
+    for new, n, mean, loss, ok in zip(over, state["steps"], state["mean_loss"], losses, counted, strict=True):
+        n, mean = (0, 0.0) if new else (n, mean)
+        steps.append(n + ok)
+        means.append((n * mean + loss) / (n + 1) if ok else mean)
+    return ended, {"epoch": [epoch] * len(losses), "steps": steps, "mean_loss": means}
+
+
+def _average(setup, state, losses, present, usable, numbers, learning) -> Expected:
+    b, temperature = numbers[3], setup.options["temperature"]
+    counted = [bool(p and w > 0) for p, w in zip(present, b, strict=True)]
+    after: dict[str, Vector] = {}
+    last, before = state["last"], state["before"]
+    if learning:
+        ended, after = _means_of_the_epoch(state, losses, counted, 0)
+        before = [new if end else old for new, old, end in zip(last, before, ended, strict=True)]
+        last = [new if end else old for new, old, end in zip(state["mean_loss"], last, ended, strict=True)]
+        after |= {"last": last, "before": before}
+    rates = [min((x / y if y else 1.0) / temperature, HUGE) for x, y in zip(last, before, strict=True)]
+    greatest = max((x for x, ok in zip(rates, counted, strict=True) if ok), default=0.0)
+    powers = [math.exp(x - greatest) if ok else 0.0 for x, ok in zip(rates, counted, strict=True)]
+    weights = [w * sum(counted) * x / max(sum(powers), TINY) for w, x in zip(b, powers, strict=True)]
+    return _weighted(losses, weights, **after)
+
+
+def _prioritized(setup, state, losses, present, usable, numbers, learning) -> Expected:
+    reference, gamma, decay = (setup.options[name] for name in ("kpis", "gamma", "decay"))
+    exponents = [gamma.get(name, 1.0) if isinstance(gamma, Mapping) else gamma for name in setup.tasks]
+    means, started, weights = [], [], []
+    rows = zip(losses, present, numbers[3], exponents, state["shortfall"], state["started"], strict=True)
+    for loss, there, b, exponent, mean, begun in rows:
+        short, counted = loss / (reference + loss), bool(there and b > 0)
+        if counted and (learning or not begun):
+            mean = decay * mean + (1 - decay) * short if begun else short
+        means.append(mean)
+        started.append(begun or counted)
+        clamped = min(max(mean, 1e-6), 1 - 1e-3)
+        weights.append(-counted * b * clamped**exponent * math.log1p(-clamped))
+    return _weighted(losses, weights, **({"shortfall": means, "started": started} if learning else {}))
+
+
+def _smooth_maximum(terms: Vector, counted: Sequence[bool], temperature: float) -> tuple[float, list[float]]:
+    greatest = max((x for x, ok in zip(terms, counted, strict=True) if ok), default=0.0)
+    powers = [math.exp((x - greatest) / temperature) if ok else 0.0 for x, ok in zip(terms, counted, strict=True)]
+    total = sum(powers)
+    return greatest + temperature * math.log(total or 1.0), [x / (total or 1.0) for x in powers]
+
+
+def _tchebycheff(setup, state, losses, present, usable, numbers, learning) -> Expected:
+    temperature, first = setup.options["temperature"], setup.options["nadir_epoch"]
+    preferences = [setup.options["preferences"].get(name, 1.0) for name in setup.tasks]
+    counted = [bool(p and x > 0) for p, x in zip(present, preferences, strict=True)]
+    if first is None:
+        ideal = [setup.options["ideal"].get(name, 0.0) for name in setup.tasks]
+        terms = [k * (x - z) for k, x, z in zip(preferences, losses, ideal, strict=True)]
+        value, slopes = _smooth_maximum(terms, counted, temperature)
+        weights = [k * slope for k, slope in zip(preferences, slopes, strict=True)]
+        return Expected(value, sum(map(abs, terms)) + temperature, weights, None, None, {})
+    nadir, after = state["nadir"], {}
+    if learning:
+        ended, after = _means_of_the_epoch(state, losses, counted, 0)
+        due = [end and old >= first and not n for end, old, n in zip(ended, state["epoch"], nadir, strict=True)]
+        nadir = [mean if new else n for mean, new, n in zip(state["mean_loss"], due, nadir, strict=True)]
+        after["nadir"] = nadir
+    ratios = [min(x / (n or 1.0) + 1e-20, HUGE) for x, n in zip(losses, nadir, strict=True)]
+    terms = [k * math.log(x) for k, x in zip(preferences, ratios, strict=True)]
+    ranked = [ok and n > 0 for ok, n in zip(counted, nadir, strict=True)]
+    value, slopes = _smooth_maximum(terms, ranked, temperature)
+    count, weights, parts = sum(ranked), [], [sum(ranked) * value]
+    for k, x, n, ok, top, slope, term in zip(preferences, ratios, nadir, counted, ranked, slopes, terms, strict=True):
+        weights.append(k * (count * slope if top else float(ok)) / (x * (n or 1.0)))
+        parts.append(term if ok and not top else 0.0)
+    return Expected(sum(parts), sum(map(abs, terms)) * max(count, 1) + temperature, weights, None, None, after)
+
+
 _STEPS = {
     UncertaintyWeighting: _uncertainty_step,
     BoundedUncertaintyWeighting: _bounded_step,
@@ -181,4 +320,10 @@ _STEPS = {
     SoftOptimalUncertaintyWeighting: _soft,
     AnalyticUncertaintyWeighting: _analytic,
     FixedWeighting: _fixed,
+    RandomLossWeighting: _random,
+    DynamicWeightAverage: _average,
+    DynamicTaskPrioritization: _prioritized,
+    SmoothTchebycheff: _tchebycheff,
+    GeometricLossWeighting: _geometric,
+    ImpartialLossWeighting: _impartial,
 }

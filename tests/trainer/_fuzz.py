@@ -17,7 +17,13 @@ from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     BoundedUncertaintyWeighting,
     ConstrainedUncertaintyWeighting,
+    DynamicTaskPrioritization,
+    DynamicWeightAverage,
     FixedWeighting,
+    GeometricLossWeighting,
+    ImpartialLossWeighting,
+    RandomLossWeighting,
+    SmoothTchebycheff,
     SoftOptimalUncertaintyWeighting,
     UncertaintyWeighting,
     Weighting,
@@ -101,6 +107,14 @@ def _uncertainty(draw: st.DrawFn, kinds: Mapping[str, str]) -> dict[str, Any]:
     return options
 
 
+@st.composite
+def _tchebycheff(draw: st.DrawFn, kinds: Mapping[str, str]) -> dict[str, Any]:
+    epoch = draw(st.sampled_from([None, 0, 2]))
+    options = {"temperature": draw(st.sampled_from([0.1, 1.0, 20.0])), "preferences": draw(_base(kinds))}
+    ideal = draw(by_name(list(kinds), st.sampled_from([-1.0, 0.5]))) if epoch is None else {}
+    return {**options, "ideal": ideal, "nadir_epoch": epoch}
+
+
 OPTIONS: dict[type[Weighting], Any] = {
     UncertaintyWeighting: _uncertainty,
     BoundedUncertaintyWeighting: lambda k: st.fixed_dictionaries({"start": _start(k), "base_weights": _base(k)}),
@@ -114,6 +128,23 @@ OPTIONS: dict[type[Weighting], Any] = {
         {"decay": st.sampled_from([0.0, 0.5, 0.98]), "base_weights": _base(k)}
     ),
     FixedWeighting: lambda k: st.fixed_dictionaries({"weights": _base(k)}),
+    RandomLossWeighting: lambda k: st.fixed_dictionaries(
+        {"seed": st.sampled_from([0, 3, (1 << 63) - 1]), "base_weights": _base(k)}
+    ),
+    DynamicWeightAverage: lambda k: st.fixed_dictionaries(
+        {"temperature": st.sampled_from([0.1, 1.0, 20.0]), "base_weights": _base(k)}
+    ),
+    DynamicTaskPrioritization: lambda k: st.fixed_dictionaries(
+        {
+            "kpis": st.sampled_from([0.1, 3.0]),
+            "gamma": st.sampled_from([0.0, 0.5]) | by_name(list(k), st.sampled_from([0.0, 2.0])),
+            "decay": st.sampled_from([0.0, 0.5, 0.98]),
+            "base_weights": _base(k),
+        }
+    ),
+    SmoothTchebycheff: lambda k: _tchebycheff(k),
+    GeometricLossWeighting: lambda k: st.fixed_dictionaries({"base_weights": _base(k)}),
+    ImpartialLossWeighting: lambda k: st.fixed_dictionaries({"start": _start(k), "base_weights": _base(k)}),
 }
 
 
@@ -152,8 +183,8 @@ GOOD_VALUES = values(NUMBERS, COUNTS) | st.tuples(scalars(BAD_NUMBERS), scalars(
 BAD_VALUES = values(NUMBERS + BAD_NUMBERS, COUNTS + BAD_COUNTS) | _misshapen | _no_pairs
 
 
-def numbers_of(value: Any) -> tuple[float, float] | None:
-    """Return the sum and the count of what stands for a loss; None where it should be refused."""
+def parts_of(value: Any) -> tuple[float, float] | None:
+    """Return the sum and the count of what stands for a loss; None where it has another shape."""
     if isinstance(value, tuple) and len(value) != 2:
         return None
     total, count = value if isinstance(value, tuple) else (0.0, 0.0) if value is None else (value, 1.0)
@@ -164,7 +195,16 @@ def numbers_of(value: Any) -> tuple[float, float] | None:
         if not isinstance(part, torch.Tensor | float | int) or (isinstance(part, torch.Tensor) and part.shape):
             return None
         parts.append(float(part.detach() if isinstance(part, torch.Tensor) else part))
-    total, count = parts
-    if not 0 <= count < math.inf or (count > 0 and not 0 <= total < math.inf):
-        return None
-    return total, count
+    return parts[0], parts[1]
+
+
+def numbers_of(value: Any) -> tuple[float, float] | None:
+    """Return the sum and the count of what stands for a loss; None where it should be refused."""
+    total, count = parts = parts_of(value) or (0.0, math.nan)
+    return parts if 0 <= count < math.inf and (count == 0 or 0 <= total < math.inf) else None
+
+
+def is_nonfinite(value: Any) -> bool:
+    """Whether a loss is NaN or infinite, as also a count that makes no sense has it."""
+    parts = parts_of(value)
+    return parts is not None and not (0 <= parts[1] < math.inf and (parts[1] == 0 or math.isfinite(parts[0])))

@@ -65,13 +65,16 @@ def _usable(name: Any) -> bool:
 
 def _sound_options(kinds: Mapping[Any, str], options: Mapping[str, Any]) -> bool:
     """Whether a weighting may have such options."""
-    given = {key: options.get(key) or {} for key in ("base_weights", "weights")}
+    given = {key: options.get(key) or {} for key in ("base_weights", "weights", "preferences", "ideal")}
     start, bounds, groups = options.get("start"), options.get("bounds"), options.get("shared", ())
+    gamma, kpis = options.get("gamma", 1.0), options.get("kpis", 1.0)
+    exponents = gamma if isinstance(gamma, dict) else dict.fromkeys(kinds, gamma)
     starts = start if isinstance(start, dict) else {} if start is None else dict.fromkeys(kinds, start)
     pairs = bounds if isinstance(bounds, dict) else {} if bounds is None else dict.fromkeys(kinds, bounds)
     grouped = [name for group in groups for name in group]
-    named = [*starts, *pairs, *grouped, *given["base_weights"], *given["weights"]]
-    numbers = [*given["base_weights"].values(), *given["weights"].values()]
+    named = [*exponents, *starts, *pairs, *grouped, *(name for values in given.values() for name in values)]
+    numbers = [number for key, values in given.items() for number in values.values() if key != "ideal"]
+    epoch = options.get("nadir_epoch")
     alike = {name: (kinds.get(name), pairs.get(name), starts.get(name)) for name in grouped}
     return (
         all(name in kinds for name in named)
@@ -84,6 +87,11 @@ def _sound_options(kinds: Mapping[Any, str], options: Mapping[str, Any]) -> bool
         and 0 < options.get("temperature", 1.0) < math.inf
         and 0 <= options.get("decay", 0.5) < 1
         and abs(options.get("mean_log_variance", 0.0)) <= HUGE
+        and isinstance(options.get("seed", 0), int)
+        and (epoch is None or (isinstance(epoch, int) and not given["ideal"]))
+        and all(abs(number) <= HUGE for number in given["ideal"].values())
+        and 0 < kpis < math.inf
+        and all(0 <= number <= HUGE for number in exponents.values())
     )
 
 
@@ -122,9 +130,9 @@ def registrations(draw: st.DrawFn) -> Registration:
 def _wrong_options(option: str, names: list[str]) -> st.SearchStrategy[Any]:
     """What an option of this name could be, right or wrong."""
     numbers = st.sampled_from([math.nan, math.inf, -math.inf, -1.0, 0.0, 1.0, 1e39, -1e39])
-    if option in ("base_weights", "weights"):
+    if option in ("base_weights", "weights", "preferences", "ideal"):
         return by_name(names, numbers, least=1)
-    if option == "start":
+    if option in ("start", "gamma"):
         return numbers | by_name(names, numbers)
     if option == "bounds":
         pairs = st.tuples(numbers, numbers)

@@ -8,11 +8,20 @@ from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     BoundedUncertaintyWeighting,
     ConstrainedUncertaintyWeighting,
+    DynamicTaskPrioritization,
+    DynamicWeightAverage,
     FixedWeighting,
+    GeometricLossWeighting,
+    GradientBalancing,
+    GradNorm,
+    ImpartialLossWeighting,
+    RandomLossWeighting,
+    SmoothTchebycheff,
     SoftOptimalUncertaintyWeighting,
     UncertaintyWeighting,
     Weighting,
 )
+from lightning_uncertainty.weightings._learnt import LearntWeighting
 
 WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
     "UncertaintyWeighting": UncertaintyWeighting,
@@ -21,4 +30,16 @@ WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
     "SoftOptimalUncertaintyWeighting": lambda: SoftOptimalUncertaintyWeighting(temperature=20.0),
     "AnalyticUncertaintyWeighting": lambda: AnalyticUncertaintyWeighting(decay=0.9),
     "FixedWeighting": lambda: FixedWeighting({"depth": 0.1}),
+    "RandomLossWeighting": lambda: RandomLossWeighting(seed=5),
+    "DynamicWeightAverage": lambda: DynamicWeightAverage(temperature=0.5),
+    "DynamicTaskPrioritization": lambda: DynamicTaskPrioritization(2.0, decay=0.8),
+    "SmoothTchebycheff": lambda: SmoothTchebycheff(0.5, {"depth": 0.7}, nadir_epoch=0),
+    "GeometricLossWeighting": lambda: GeometricLossWeighting({"depth": 0.5}),
+    "ImpartialLossWeighting": ImpartialLossWeighting,
+    "GradNorm": lambda: GradNorm(lr=0.01),
+    "GradientBalancing": lambda: GradientBalancing("mgda", UncertaintyWeighting()),
 }
+FOLLOWING = ["SoftOptimalUncertaintyWeighting", "GeometricLossWeighting", "SmoothTchebycheff"]  # each batch
+LEARNT = [name for name, make in WEIGHTINGS.items() if isinstance(make(), LearntWeighting)]
+BALANCING = [name for name, make in WEIGHTINGS.items() if make().balances]
+BY_EPOCH = [name for name, make in WEIGHTINGS.items() if make().needs_epoch]

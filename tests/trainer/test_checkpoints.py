@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lightning_uncertainty import FixedWeighting, MultiTaskMixin, Task, UncertaintyMonitor
 from tests._nets import dicts, tensors, trainer
 from tests.trainer._resume import bits
-from tests.trainer._weightings import WEIGHTINGS
+from tests.trainer._weightings import FOLLOWING, WEIGHTINGS
 
 FACTORS = {"depth": 1.0, "size": 30.0, "big": 30.0, "new": 0.1}  # labels are depth's, in other units
 
@@ -144,7 +144,8 @@ def test_tasks_in_another_order_do_not_resume(weighting, monitored, saved):
 
 # -- another weighting -------------------------------------------------------------------------------------------------
 
-WITHOUT = ["before", "FixedWeighting", "SoftOptimalUncertaintyWeighting"]  # nothing learnt, nothing remembered
+EXPORTS_NOTHING = [*FOLLOWING, "GradientBalancing"]
+WITHOUT = ["before", "FixedWeighting", "SoftOptimalUncertaintyWeighting", "GeometricLossWeighting"]  # without a state
 
 
 @pytest.mark.parametrize("kind", WITHOUT)
@@ -208,7 +209,7 @@ def gradients_of(net, batch):
     return {name: p.grad for name, p in net.named_parameters() if not name.startswith("task_weighting.")}
 
 
-@pytest.mark.parametrize("kind", [name for name in WEIGHTINGS if name != "SoftOptimalUncertaintyWeighting"])
+@pytest.mark.parametrize("kind", [name for name in WEIGHTINGS if name not in EXPORTS_NOTHING])
 def test_learnt_weights_train_on_as_constants(kind, saved, tmp_path):
     tasks, batch = ("depth", "size"), next(iter(loader()))
     learnt, _ = load(saved(kind), *tasks, weighting=kind)
@@ -223,9 +224,8 @@ def test_learnt_weights_train_on_as_constants(kind, saved, tmp_path):
     assert repr(resumed.fixed_weighting()) == repr(fixed.fixed_weighting()) == repr(constants)
 
 
-def test_weights_that_follow_each_batch_are_not_exported(saved):
-    net, _ = load(
-        saved("SoftOptimalUncertaintyWeighting"), "depth", "size", weighting="SoftOptimalUncertaintyWeighting"
-    )
+@pytest.mark.parametrize("kind", EXPORTS_NOTHING)
+def test_weights_that_follow_each_batch_are_not_exported(kind, saved):
+    net, _ = load(saved(kind), "depth", "size", weighting=kind)
     with pytest.raises(ValueError, match=r"weights should be learnt before they are exported.*depth, size"):
         net.fixed_weighting()

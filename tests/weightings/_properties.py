@@ -7,13 +7,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchjd.scalarization import STCH, UW
 
 from lightning_uncertainty.likelihoods import LIKELIHOODS, Likelihood
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     BoundedUncertaintyWeighting,
     ConstrainedUncertaintyWeighting,
+    DynamicTaskPrioritization,
+    DynamicWeightAverage,
     FixedWeighting,
+    GeometricLossWeighting,
+    GradientBalancing,
+    GradNorm,
+    ImpartialLossWeighting,
+    RandomLossWeighting,
+    ScalarizerWeighting,
+    SmoothTchebycheff,
     SoftOptimalUncertaintyWeighting,
     UncertaintyWeighting,
     Weighted,
@@ -41,6 +51,10 @@ class Listed:
 
     def bind(self, tasks: int | dict[str, Likelihood]) -> Weighting:
         return self.make().bind(make_tasks(tasks) if isinstance(tasks, int) else tasks)
+
+
+def half_at_one(loss: Tensor) -> Tensor:
+    return 1 / (1 + loss)
 
 
 WEIGHTINGS = [
@@ -73,6 +87,32 @@ WEIGHTINGS = [
     ),
     Listed("fixed", FixedWeighting),
     Listed("fixed, weights", lambda: FixedWeighting({"task0": 0.1})),
+    Listed("random", RandomLossWeighting),
+    Listed("random, seed and base weight", lambda: RandomLossWeighting(7, {"task0": 0.3})),
+    Listed("task prioritization", lambda: DynamicTaskPrioritization(1.0)),
+    Listed(
+        "task prioritization, base weight, a function, exponents",
+        lambda: DynamicTaskPrioritization(half_at_one, {"task0": 2.0}, 0.0, {"task0": 0.3}),
+    ),
+    Listed("smooth tchebycheff", lambda: SmoothTchebycheff(0.3, nadir_epoch=0), scale_equivariant=True),
+    Listed("smooth tchebycheff, preference", lambda: SmoothTchebycheff(2.0, {"task0": 0.3}), scale_equivariant=True),
+    Listed("smooth tchebycheff, ideal", lambda: SmoothTchebycheff(5.0, None, {"task0": 0.1}, nadir_epoch=None)),
+    Listed("geometric", GeometricLossWeighting),
+    Listed("geometric, base weight", lambda: GeometricLossWeighting({"task0": 0.3})),
+    Listed("impartial", ImpartialLossWeighting),
+    Listed("impartial, start from data", lambda: ImpartialLossWeighting(None), scale_equivariant=True),
+    Listed("impartial, start and base weight", lambda: ImpartialLossWeighting({"task0": -0.4}, {"task0": 0.3})),
+    Listed("dynamic average", DynamicWeightAverage),
+    Listed("dynamic average, base weight", lambda: DynamicWeightAverage(0.3, {"task0": 0.3})),
+    Listed("gradnorm", GradNorm),
+    Listed("gradient balancing", GradientBalancing),
+    Listed(
+        "gradient balancing, uncertainty before it",
+        lambda: GradientBalancing("pcgrad", UncertaintyWeighting(), on="parameters", every_n_steps=2),
+        scale_equivariant=True,
+    ),
+    Listed("scalarizer", lambda: ScalarizerWeighting(STCH(mu=10.0)), compiles=False),
+    Listed("scalarizer with parameters", lambda: ScalarizerWeighting(UW), compiles=False),
 ]
 
 
@@ -112,9 +152,12 @@ def train_step(weighting: Weighting, losses: Tensor, present: Tensor, lr: float 
 
 
 def train(weighting: Weighting, steps: int, seed: int = 0) -> list[Weighted]:
-    """Some steps with losses that wander and labels that come and go."""
-    count = len(weighting.tasks)
-    return [train_step(weighting, draw_losses(count, seed + step), some(count, seed + step)) for step in range(steps)]
+    """Some steps, each of an epoch of its own, with losses that wander and labels that come and go."""
+    count, results = len(weighting.tasks), []
+    for step in range(seed, seed + steps):
+        weighting.start_epoch(step)
+        results.append(train_step(weighting, draw_losses(count, step), some(count, step)))
+    return results
 
 
 def vectors(weighting: Weighting) -> dict[str, Tensor]:

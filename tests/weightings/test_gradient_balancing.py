@@ -1,8 +1,10 @@
 """Gradient balancing within one backward pass equals what separate backward passes, one for each task, would give."""
 
 import copy
+import json
 import pickle
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torchjd.aggregation import CRMOGMWeighting, GradVacWeighting, MGDAWeighting
 
 from lightning_uncertainty import FixedWeighting, MultiTaskMixin, Task, UncertaintyWeighting
 from lightning_uncertainty.weightings import GradientBalancing
+from lightning_uncertainty.weightings._fork import gramian_of
 from tests.weightings._solvers import Inverse, Returns
 
 NAMES = ("a", "b", "c")
@@ -461,6 +464,28 @@ def test_parameters_that_nobody_knows_to_be_shared():
     net.shared_parameters = lambda: list(net.trunk.parameters())
     net.total().backward()
     assert all(parameter.grad is not None for parameter in net.trunk.parameters())
+
+
+def test_sharded_parameters_are_refused():
+    class Sharded(nn.Parameter):
+        pass
+
+    net = Net(GradientBalancing(on="parameters"))
+    net.shared_parameters = lambda: [Sharded(net.trunk.first.weight.data)]
+    with pytest.raises(RuntimeError, match="should have whole parameters: found 1 of type Sharded; use on='features'"):
+        net.total(batch_of())
+
+
+def test_gradients_of_parameters_are_averaged_before_their_gramian_is_formed():
+    case = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))["gram.ddp"]
+    jacobians = torch.tensor([case["inputs"]["J_rank0"], case["inputs"]["J_rank1"]], dtype=torch.float64)
+    gramian = gramian_of(jacobians.mean(0))
+    assert gramian.tolist() == case["expected"]["gramian_of_mean"]
+    solver, draw = GradientBalancing("mgda").solver, torch.tensor(0)
+    wrong = torch.stack([gramian_of(jacobian) for jacobian in jacobians]).mean(0)
+    # the second task's gradient is zero on average: it has no part in the step, whose length is then that of the other
+    assert solver(gramian, torch.ones(2), draw).tolist() == [1.0, 0.0]
+    assert solver(wrong, torch.ones(2), draw).tolist() == pytest.approx(case["expected"]["mgda_wrong"])
 
 
 def test_repr_says_what_was_given():
