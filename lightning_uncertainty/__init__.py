@@ -1,15 +1,22 @@
 """Any Lightning model becomes uncertainty-weighted."""
 
-from lightning_uncertainty.callbacks import UncertaintyMonitor, UncertaintyWarmUp
+from lightning_uncertainty.callbacks import GradientConflictMonitor, UncertaintyMonitor, UncertaintyWarmUp
 from lightning_uncertainty.likelihoods import masked_sum
 from lightning_uncertainty.mixin import MultiTaskMixin
 from lightning_uncertainty.module import MultiTaskModule
 from lightning_uncertainty.tasks import Task
-from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, FixedWeighting, UncertaintyWeighting
+from lightning_uncertainty.weightings import (
+    AnalyticUncertaintyWeighting,
+    FixedWeighting,
+    GradientBalancing,
+    UncertaintyWeighting,
+)
 
 __all__ = [
     "AnalyticUncertaintyWeighting",
     "FixedWeighting",
+    "GradientBalancing",
+    "GradientConflictMonitor",
     "MultiTaskMixin",
     "MultiTaskModule",
     "Task",

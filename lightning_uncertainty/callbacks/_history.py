@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["History"]
 
@@ -25,7 +28,7 @@ class History:
         self._seen = 0
         self._stride = 1
 
-    def append(self, step: int, row: Mapping[str, float]) -> None:
+    def append(self, step: int, row: Mapping[str, Any]) -> None:
         """Keep a row if its turn has come."""
         if self._seen % self._stride == 0:
             if len(self.rows) == self.max_rows:
@@ -34,6 +37,18 @@ class History:
             if self._seen % self._stride == 0:
                 self.rows.append({"step": step, **row})
         self._seen += 1
+
+    def to_frame(self) -> DataFrame:
+        """Return the rows as a pandas frame: index `step`, one column for each key.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("to_frame needs pandas: pip install 'lightning-uncertainty[plot]'") from error
+        return DataFrame(self.rows).set_index("step") if self.rows else DataFrame()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it, builtins only."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Kind", "plot_rows"]
+__all__ = ["Kind", "axes_or_new", "plot_rows"]
 
 Kind = Literal["sigma", "sigma_gap", "weight", "weight_share", "loss"]
 
@@ -34,12 +34,7 @@ def plot_rows(
             f"there is no {kind} to plot: found {len(rows)} rows without it; fit with this callback for at least "
             "log_every_n_steps steps, with a weighting that has it"
         )
-    try:
-        from matplotlib import pyplot
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plot needs matplotlib: pip install 'lightning-uncertainty[plot]'") from error
-    if ax is None:
-        _, ax = pyplot.subplots(layout="constrained")
+    figure, ax = axes_or_new(ax)
     for key in keys:
         points = [(row["step"], row[key]) for row in rows if key in row]
         ax.plot(*zip(*points, strict=True), label=key.removeprefix(start))
@@ -48,6 +43,21 @@ def plot_rows(
     if kind in LOG_KINDS:
         ax.set_yscale("log")
     ax.legend()
+    return figure, ax
+
+
+def axes_or_new(ax: Axes | None) -> tuple[Figure, Axes]:
+    """Return a figure and its axes: these, or new ones where None.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import pyplot
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("plot needs matplotlib: pip install 'lightning-uncertainty[plot]'") from error
+    if ax is None:
+        _, ax = pyplot.subplots(layout="constrained")
     figure = ax.get_figure()
     assert figure is not None
     return figure, ax  # type: ignore[return-value]

@@ -155,11 +155,7 @@ class UncertaintyMonitor(AnyCallback):
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        try:
-            from pandas import DataFrame
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("to_frame needs pandas: pip install 'lightning-uncertainty[plot]'") from error
-        return DataFrame(self.history.rows).set_index("step") if self.history.rows else DataFrame()
+        return self.history.to_frame()
 
     def plot(self, kind: Kind = "sigma", ax: Axes | None = None) -> tuple[Figure, Axes]:
         """Draw one curve per task.

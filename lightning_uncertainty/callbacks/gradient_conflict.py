@@ -1,0 +1,256 @@
+"""Looks at the tasks' gradients where they meet, every n steps: do they agree, and is a task made worse?"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty.callbacks._base import AnyCallback, check_module
+from lightning_uncertainty.callbacks._heat_map import draw_heat_map
+from lightning_uncertainty.callbacks._history import History
+from lightning_uncertainty.callbacks._plot import axes_or_new
+from lightning_uncertainty.callbacks._similarity import SIMILARITIES, PairMeans, shares_of_descent
+from lightning_uncertainty.dashboards import log_picture
+from lightning_uncertainty.mixin import MultiTaskMixin
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+__all__ = ["GradientConflictMonitor"]
+
+_MOST_TASKS = 6  # whose pairs are logged one by one: 15 pairs
+_set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
+
+
+class GradientConflictMonitor(AnyCallback):
+    r"""Log how the tasks' gradients agree in the shared features, every n steps and at the cost of those alone.
+
+    With any weighting, :math:`g_i` is the gradient of task `i`'s weighted loss with respect to the features that
+    `task_outputs` or `split_features` hand to the heads, over the global batch, and :math:`n_i` its norm:
+
+    .. math::
+        \cos_{ij} = \frac{\langle g_i, g_j \rangle}{n_i n_j}, \qquad
+        \frac{2 n_i n_j}{n_i^2 + n_j^2}, \qquad
+        \min_k \frac{\langle g_k, d \rangle}{|d|^2}, \quad d = \sum_j \alpha_j g_j.
+
+    The cosine does not depend on the weights, magnitude similarity does. The last is how fast the task that fares worst
+    descends along d, which goes on into the trunk: `1/T` where all fare alike, negative where this step makes a task
+    worse, to first order and as far as features tell. α is that of `GradientBalancing`, 1 elsewhere. With
+    `GradientBalancing(on="parameters")` gradients are those of the shared parameters, in the latest step that solved.
+
+    Keys are `cosine/<a>/<b>` and `magnitude_similarity/<a>/<b>` for the pairs of at most 6 tasks, in the order of
+    registration, and for any number `cosine/min`, `cosine/mean` (over pairs) and `first_order_change`. A task without
+    labels or gradient in that step is left out; so is `first_order_change` where the gradients cancel, and the step
+    where one is not finite. Values are in `trainer.callback_metrics` too. At the end of a fit wandb and TensorBoard get
+    both similarities, averaged over the fit, as pictures `<kind>/heat_map`, where matplotlib is installed.
+
+    A step that is watched costs about what a plain one does, and one copy to the host. Where batches accumulate, it is
+    the one that completes the step. Compiled models run it eagerly; with torch 2.4 and 2.5, which have no word for
+    that, they break their graph at the features from then on.
+
+    Source: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, Definitions 1 and 2.
+
+    Args:
+        every_n_steps: steps between two that are watched; the Trainer's `log_every_n_steps` where None.
+        prefix: put before every key.
+        pairs: whether to log pairs one by one; None does for at most 6 tasks.
+        max_rows: bound of the history; when it is full every second row is dropped, so that it still spans the run.
+
+    Attributes:
+        history: the rows that were logged; `worst_task` names the task of `first_order_change`.
+
+    Raises:
+        ValueError: `every_n_steps` is below 1, `max_rows` below 2, or (at the start of a fit) the Trainer has another
+            such monitor.
+        TypeError: (at the start of a fit) the module is no `MultiTaskMixin`.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> monitor = GradientConflictMonitor(every_n_steps=100)
+        >>> trainer = Trainer(callbacks=[monitor], accelerator="cpu", logger=False)
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        *,
+        prefix: str = "",
+        pairs: bool | None = None,
+        max_rows: int = 10_000,
+    ) -> None:
+        super().__init__()
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps should be at least 1: found {every_n_steps}")
+        if max_rows < 2:
+            raise ValueError(f"max_rows should be at least 2: found {max_rows}")
+        self.every_n_steps, self.prefix, self.pairs = every_n_steps, prefix, pairs
+        self.history = History(max_rows)
+        self._means = PairMeans(())
+        self._due = False
+        self._skipped = 0
+        self._eager = ExitStack()
+        self._warned = False
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look whether there is something to watch."""
+        check_module("GradientConflictMonitor", pl_module)
+        if sum(isinstance(callback, GradientConflictMonitor) for callback in trainer.callbacks) > 1:
+            raise ValueError("a Trainer should have one GradientConflictMonitor: found several; keep one")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check the setup; go on with the means of a checkpoint, or begin anew where the tasks are others."""
+        pl_module.check_setup()  # which a step that runs eagerly would find undone
+        tasks = tuple(pl_module.task_likelihoods())
+        if self._means.tasks != tasks:
+            self._means = PairMeans(tasks)
+        self._warned = False
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Have the step split the features if it is due."""
+        loop, every = trainer.fit_loop.epoch_loop, self.every_n_steps or trainer.log_every_n_steps
+        due = every > 0 and (loop._batches_that_stepped + 1) % every == 0 and not loop._should_accumulate()
+        self._due = due and len(self._means.tasks) > 1
+        self._skipped = pl_module.skipped_steps
+        weighting = pl_module.task_weighting
+        weighting.watching = self._due or weighting.needs_parameters  # which splits nothing, and solves when it will
+        if self._due and not weighting.balances and _set_stance is not None:  # whose other steps are other programs
+            self._eager.enter_context(_set_stance("force_eager"))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log what the step found."""
+        self._eager.close()
+        weighting = pl_module.task_weighting
+        weighting.watching = False
+        if not self._due:
+            return
+        watched, weighting.watched = weighting.watched, None
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning's own rows
+        if watched is not None:
+            both = torch.cat([watched.gramian, watched.weights[None].to(watched.gramian)]).cpu().double()
+            self._log(trainer, step, both[:-1], both[-1])
+            return
+        trained = (outputs or not pl_module.automatic_optimization) and pl_module.skipped_steps == self._skipped
+        if trained and not weighting.needs_parameters:
+            self._warn(step)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Draw the means for the loggers."""
+        self._stop(pl_module)
+        if trainer.barebones or not trainer.is_global_zero or not self._means or find_spec("matplotlib") is None:
+            return
+        from matplotlib.figure import Figure
+
+        for kind in SIMILARITIES:
+            figure = Figure(layout="constrained")  # not pyplot's, which a notebook would show
+            draw_heat_map(figure.subplots(), kind, self._means.mean(kind), self._means.tasks)
+            for logger in trainer.loggers:
+                log_picture(logger, f"{self.prefix}{kind}/heat_map", figure, self.history.rows[-1]["step"])
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Stop watching."""
+        if isinstance(pl_module, MultiTaskMixin) and pl_module.task_likelihoods():
+            self._stop(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history and the means, builtins only."""
+        return {"history": self.history.state_dict(), "means": self._means.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up where a checkpoint left them."""
+        self.history.load_state_dict(state_dict["history"])
+        self._means.load_state_dict(state_dict["means"])
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def to_frame(self) -> DataFrame:
+        """Return the history as a pandas frame: index `step`, one column for each log key.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        return self.history.to_frame()
+
+    def plot(
+        self, kind: Literal["cosine", "magnitude_similarity"] = "cosine", ax: Axes | None = None
+    ) -> tuple[Figure, Axes]:
+        """Draw a heat map of all pairs, averaged over the steps that were watched.
+
+        Args:
+            kind: "cosine" or "magnitude_similarity".
+            ax: axes to draw into; a new figure where None.
+
+        Returns:
+            The figure and its axes.
+
+        Raises:
+            ValueError: there is no such kind, or no step was watched yet.
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        if kind not in SIMILARITIES:
+            raise ValueError(f"kind should be one of {', '.join(SIMILARITIES)}: found {kind!r}")
+        if not self._means:
+            raise ValueError(
+                f"there is no {kind} to plot: found no step that was watched; fit with this callback for at least "
+                "every_n_steps steps, and have the features split"
+            )
+        figure, ax = axes_or_new(ax)
+        draw_heat_map(ax, kind, self._means.mean(kind), self._means.tasks)
+        return figure, ax
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    def _log(self, trainer: Any, step: int, gramian: Tensor, weights: Tensor) -> None:
+        """Log what a step's Gramian `[T, T]` and the weights `[T]` of its gradients tell."""
+        seen = gramian.diagonal() > 0
+        if not gramian.isfinite().all() or seen.sum() < 2:
+            return
+        found = {kind: similarity(gramian) for kind, similarity in SIMILARITIES.items()}
+        self._means.add(found)
+        row = self._row(found, seen)
+        shares = torch.where(seen, shares_of_descent(gramian, weights), torch.inf)
+        worst = int(shares.argmin())
+        names = {}
+        if shares[worst].isfinite():
+            row[f"{self.prefix}first_order_change"] = shares[worst].item()
+            names = {f"{self.prefix}worst_task": self._means.tasks[worst]}
+        self.history.append(step, {**row, **names})
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics=row, step=step)
+        device = trainer.strategy.root_device
+        trainer.callback_metrics.update({key: torch.tensor(value, device=device) for key, value in row.items()})
+
+    def _row(self, found: dict[str, Tensor], seen: Tensor) -> dict[str, float]:
+        """Return the similarities of pairs by log key."""
+        tasks = self._means.tasks
+        first, second = (seen[:, None] & seen).triu(1).nonzero(as_tuple=True)
+        cosines = found["cosine"][first, second]
+        row = {"cosine/min": cosines.min().item(), "cosine/mean": cosines.mean().item()}
+        if self.pairs or (self.pairs is None and len(tasks) <= _MOST_TASKS):
+            names = [f"{tasks[i]}/{tasks[j]}" for i, j in zip(first.tolist(), second.tolist(), strict=True)]
+            for kind, values in found.items():
+                row |= {f"{kind}/{name}": x for name, x in zip(names, values[first, second].tolist(), strict=True)}
+        return {f"{self.prefix}{key}": value for key, value in row.items()}
+
+    def _warn(self, step: int) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "GradientConflictMonitor should see the shared features: found none that were split and have a "
+                f"gradient in step {step}; use task_step or task_outputs, or give each head "
+                "split_features(features)[task]",
+                stacklevel=2,
+            )
+
+    def _stop(self, pl_module: Any) -> None:
+        self._eager.close()
+        weighting = pl_module.task_weighting
+        weighting.watching, weighting.watched = False, None
