@@ -14,7 +14,21 @@ import pytest
 import yaml
 
 import lightning_uncertainty
-from lightning_uncertainty import callbacks, dashboards, heads, likelihoods, metrics, module, report, weightings
+from lightning_uncertainty import (
+    callbacks,
+    compare,
+    comparison,
+    dashboards,
+    heads,
+    likelihoods,
+    metrics,
+    module,
+    report,
+    search,
+    weight_search,
+    weightings,
+)
+from tests.weightings._properties import WEIGHTINGS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -134,7 +148,22 @@ def test_every_page_is_in_the_table_of_contents():
 
 
 @pytest.mark.parametrize(
-    "part", [lightning_uncertainty, callbacks, dashboards, heads, likelihoods, metrics, module, report, weightings]
+    "part",
+    [
+        lightning_uncertainty,
+        callbacks,
+        compare,
+        comparison,
+        dashboards,
+        heads,
+        likelihoods,
+        metrics,
+        module,
+        report,
+        search,
+        weight_search,
+        weightings,
+    ],
 )
 def test_public_names_are_in_the_reference(part):
     internal = {
@@ -146,7 +175,7 @@ def test_public_names_are_in_the_reference(part):
         "sigma_optima",
         "TaskHeads",
     }
-    internal |= {"LIKELIHOODS", "reads_values"}
+    internal |= {"LIKELIHOODS", "SINGLE_TASK", "log_comparison", "log_picture", "reads_values"}
     documented = set(re.findall(r"^\.\. auto(?:class|function):: ([\w.]+)$", PAGES["api"], flags=re.MULTILINE))
     assert set(part.__all__) - internal <= {name.rpartition(".")[2] for name in documented}
 
@@ -221,3 +250,13 @@ def test_the_guide_builds_without_a_warning(tmp_path):
         link for page in pages.values() for link in re.findall(r'<(?:script|link)[^>]*(?:src|href)="(http[^"]*)"', page)
     ]
     assert scripts == []  # it is read without a network
+
+
+def test_the_table_of_weightings_tells_what_the_properties_prove():
+    rows = [line for line in PAGES["weightings"].splitlines() if re.match(r"\| `[A-Z]\w+` \|", line)]
+    told = {row.split("`")[1]: tuple(cell.strip() for cell in row.split("|")[-3:-1]) for row in rows}
+    listed = {}
+    for each in WEIGHTINGS:
+        listed.setdefault(type(each.make()).__name__, each)  # the first is the plainest
+    proven = {name: (each.scale_equivariant, each.compiles) for name, each in listed.items()}
+    assert told == {name: tuple("✓" if yes else "–" for yes in pair) for name, pair in proven.items()}

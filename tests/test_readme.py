@@ -11,7 +11,8 @@ from lightning_uncertainty.likelihoods import LIKELIHOODS
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_python_blocks_run():
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) >= 4
     names: dict[str, object] = {"__name__": "readme"}
