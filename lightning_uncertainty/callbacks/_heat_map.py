@@ -18,13 +18,14 @@ _WRITTEN = 12  # tasks at most whose numbers are legible
 
 
 def draw_heat_map(ax: Axes, kind: str, values: Tensor, tasks: Sequence[str]) -> None:
-    """Draw numbers `[T, T]` of a kind into axes; pairs that are NaN stay white."""
+    """Draw numbers `[T, T]` of a kind into axes; pairs that are NaN stay grey."""
     colours, lowest = _COLOURS[kind]
     image = ax.imshow(values.numpy(), cmap=colours, vmin=lowest, vmax=1.0)
     places = range(len(tasks))
     ax.set_xticks(places, tasks, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(places, tasks)
     ax.set_title(_TITLES[kind])
+    ax.set_facecolor("lightgrey")
     ax.figure.colorbar(image, ax=ax)
     if len(tasks) > _WRITTEN:
         return
