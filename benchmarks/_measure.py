@@ -115,10 +115,16 @@ def begin(
     packages: Iterable[str],
     clock: str = "CPU time of the process",
 ) -> float:
-    """Set torch up, print a title, the machine's essentials and the command; return how long to measure."""
+    """Introduce a benchmark whose one option is how long to measure; return that."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seconds", type=float, default=seconds, help="how long to measure")
     chosen: float = parser.parse_args().seconds
+    introduce(title, packages, clock)
+    return chosen
+
+
+def introduce(title: str, packages: Iterable[str], clock: str = "CPU time of the process") -> None:
+    """Set torch up, print a title, the machine's essentials and the command."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
@@ -128,7 +134,6 @@ def begin(
         f"Python {platform.python_version()}, {versions}. {clock}, rounds in random order, median of "
         f"same-round differences or ratios [95 % interval]. Made by `{command}`.\n"
     )
-    return chosen
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

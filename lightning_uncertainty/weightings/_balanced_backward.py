@@ -114,14 +114,18 @@ class _ByParameters:
 
     def _each_task(self, parts: list[Tensor], of_parts: list[Tensor], gradient: Tensor) -> list[Tensor | None]:
         """Run backward for one task after the other."""
-        rows = promote(gradient).new_zeros((len(self.tasks), sum(p.numel() for p in self.shared)))
+        rows = promote(gradient).new_empty((len(self.tasks), sum(p.numel() for p in self.shared)))
+        for index, task in enumerate(self.tasks):
+            if task not in self.step.parts:
+                rows[index] = 0.0
         of_others = []  # a task's index, and its gradients of the other parameters
         for i, (task, part, of_part) in enumerate(zip(self.step.parts, parts, of_parts, strict=True)):
             found = _gradients(part, [*self.shared, *self.others], of_part, retain_graph=i + 1 < len(parts))
             index = self.tasks.index(task)
             self._flatten(found[: len(self.shared)], rows[index])
             of_others.append((index, found[len(self.shared) :]))
-        rows = self.group.all_reduced(rows).div_(world_size())  # averaged first: Gramians of ranks do not add up here
+        if world_size() > 1:
+            self.group.all_reduced(rows).div_(world_size())  # averaged first: Gramians of ranks do not add up here
         gramian = gramian_of(rows)
         weights = self.take(gramian / gradient.to(gramian).square())
         weights = torch.ones_like(rows[:, 0]) if weights is None else weights.to(rows)
@@ -129,11 +133,9 @@ class _ByParameters:
         return [*shared, *(self._summed(place, of_others, weights) for place in range(len(self.others)))]
 
     def _flatten(self, found: Sequence[Tensor | None], row: Tensor) -> None:
-        offset = 0
-        for parameter, own in zip(self.shared, found, strict=True):
-            if own is not None:
-                row[offset : offset + parameter.numel()] = own.reshape(-1)
-            offset += parameter.numel()
+        own = [torch.zeros_like(p) if g is None else g for p, g in zip(self.shared, found, strict=True)]
+        if own:
+            torch.cat([gradient.reshape(-1).to(row) for gradient in own], out=row)
 
     def _unflatten(self, row: Tensor) -> list[Tensor]:
         own, offset = [], 0

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from lightning_uncertainty.likelihoods import reads_values
 from lightning_uncertainty.precision import promote
 
 __all__ = ["Fork", "gramian_of", "take_once"]
 
 Rows = list[Tensor | None]  # a gradient of each task
 
-_CHUNK = 1 << 20  # numbers that are copied at a time
+_SQUARES = (1e-20, 1e30)  # between these float32 loses nothing of a sum of squares
 
 
 class Fork:
@@ -167,36 +168,29 @@ class _Gradients:
         self.rows = rows if some.dim() else [row[None] for row in rows]
 
     def gramian(self) -> Tensor:
-        parts = []
-        for rows in self._chunks():
-            largest = torch.maximum(rows.amax(1), -rows.amin(1))
-            unit = largest.clamp(min=torch.finfo(rows.dtype).tiny)
-            rows.div_(unit[:, None])  # squares of rows as they are would leave float32's range
-            wide = unit.to(_wide(unit))
-            parts.append((rows @ rows.T).to(wide) * wide[:, None] * wide)
-        return _sum(parts)
+        return _sum([_gramian_of_part(rows) for rows in self._chunks()])
 
     def combined(self, weights: Tensor | None) -> Tensor:
-        (first, gradient), *others = ((i, promote(gradient)) for i, gradient in self.given)
-        if weights is None:
-            total = gradient
-            for _, gradient in others:
-                total = total + gradient
-            return total.to(self.dtype)
-        each = weights.to(gradient).unbind()
-        total = gradient * each[first]
+        (first, gradient), *others = self.given
+        total = promote(gradient)
+        each = (total.new_ones(len(self.rows)) if weights is None else weights.to(total)).unbind()
+        total = total * each[first]
         for i, gradient in others:
-            total.addcmul_(gradient, each[i])
+            total.addcmul_(promote(gradient), each[i])
         return total.to(self.dtype)
 
     def _chunks(self) -> Iterator[Tensor]:
         """Return copies `[T, F]` of some of the numbers at a time, of all in the end."""
-        length, numbers = len(self.rows[0]), len(self.rows) * self.rows[0].numel()
-        limit = _CHUNK if self.rows[0].device.type == "cpu" else 16 * _CHUNK  # of which caches hold one; few kernels
-        step = max(1, limit * length // max(numbers, 1))
-        for start in range(0, length, step):
+        length = len(self.rows[0])
+        step = max(1, _chunk(self.rows[0]) * length // max(len(self.rows) * self.rows[0].numel(), 1))
+        for start in range(0, max(length, 1), step):
             some = [row.narrow(0, start, min(step, length - start)) for row in self.rows]
-            yield promote(torch.stack(some)).reshape(len(some), -1)
+            yield promote(torch.stack(some)).flatten(1)
+
+
+def _chunk(like: Tensor) -> int:
+    """Return how many numbers are worked on at a time: what caches of a CPU hold; on a GPU many, for few kernels."""
+    return 1 << (20 if like.device.type == "cpu" else 24)
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
@@ -205,7 +199,24 @@ def _sum(parts: list[Tensor]) -> Tensor:
 
 def gramian_of(rows: Tensor) -> Tensor:
     """Return the Gramian `[T, T]` of rows `[T, F]`, in float64 where the device has it."""
-    return _Gradients(list(rows)).gramian()
+    parts = torch.split(rows, max(1, _chunk(rows) // len(rows)), dim=1)  # type: ignore[no-untyped-call]
+    return _sum([_gramian_of_part(part) for part in parts])
+
+
+def _gramian_of_part(rows: Tensor) -> Tensor:
+    wide = _wide(rows)
+    if not rows.numel():
+        return rows.new_zeros((len(rows), len(rows)), dtype=wide)
+    if reads_values(rows.device):
+        gramian = (rows @ rows.T).to(wide)
+        shortest, longest = gramian.diagonal().aminmax()
+        if _SQUARES[0] < shortest.item() and longest.item() < _SQUARES[1]:
+            return gramian
+    largest = torch.maximum(rows.amax(1), -rows.amin(1))
+    unit = largest.clamp(min=torch.finfo(rows.dtype).tiny)
+    rows = rows / unit[:, None]  # squares of rows as they are may leave float32's range
+    unit = unit.to(wide)
+    return (rows @ rows.T).to(wide) * unit[:, None] * unit
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
