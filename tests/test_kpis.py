@@ -99,14 +99,23 @@ def test_the_metric_of_the_constructor_and_those_of_the_task_are_left_alone():
     assert not own.update_called
 
 
-def test_evaluation_asks_no_metric():
+def test_evaluation_asks_no_metric(monkeypatch):
     net = Net(DynamicTaskPrioritization({"kind": ACCURACY, "depth": 9.0}))
     fit(net, 3)
     before = tensors(net.task_weighting)
+    monkeypatch.delattr("lightning_uncertainty.kpis._measured")
     trainer().validate(net, in_a_row(5), verbose=False)
     with torch.no_grad():
         net.training_step(next(iter(in_a_row(1))), 0)
     torch.testing.assert_close(tensors(net.task_weighting), before, rtol=0, atol=0)
+
+
+def test_a_value_counts_for_its_own_step_alone():
+    net = Net(DynamicTaskPrioritization({"kind": ACCURACY, "depth": 9.0}, decay=0.0))
+    net.training_step(next(iter(in_a_row(1))), 0)
+    net.task_weighting.observe({"kind": 0.125})
+    net.weigh({"depth": torch.ones(()), "kind": torch.ones(())})
+    assert net.task_weighting.kpi[1] == 0.125 != net.right[0]
 
 
 @pytest.mark.filterwarnings("ignore:a training step is skipped", "ignore:.training_step. returned .None.:UserWarning")

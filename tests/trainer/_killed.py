@@ -174,7 +174,7 @@ def run_killed(out: Path) -> Callable[[Case], tuple[dict[str, Any], dict[str, An
             start_new_session=True,
         )
     try:
-        code = process.wait(timeout=200)
+        code = process.wait(timeout=400)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # its children too

@@ -11,20 +11,20 @@ from lightning_uncertainty.report import read_run
 from tests._ranks import STEPS, batch_of, rank_environments, results, run
 from tests.trainer._ddp import BAD, CELLS, MODES, NONFINITE, WEIGHTINGS, fit_one, make
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks") / "out.pt"
-    return results("tests.trainer._ddp_ranks", out, rank_environments(), timeout=300)
+    return results("tests.trainer._ddp_ranks", out, rank_environments(), timeout=700)
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     """A script that ran under ddp_spawn: the folder it wrote to, and what it had at its end."""
     folder = tmp_path_factory.mktemp("script")
-    return folder, results("tests.trainer._ddp_spawn", folder / "out.pt", [{}], timeout=200)
+    return folder, results("tests.trainer._ddp_spawn", folder / "out.pt", [{}], timeout=400)
 
 
 def gap(one, two):

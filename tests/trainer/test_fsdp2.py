@@ -10,7 +10,7 @@ from tests._ranks import rank_environments, results
 from tests.trainer._fsdp2 import FSDP1, SAME, fit, seeded, straight, tuned
 from tests.trainer._sharded import Named
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(700)]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(folder):
     """What two processes made, all cases in one launch."""
-    return results("tests.trainer._fsdp2", folder / "results.pt", rank_environments(), timeout=200)
+    return results("tests.trainer._fsdp2", folder / "results.pt", rank_environments(), timeout=500)
 
 
 def assert_as_one(two, one, tolerance):

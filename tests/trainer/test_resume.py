@@ -5,7 +5,7 @@ import pytest
 from tests.trainer._killed import CASES, LOGGED_EVERY, run_killed
 from tests.trainer._resume import BATCHES, LATE, bits
 
-pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(250)]
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(500)]
 
 every_case = pytest.mark.parametrize("case", CASES)
 

@@ -120,6 +120,16 @@ def test_it_resumes_in_the_middle_of_an_epoch(steps):
     assert_same(train(other, range(steps, 12)), train(whole, range(steps, 12)))
 
 
+def test_a_checkpoint_of_an_earlier_epoch_is_not_taken_for_the_present_one():
+    """The module was told of epoch 2; what it loads has counted epoch 1, which then ends."""
+    older, module = make(2), make(2)
+    run(older, [[[4.0, 1.0]], [[2.0, 1.0]]])
+    run(module, [[[9.0, 9.0]]] * 3)
+    module.load_state_dict(older.state_dict())
+    (found,) = run(module, [[[1.0, 1.0]]], start=2)
+    assert_same(found, softmax_of([0.5, 1.0]), rtol=1e-9, atol=0.0)
+
+
 @pytest.mark.parametrize("losses", [[0.0, 1.0], [1e30, 1e-30], [3e38, 3e38]])
 @pytest.mark.parametrize("temperature", [1e-3, 2.0])
 def test_extreme_losses_leave_weights_finite(losses, temperature):

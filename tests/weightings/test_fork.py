@@ -39,11 +39,11 @@ def test_parts_make_the_whole(monkeypatch, chunk, shape):
     assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_of(shape, layout=layout), strict=True))
 
 
+@pytest.mark.parametrize("scales", [(1e-30, 1e-12, 1.0, 1e30), (1e-22,) * 4, (4e18,) * 4], ids=str)
 @pytest.mark.parametrize("on_cpu", [True, False])
-def test_squares_beyond_float32_are_counted(monkeypatch, on_cpu):
+def test_squares_beyond_float32_are_counted(monkeypatch, on_cpu, scales):
     """Where values may be read, rows are only scaled if need be."""
     monkeypatch.setattr(_fork, "reads_values", lambda device: on_cpu)
-    scales = (1e-30, 1e-12, 1.0, 1e30)
     gradients = [scale * gradient for scale, gradient in zip(scales, gradients_of((5, 6)), strict=True)]
     rows = matrix_of(gradients)
     assert_gramian(_Gradients(gradients).gramian(), rows)
