@@ -29,8 +29,8 @@ from lightning_uncertainty import MultiTaskMixin, Task, UncertaintyWeighting
 from lightning_uncertainty.weightings import Weighting
 from lightning_uncertainty.weightings.gradient_balancing import GradientBalancing
 
-FEATURES = ("pooled", "dense")
-ROUNDS = {2: 18, 3: 36, 10: 24, 40: 12}  # by number of tasks
+TASKS = (2, 3, 10, 40)
+ROUNDS = {"pooled": (12, 30, 15, 9), "dense": (24, 60, 20, 9)}  # by features, for each number of tasks
 CLASSES = 10
 EVERY = 10
 
@@ -283,9 +283,8 @@ def time_goal(name: str, tasks: int, samples: Mapping[str, dict[int, float]]) ->
     return None
 
 
-def report(features: str, tasks: int, rounds: int) -> list[str]:
-    """Measure, print a table, and return the goals, each with a word on whether it holds."""
-    peaks = {name: [peak(features, tasks, name)] for name in METHODS}
+def report(features: str, tasks: int, rounds: int, peaks: Mapping[str, float]) -> list[str]:
+    """Measure times, print a table, and return the goals, each with a word on whether it holds."""
     samples = measured(features, tasks, rounds)
     goals, rows = [], []
 
@@ -299,11 +298,11 @@ def report(features: str, tasks: int, rounds: int) -> list[str]:
         goal = time_goal(name, tasks, samples)
         row.append(f"{goal[0]} {goal[1].text(3)}: {judged(f'{name} {goal[0]}', *goal[1:])}" if goal else "")
         if name in peaks:
-            growth = estimate(value / peaks[PLAIN][0] for value in peaks[name])
+            growth = estimate([peaks[name] / peaks[PLAIN]])
             verdict = (
                 judged(f"{name}, memory / plain sum", growth, 1.1) if name in (MGDA_FEATURES, PCGRAD_FEATURES) else ""
             )
-            row += [f"{peaks[name][0]:,.1f}", f"{growth.median:.3f}", verdict]
+            row += [f"{peaks[name]:,.1f}", f"{growth.median:.3f}", verdict]
         rows.append([*row, *[""] * (8 - len(row))])
     print(f"{features} features, T = {tasks}:\n")
     header = ["", "ms / step", "/ plain sum", "rounds", "goal of time", "peak MiB", "/ plain sum", "goal of memory"]
@@ -315,21 +314,23 @@ def main() -> None:
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", type=int, nargs="+", default=list(ROUNDS), help="numbers of tasks")
-    parser.add_argument("--features", nargs="+", choices=FEATURES, default=list(FEATURES))
-    parser.add_argument("--rounds", type=int, help=f"how many; by default {ROUNDS} by number of tasks")
+    parser.add_argument("--tasks", type=int, nargs="+", default=TASKS, help="numbers of tasks")
+    parser.add_argument("--features", nargs="+", choices=list(ROUNDS), default=list(ROUNDS))
+    parser.add_argument("--rounds", type=int, help=f"how many; by default {ROUNDS} for {TASKS} tasks")
     chosen: Any = parser.parse_args()
     introduce("A training step with gradient balancing", ["torch", "pytorch-lightning", "torchjd"])
     print(
         f"Milliseconds of forward, backward and Adam; {SELDOM} is a mean of {EVERY} steps. Methods that take long have "
-        "a turn in few rounds. The floor of exact gradients is a plain step and T - 1 backward passes through the "
-        "trunk. Peak: how far the resident memory of a process grows in one step over model, optimizer state and "
-        "batch.\n"
+        "a turn in few rounds; the interval of fewer than 6 is their range. The floor of exact gradients is a plain "
+        "step and T - 1 backward passes through the trunk. Peak: how far the resident memory of a process grows in one "
+        "step over model, optimizer state and batch.\n"
     )
+    settings = [(features, tasks) for tasks in chosen.tasks for features in chosen.features]
+    peaks = {setting: {name: peak(*setting, name) for name in METHODS} for setting in settings}  # forks, first of all
     goals: list[str] = []
-    for tasks in chosen.tasks:
-        for features in chosen.features:
-            goals += report(features, tasks, chosen.rounds or ROUNDS.get(tasks, 12))
+    for features, tasks in settings:
+        rounds = chosen.rounds or dict(zip(TASKS, ROUNDS[features], strict=True)).get(tasks, 12)
+        goals += report(features, tasks, rounds, peaks[features, tasks])
     print("\n".join(f"- {goal}" for goal in goals))
 
 
