@@ -149,6 +149,7 @@ def test_the_share_may_move_before_the_backward():
 
 
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("listed", [each for each in WEIGHTINGS if each.compiles], ids=lambda each: each.name)
 def test_a_compiled_step_is_not_compiled_anew_while_the_share_moves(listed):
     torch._dynamo.reset()
     weighting, reference = blended(listed, 0.0), blended(listed, 0.0)
