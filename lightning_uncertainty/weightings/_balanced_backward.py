@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class _Reweighted(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         fork, take, weights, total = take_once(ctx, "work")
-        fork.scale = gradient * world_size()
+        fork.note_scale(gradient)
         branches = torch.autograd.grad(total, fork.outputs, gradient, retain_graph=True, allow_unused=True)
         found = take(fork.gramian(branches))
         fork.decided = True  # their sum goes on
@@ -86,19 +87,14 @@ class _Handed(torch.autograd.Function):
         return None, *take_once(ctx, "work").gradients(gradient)
 
 
+@dataclass(frozen=True, eq=False)
 class _ByParameters:
-    def __init__(
-        self, step: Step, tasks: Sequence[str], weighted: bool, group: SideGroup, take: Take, known: Tensor | None
-    ) -> None:
-        self.step, self.tasks, self.weighted, self.group, self.take, self.known = (
-            step,
-            tasks,
-            weighted,
-            group,
-            take,
-            known,
-        )
-        self.shared, self.others = list(step.shared), list(step.others)
+    step: Step
+    tasks: Sequence[str]
+    weighted: bool  # the heads, too
+    group: SideGroup
+    take: Take
+    known: Tensor | None
 
     def gradients(self, gradient: Tensor) -> list[Tensor | None]:
         """Return those of all parameters, from that of the total."""
@@ -109,37 +105,37 @@ class _ByParameters:
         result = [*each, *found[len(parts) :]]
         if world_size() == 1:
             return result
-        everything = [*self.shared, *self.others, *own]  # DDP waits for all of them
+        everything = [*self.step.shared, *self.step.others, *own]  # DDP waits for all of them
         return [torch.zeros_like(p) if g is None else g for p, g in zip(everything, result, strict=True)]
 
     def _each_task(self, parts: list[Tensor], of_parts: list[Tensor], gradient: Tensor) -> list[Tensor | None]:
         """Run backward for one task after the other."""
-        rows = promote(gradient).new_empty((len(self.tasks), sum(p.numel() for p in self.shared)))
+        rows = promote(gradient).new_empty((len(self.tasks), sum(p.numel() for p in self.step.shared)))
         for index, task in enumerate(self.tasks):
             if task not in self.step.parts:
                 rows[index] = 0.0
         of_others = []  # a task's index, and its gradients of the other parameters
         for i, (task, part, of_part) in enumerate(zip(self.step.parts, parts, of_parts, strict=True)):
-            found = _gradients(part, [*self.shared, *self.others], of_part, retain_graph=i + 1 < len(parts))
+            found = _gradients(part, [*self.step.shared, *self.step.others], of_part, retain_graph=i + 1 < len(parts))
             index = self.tasks.index(task)
-            self._flatten(found[: len(self.shared)], rows[index])
-            of_others.append((index, found[len(self.shared) :]))
+            self._flatten(found[: len(self.step.shared)], rows[index])
+            of_others.append((index, found[len(self.step.shared) :]))
         if world_size() > 1:
             self.group.all_reduced(rows).div_(world_size())  # averaged first: Gramians of ranks do not add up here
         gramian = gramian_of(rows)
         weights = self.take(gramian / gradient.to(gramian).square())
         weights = torch.ones_like(rows[:, 0]) if weights is None else weights.to(rows)
         shared = self._unflatten(weights @ rows)
-        return [*shared, *(self._summed(place, of_others, weights) for place in range(len(self.others)))]
+        return [*shared, *(self._summed(place, of_others, weights) for place in range(len(self.step.others)))]
 
     def _flatten(self, found: Sequence[Tensor | None], row: Tensor) -> None:
-        own = [torch.zeros_like(p) if g is None else g for p, g in zip(self.shared, found, strict=True)]
+        own = [torch.zeros_like(p) if g is None else g for p, g in zip(self.step.shared, found, strict=True)]
         if own:
             torch.cat([gradient.reshape(-1).to(row) for gradient in own], out=row)
 
     def _unflatten(self, row: Tensor) -> list[Tensor]:
         own, offset = [], 0
-        for parameter in self.shared:
+        for parameter in self.step.shared:
             part = row[offset : offset + parameter.numel()]
             own.append(part.reshape(parameter.shape).to(parameter.dtype))
             offset += parameter.numel()
@@ -163,9 +159,9 @@ class _ByParameters:
         by_task = dict(zip(self.tasks, self.known, strict=True))
         weighted = [g * by_task[task].to(g) for task, g in zip(self.step.parts, of_parts, strict=True)]
         if self.weighted:
-            return _gradients(parts, [*self.shared, *self.others], weighted)
-        others = _gradients(parts, self.others, of_parts, retain_graph=True)
-        return [*_gradients(parts, self.shared, weighted), *others]
+            return _gradients(parts, [*self.step.shared, *self.step.others], weighted)
+        others = _gradients(parts, self.step.others, of_parts, retain_graph=True)
+        return [*_gradients(parts, self.step.shared, weighted), *others]
 
 
 def _gradients(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from lightning_uncertainty.global_batch import world_size
 from lightning_uncertainty.likelihoods import reads_values
 from lightning_uncertainty.precision import promote
 
@@ -72,6 +73,10 @@ class Fork:
                 own[i] = outputs[position * len(forked) + nth]
             branches[task] = tree_unflatten(own, form)
         return branches
+
+    def note_scale(self, gradient: Tensor) -> None:
+        """Note with what gradient backward begins at the total."""
+        self.scale = gradient.detach() * world_size()  # global losses have W times their gradient on each rank
 
     def join(self, gradients: Sequence[Tensor | None]) -> Rows:
         """Return one gradient for each feature, from those of all branches.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_uncertainty.global_batch import SideGroup, world_size
+from lightning_uncertainty.global_batch import SideGroup
 from lightning_uncertainty.weightings._fork import Fork
 from lightning_uncertainty.weightings._task_vectors import TaskVectors
 
@@ -156,5 +156,5 @@ class _Noted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        ctx.fork.scale = gradient.detach() * world_size()  # global losses have W times their gradient on each rank
+        ctx.fork.note_scale(gradient)
         return None, gradient, None
