@@ -27,6 +27,7 @@ from lightning_uncertainty.examples.demo import demo
 from lightning_uncertainty.module import MultiTaskModule
 from lightning_uncertainty.report import read_run, write_report
 from lightning_uncertainty.tasks import Task
+from lightning_uncertainty.trials import QUIET
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["demo", "example", "main", "report", "workspace"]
@@ -178,7 +179,6 @@ class _CompareCLI(_TrainerCLI):
     def compare(self) -> None:
         """Run the trials that are missing, print the table, and write table and plot."""
         config, built = self.config, self._build()
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         callbacks = [one for one in built.trainer.callbacks or [] if not isinstance(one, Checkpoint)]
 
         def make(weighting: Weighting) -> Any:
@@ -194,7 +194,7 @@ class _CompareCLI(_TrainerCLI):
             seeds=config.seeds,
             baseline=config.baseline,
             best_by=config.best_by,
-            trainer={**built.trainer, "callbacks": callbacks, **quiet},
+            trainer={**built.trainer, "callbacks": callbacks, **QUIET},
             setup={"data": config.data},
         )
         print(found)

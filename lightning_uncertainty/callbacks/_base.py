@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
+import torch
 from pytorch_lightning import Callback
 from torch import nn
 
 from lightning_uncertainty.mixin import MultiTaskMixin
 
-__all__ = ["AnyCallback", "check_module"]
+__all__ = ["AnyCallback", "check_module", "offer"]
 
 if find_spec("lightning") is not None:
     from lightning.pytorch import Callback as OtherCallback
@@ -38,3 +41,9 @@ def check_module(callback: str, module: nn.Module) -> None:
         )
     if not module.task_likelihoods():
         module.check_setup()  # says that tasks are missing
+
+
+def offer(trainer: Any, row: Mapping[str, float]) -> None:
+    """Put numbers where ModelCheckpoint and EarlyStopping find them."""
+    device = trainer.strategy.root_device
+    trainer.callback_metrics.update({key: torch.tensor(value, device=device) for key, value in row.items()})

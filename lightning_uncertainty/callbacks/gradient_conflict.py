@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_uncertainty.callbacks._base import AnyCallback, check_module
+from lightning_uncertainty.callbacks._base import AnyCallback, check_module, offer
 from lightning_uncertainty.callbacks._heat_map import draw_heat_map
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._plot import axes_or_new
@@ -225,8 +225,7 @@ class GradientConflictMonitor(AnyCallback):
         self.history.append(step, {**row, **names})
         for logger in trainer.loggers:
             logger.log_metrics(metrics=row, step=step)
-        device = trainer.strategy.root_device
-        trainer.callback_metrics.update({key: torch.tensor(value, device=device) for key, value in row.items()})
+        offer(trainer, row)
 
     def _row(self, found: dict[str, Tensor], seen: Tensor) -> dict[str, float]:
         """Return the similarities of pairs by log key."""

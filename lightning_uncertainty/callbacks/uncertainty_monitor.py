@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_uncertainty.callbacks._base import AnyCallback, check_module
+from lightning_uncertainty.callbacks._base import AnyCallback, check_module, offer
 from lightning_uncertainty.callbacks._dominance import dominance
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._plot import Kind, plot_rows
@@ -205,8 +205,7 @@ class UncertaintyMonitor(AnyCallback):
         optima = self._keyed({"sigma_optimum": sigma_optima(found.get("sigma", {}), found.get("sigma_gap", {}))})
         for logger in trainer.loggers:
             logger.log_metrics(metrics={**row, **optima} if logger in self._boards else row, step=step)
-        device = trainer.strategy.root_device
-        trainer.callback_metrics.update({key: torch.tensor(value, device=device) for key, value in row.items()})
+        offer(trainer, row)
         if self.progress_bar:
             sigma = {f"σ {task}": value for task, value in found.get("sigma", {}).items()}
             pl_module.log_dict(sigma, prog_bar=True, logger=False)

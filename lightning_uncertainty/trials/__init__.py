@@ -1,6 +1,6 @@
 """Fits of one model under many weightings, and what is kept of each."""
 
-from lightning_uncertainty.trials._fit import Data, Make, Maker, NewWeighting, fit, new_weighting
+from lightning_uncertainty.trials._fit import QUIET, Data, Make, Maker, NewWeighting, fit, new_weighting
 from lightning_uncertainty.trials._folder import Trial, TrialFolder
 from lightning_uncertainty.trials._mean import Mean
 from lightning_uncertainty.trials._measures import Directions, Measure, MetricNames, directions, find_measures
@@ -9,6 +9,7 @@ from lightning_uncertainty.trials._setup import describe, text_of
 from lightning_uncertainty.trials._watch import TrialWatch
 
 __all__ = [
+    "QUIET",
     "Data",
     "Directions",
     "Make",

@@ -15,7 +15,7 @@ from pytorch_lightning import seed_everything
 from lightning_uncertainty.callbacks._base import check_module
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["Data", "Make", "Maker", "NewWeighting", "fit", "new_weighting"]
+__all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "fit", "new_weighting"]
 
 Make = Callable[[Weighting], Any]
 Data = Any  # a LightningDataModule, a pair of loaders, or a function that returns either
