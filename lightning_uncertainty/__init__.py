@@ -4,7 +4,7 @@ from lightning_uncertainty.callbacks import GradientConflictMonitor, Uncertainty
 from lightning_uncertainty.likelihoods import masked_sum
 from lightning_uncertainty.mixin import MultiTaskMixin
 from lightning_uncertainty.module import MultiTaskModule
-from lightning_uncertainty.tasks import Task
+from lightning_uncertainty.tasks import Task, deep_supervision
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     FixedWeighting,
@@ -23,5 +23,6 @@ __all__ = [
     "UncertaintyMonitor",
     "UncertaintyWarmUp",
     "UncertaintyWeighting",
+    "deep_supervision",
     "masked_sum",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from lightning_uncertainty.heads import TaskHeads
 from lightning_uncertainty.kpis import hearing
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood, reads_values
 from lightning_uncertainty.loss_vectors import TaskLossValue, check_known, graph_of, stack_losses
-from lightning_uncertainty.optimizers import check_optimizers, check_shards, clip_separately, split
+from lightning_uncertainty.optimizers import check_optimizers, check_shards, clip_separately, split, take_apart
 from lightning_uncertainty.precision import promote
 from lightning_uncertainty.step_window import StepWindow, unsound_loss
 from lightning_uncertainty.tasks import EVALUATION, STAGES, Stage, Task, TaskMetrics, Tasks, check_renamed, specify
@@ -134,7 +134,13 @@ class MultiTaskMixin(_Host):
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
 
     def parameter_groups(
-        self, lr: float, *, weight_decay: float = 0.0, log_variance_lr: float | None = None, **group: Any
+        self,
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        log_variance_lr: float | None = None,
+        groups: Iterable[Mapping[str, Any]] = (),
+        **group: Any,
     ) -> list[dict[str, Any]]:
         """Return parameter groups for an optimizer: the network, then the log-variances.
 
@@ -145,18 +151,24 @@ class MultiTaskMixin(_Host):
             lr: learning rate of the network.
             weight_decay: weight decay of the network.
             log_variance_lr: learning rate of the log-variances; 10 `lr` where None.
-            group: further options of both groups.
+            groups: parts of the network with options of their own, `{"params": net.fusions.parameters(), "lr": 0.1}`;
+                they come after the rest of it, with its options where they name none.
+            group: further options of all groups.
 
         Raises:
             RuntimeError: no tasks are registered.
+            ValueError: a parameter is in two of `groups`, or none of the network's.
         """
         self._require_tasks("parameter_groups")
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
-        groups = [{**group, "params": network, "lr": lr, "weight_decay": weight_decay}]
+        common = {**group, "lr": lr, "weight_decay": weight_decay}
+        apart = [{**common, **given, "params": list(given["params"])} for given in groups]
+        rest = take_apart(network, [given["params"] for given in apart])
+        whole = [{**common, "params": rest}, *apart]
         if own:
             own_lr = 10 * lr if log_variance_lr is None else log_variance_lr
-            groups.append({**group, "params": own, "lr": own_lr, "weight_decay": 0.0, "name": "log_variances"})
-        return groups
+            whole.append({**group, "params": own, "lr": own_lr, "weight_decay": 0.0, "name": "log_variances"})
+        return whole
 
     def clip_separately(
         self, optimizer: Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None = None
@@ -341,10 +353,24 @@ class MultiTaskMixin(_Host):
     # -- tasks that own their heads ------------------------------------------------------------------------------------
 
     def task_outputs(self, features: Any) -> dict[str, Tensor]:
-        """Return what each head makes of the shared features, by task."""
+        """Return what each head makes of the shared features, by task.
+
+        The output of a task without a head is that of its name in `features`, where these are a mapping: so a network
+        that returns a prediction for every task, as those of `architectures` do, needs no heads.
+
+        Raises:
+            ValueError: no task has a head, and `features` has an output that belongs to no task.
+        """
         self._require_tasks("task_outputs")
-        branches = self.task_weighting.split(features, tuple(self.task_heads))
-        return {name: head(branches[name]) for name, head in self.task_heads.items()}
+        made = features if isinstance(features, Mapping) else {}
+        if not self.task_heads:
+            check_known(made, self._tasks)
+        branches = self.task_weighting.split(features, tuple(self.task_heads)) if self.task_heads else {}
+        return {
+            name: self.task_heads[name](branches[name]) if name in branches else made[name]
+            for name in self._tasks
+            if name in branches or name in made
+        }
 
     def split_features(self, features: Any) -> dict[str, Any]:
         """Return the shared features for each task's head, where you call the heads yourself; once in a step.
@@ -387,7 +413,7 @@ class MultiTaskMixin(_Host):
         if not self.task_heads:
             raise RuntimeError(
                 "shared_parameters should tell what the tasks share: found no Task with a head; override it, "
-                "as in `return list(self.trunk.parameters())`"
+                "as in `return list(self.trunk.parameters())` or `return self.net.shared_parameters()`"
             )
         own = [*self.task_heads.parameters(), *self.task_weighting.parameters()]
         return split(self.parameters(), own)[0]
@@ -416,21 +442,22 @@ class MultiTaskMixin(_Host):
         """Run the heads, the losses and `weigh`; in evaluation, and in training if asked, update the metrics.
 
         Args:
-            features: what the heads take.
+            features: what the heads take, or a mapping of outputs, as for `task_outputs`.
             batch: holds the labels.
             stage: "train", "val" or "test".
             train_metrics: whether to update and log metrics in training too.
 
         Raises:
             ValueError: as `task_losses` and `weigh`.
-            RuntimeError: a task has no head.
+            RuntimeError: a task has no head, and no output among the features.
         """
         self._require_tasks("task_step")
-        headless = [name for name in self._tasks if name not in self.task_heads]
+        made = features if isinstance(features, Mapping) else {}
+        headless = [name for name in self._tasks if name not in self.task_heads and name not in made]
         if headless:
             raise RuntimeError(
                 f"task_step needs a head for every task: found none for {', '.join(headless)}; give `Task(..., "
-                "head=...)`, or compute the losses and call weigh"
+                "head=...)`, hand over a mapping that has the outputs by task, or compute the losses and call weigh"
             )
         outputs = self.task_outputs(features)
         losses = self.task_losses(outputs, batch)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_uncertainty.architectures import Architecture
 from lightning_uncertainty.mixin import MultiTaskMixin
 from lightning_uncertainty.tasks import Stage, Task, pick, specify
 from lightning_uncertainty.weightings import Weighting
@@ -42,8 +43,10 @@ class MultiTaskSteps(MultiTaskMixin):
         """Register the tasks.
 
         Args:
-            backbone: network from the inputs to the features that every head takes.
-            tasks: by name, a likelihood and a head, and what else a `Task` owns.
+            backbone: network from the inputs to the features that every head takes; or an `Architecture`, which makes
+                the predictions itself.
+            tasks: by name, a likelihood and a head, and what else a `Task` owns; no heads for an `Architecture`, and a
+                task for every prediction (see `deep_supervision`).
             weighting: how the losses become one; UncertaintyWeighting if there is none.
             inputs: key of the batch, or function of the batch, that gives what the backbone takes.
             optimizer: makes an optimizer of parameter groups, as torch.optim.AdamW does. Learning rate and weight decay
@@ -52,12 +55,19 @@ class MultiTaskSteps(MultiTaskMixin):
                 val/balanced_loss, which may be negative: give it threshold_mode="abs".
 
         Raises:
-            ValueError: a task has no head, or a name of a task or metric cannot be used, or the weighting has numbers
-                for other tasks.
+            ValueError: a task has no head, or one that an `Architecture` does not need, or a prediction of that has no
+                task; or a name of a task or metric cannot be used, or the weighting has numbers for other tasks.
         """
         super().__init__()
         specified = specify(tasks)
-        headless = [name for name, task in specified.items() if task.head is None]
+        made = backbone.predictions if isinstance(backbone, Architecture) else {}
+        if made and (specified.keys() != made.keys() or any(task.head is not None for task in specified.values())):
+            raise ValueError(
+                f"tasks of {type(backbone).__name__} should be its predictions, without heads: found "
+                f"{', '.join(specified)} for {', '.join(made)}; name the same, as deep_supervision(tasks, "
+                "net.predictions) does"
+            )
+        headless = [name for name, task in specified.items() if task.head is None and name not in made]
         if headless:
             raise ValueError(
                 f"every task should have a head: found none for {', '.join(headless)}; give Task(..., head=...), or "
@@ -72,6 +82,12 @@ class MultiTaskSteps(MultiTaskMixin):
     def forward(self, inputs: Any) -> dict[str, Tensor]:
         """Return what every head makes of the inputs, by task."""
         return self.task_outputs(self.backbone(inputs))
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the tasks share: all but those of the heads, or what an `Architecture` says."""
+        if isinstance(self.backbone, Architecture):
+            return self.backbone.shared_parameters()
+        return super().shared_parameters()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Return what `weigh` does."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-__all__ = ["check_optimizers", "check_shards", "clip_separately", "split"]
+__all__ = ["check_optimizers", "check_shards", "clip_separately", "split", "take_apart"]
 
 Parameters = list[nn.Parameter]
 
@@ -22,6 +22,23 @@ def split(parameters: Iterable[nn.Parameter], own: Parameters) -> tuple[Paramete
     for parameter in parameters:
         parts[id(parameter) in ids].append(parameter)
     return parts
+
+
+def take_apart(parameters: Parameters, groups: Iterable[Parameters]) -> Parameters:
+    """Return the parameters that are in none of the groups.
+
+    Raises:
+        ValueError: a group holds another's parameter, or one that is not among them.
+    """
+    rest = parameters
+    for group in groups:
+        rest, found = split(rest, group)
+        if len(found) != len(group):
+            raise ValueError(
+                f"groups should hold parameters of the network, each once: found {len(group) - len(found)} that "
+                "another group holds, or that are none of the network's; name each in one group"
+            )
+    return rest
 
 
 def clip_separately(optimizer: Optimizer, own: Parameters, value: float | None, algorithm: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -15,7 +15,18 @@ from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
 from lightning_uncertainty.metrics import BalancedLoss, ObservedMetric, TaskLoss
 from lightning_uncertainty.precision import Float32Module
 
-__all__ = ["EVALUATION", "STAGES", "Stage", "Task", "TaskMetrics", "Tasks", "check_renamed", "pick", "specify"]
+__all__ = [
+    "EVALUATION",
+    "STAGES",
+    "Stage",
+    "Task",
+    "TaskMetrics",
+    "Tasks",
+    "check_renamed",
+    "deep_supervision",
+    "pick",
+    "specify",
+]
 
 Stage = Literal["train", "val", "test"]
 EVALUATION = ("val", "test")
@@ -96,6 +107,46 @@ def specify(tasks: Tasks) -> dict[str, Task]:
             raise ValueError(f"tasks should be named once each: found {name!r} twice; rename one")
         specified[name] = task if isinstance(task, Task) else Task(task)
     return specified
+
+
+def deep_supervision(tasks: Tasks, predictions: Mapping[str, str]) -> dict[str, Task]:
+    """Return a task for every prediction of a network that makes several for a task, some of them on its way.
+
+    An intermediate prediction has its task's likelihood and labels, no metrics, and is auxiliary. Each is weighed like
+    any loss and learns a σ of its own; `UncertaintyWeighting(shared=net.by_task())` gives those of a task one.
+
+    Args:
+        tasks: as for `register_tasks`.
+        predictions: the task by the name of each prediction, as an `Architecture` has it.
+
+    Raises:
+        ValueError: a task has a head, or no prediction of its name, or a prediction is of no task.
+
+    Example:
+        >>> tasks = deep_supervision({"depth": "laplace"}, {"depth": "depth", "depth_initial": "depth"})
+        >>> tasks["depth_initial"]
+        Task(likelihood=Laplace(), head=None, target='depth', mask=None, metrics=None, auxiliary=True)
+    """
+    specified = specify(tasks)
+    lost = [name for name in specified if predictions.get(name) != name]
+    unknown = sorted({task for task in predictions.values() if task not in specified})
+    if lost or unknown:
+        raise ValueError(
+            f"tasks should be those of the predictions ({', '.join(dict.fromkeys(predictions.values()))}): found "
+            f"{', '.join(specified)}; name the same"
+        )
+    owners = [name for name, task in specified.items() if task.head is not None]
+    if owners:
+        raise ValueError(
+            f"a task whose predictions are made by the network should have no head: found one for {', '.join(owners)}; "
+            "leave it out"
+        )
+    supervised = {}
+    for prediction, name in predictions.items():
+        task = specified[name]
+        on_the_way = replace(task, target=name if task.target is None else task.target, metrics=None, auxiliary=True)
+        supervised[prediction] = task if prediction == name else on_the_way
+    return specify(supervised)
 
 
 def check_renamed(renamed: Mapping[str, str], tasks: Mapping[str, Task]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import lightning_uncertainty
 
 PACKAGE = Path(lightning_uncertainty.__file__).parent
 LAYERS = [
-    {"precision", "metrics", "global_batch"},
+    {"precision", "metrics", "global_batch", "architectures"},
     {"likelihoods"},
     {"heads", "weightings"},
     {"step_window", "tasks", "optimizers", "loss_vectors", "trainers"},

@@ -121,7 +121,8 @@ class Splitting(TaskVectors):
             return step.total
         raise RuntimeError(
             f"{type(self).__name__} should see the shared features: found losses computed without; use task_outputs "
-            "or task_step, or give each head split_features(features)[task]"
+            "or task_step, or give each head split_features(features)[task]; where tasks exchange features, so that "
+            'there is no such place, use GradientBalancing(on="parameters")'
         )
 
     def with_fork(self, fork: Fork, step: Step) -> Tensor:
