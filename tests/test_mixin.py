@@ -388,6 +388,47 @@ def test_a_batch_without_the_label_and_a_task_without_a_head_name_the_mend():
         Plain().task_step(None, {}, "train")
 
 
+class Pick(nn.Module):
+    def __init__(self, key):
+        super().__init__()
+        self.key = key
+
+    def forward(self, features):
+        return features[self.key]
+
+
+class Making(Owning):
+    """The network makes the outputs; one task may have a head all the same."""
+
+    def __init__(self, heads):
+        pytorch_lightning.LightningModule.__init__(self)
+        self.trunk, self.kind = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_tasks({"depth": Task("gaussian", head=heads.get("depth")), "kind": "categorical"})
+
+
+@pytest.mark.parametrize("heads", [{}, {"depth": nn.Sequential(Pick("z"), nn.Linear(8, 1))}])
+def test_a_task_without_a_head_finds_its_output_among_the_features(heads):
+    net = Making(heads)
+    z = net.trunk(BATCH[0])
+    made = {"kind": net.kind(z), **({"z": z} if heads else {"depth": z[:, :1]})}
+    outputs = net.task_outputs(made)
+    assert list(outputs) == ["depth", "kind"]
+    assert outputs["kind"] is made["kind"]
+    expected = heads["depth"](made) if heads else made["depth"]
+    torch.testing.assert_close(outputs["depth"], expected)
+    net.task_step(made, columns(), "train").backward()
+    assert net.trunk.weight.grad.any()
+
+
+def test_outputs_of_no_task_are_refused_and_missing_ones_named():
+    net = Making({})
+    made = {"kind": torch.ones(32, 3), "depth": torch.ones(32, 1)}
+    with pytest.raises(ValueError, match=r"tasks should be among depth, kind: found width; register them all"):
+        net.task_step({**made, "width": made["depth"]}, columns(), "train")
+    with pytest.raises(RuntimeError, match=r"found none for depth; give .* hand over a mapping that has the outputs"):
+        net.task_step({"kind": made["kind"]}, columns(), "train")
+
+
 def test_metrics_see_observed_scalars_and_are_logged_by_stage_and_task():
     net = Owning()
     batches, fit = dicts(missing=True), trainer(max_epochs=1)

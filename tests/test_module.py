@@ -19,7 +19,9 @@ from lightning_uncertainty import (
     Task,
     UncertaintyMonitor,
     UncertaintyWeighting,
+    deep_supervision,
 )
+from lightning_uncertainty.architectures import Architecture
 from lightning_uncertainty.module import MultiTaskModule, MultiTaskSteps
 from tests._nets import Owning, columns, dicts, tensors, trainer, tuples
 
@@ -229,6 +231,52 @@ def test_a_task_without_head_is_refused_when_the_module_is_built(tasks):
     given["tasks"] |= tasks
     with pytest.raises(ValueError, match=r"every task should have a head: found none for depth; give Task\(..., head"):
         MultiTaskModule(**given)
+
+
+class Double(Architecture):
+    """Two predictions for the depth, one for the kind, from what stands in no head."""
+
+    def __init__(self):
+        super().__init__({"depth_1": "depth", "depth": "depth", "kind": "kind"})
+        self.trunk, self.one = nn.Linear(4, 8), nn.Linear(8, 1)
+        self.heads = nn.ModuleDict({"depth": nn.Linear(8, 1), "kind": nn.Linear(8, 3)})
+
+    def predict(self, inputs):
+        z = self.trunk(inputs).tanh()
+        return {"depth_1": self.one(z)[:, 0], "depth": self.heads["depth"](z)[:, 0], "kind": self.heads["kind"](z)}
+
+    def shared_parameters(self):
+        return list(self.trunk.parameters())
+
+
+def test_an_architecture_is_a_backbone_whose_tasks_need_no_heads():
+    net, tasks = Double(), {"depth": Task("gaussian", metrics=MeanAbsoluteError()), "kind": "categorical"}
+    fitted = MultiTaskModule(net, deep_supervision(tasks, net.predictions), inputs="x")
+    fitting = trainer(max_epochs=3)
+    fitting.fit(fitted, dicts(), dicts())
+    assert list(fitted.sigma()) == ["depth_1", "depth", "kind"]
+    assert {"val/depth_1/loss", "val/depth/MeanAbsoluteError"} <= fitting.callback_metrics.keys()
+    assert "val/depth_1/MeanAbsoluteError" not in fitting.callback_metrics
+    assert list(fitted(torch.ones(2, 4))) == ["depth_1", "depth", "kind"]
+
+
+def test_an_architecture_says_what_its_tasks_share():
+    net = Double()
+    fitted = MultiTaskModule(net, deep_supervision({"depth": "gaussian", "kind": "categorical"}, net.predictions))
+    assert fitted.shared_parameters() == list(net.trunk.parameters())
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        {"depth": Task("gaussian"), "kind": Task("categorical")},
+        {"depth_1": Task("gaussian"), "depth": Task("gaussian"), "kind": Task("categorical", head=nn.Linear(8, 3))},
+    ],
+    ids=["a prediction without a task", "a head"],
+)
+def test_tasks_of_an_architecture_should_be_its_predictions(tasks):
+    with pytest.raises(ValueError, match=r"tasks of Double should be its predictions, without heads.*deep_supervision"):
+        MultiTaskModule(Double(), tasks)
 
 
 # -- both packages, checkpoints ----------------------------------------------------------------------------------------

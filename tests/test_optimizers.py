@@ -75,6 +75,32 @@ def test_parameter_groups_hold_every_parameter_once_log_variances_last():
     assert net.parameter_groups(lr=0.1, log_variance_lr=0.5)[1]["lr"] == 0.5
 
 
+def test_parts_of_the_network_may_have_groups_of_their_own():
+    net = Owning()
+    apart = list(net.task_heads["depth"].parameters())
+    rest, own, log_variances = net.parameter_groups(
+        lr=0.1, weight_decay=0.3, groups=[{"params": iter(apart), "lr": 10.0}], betas=(0.8, 0.9)
+    )
+    assert own == {"params": apart, "lr": 10.0, "weight_decay": 0.3, "betas": (0.8, 0.9)}
+    assert sorted(map(id, rest["params"] + apart)) == sorted(map(id, net.parameter_groups(lr=0.1)[0]["params"]))
+    assert (rest["lr"], log_variances["lr"], log_variances["weight_decay"]) == (0.1, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        lambda net: [{"params": [net.task_heads["depth"].bias]}] * 2,
+        lambda net: [{"params": [nn.Parameter(torch.zeros(1))]}],
+        lambda net: [{"params": [net.task_weighting.offset]}],
+    ],
+    ids=["twice", "a stranger", "a log-variance"],
+)
+def test_a_group_should_hold_parameters_of_the_network_once(groups):
+    net = Owning()
+    with pytest.raises(ValueError, match=r"groups should hold parameters of the network, each once: found 1 that"):
+        net.parameter_groups(lr=0.1, groups=groups(net))
+
+
 @pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting])
 def test_lbfgs_is_refused_by_what_a_step_changes(weighting):
     with pytest.raises(RuntimeError, match=r"evaluate a batch once a step: found LBFGS"):
