@@ -15,6 +15,7 @@ import yaml
 
 import lightning_uncertainty
 from lightning_uncertainty import (
+    architectures,
     callbacks,
     compare,
     comparison,
@@ -151,6 +152,7 @@ def test_every_page_is_in_the_table_of_contents():
     "part",
     [
         lightning_uncertainty,
+        architectures,
         callbacks,
         compare,
         comparison,

@@ -63,7 +63,7 @@ class Architecture(nn.Module, ABC):
 class BranchingArchitecture(Architecture):
     """An architecture whose tasks part after shared features and do not meet again.
 
-    So the tasks' gradients can be balanced at the features:
+    So the tasks' gradients can be balanced at the features::
 
         features = self.net.features(images)
         outputs = self.net.decode(self.split_features(features), size=images.shape[-2:])

@@ -11,7 +11,7 @@ __all__ = ["berhu"]
 def berhu(output: Tensor, target: Tensor, *, observed: Tensor | None = None) -> Tensor:
     """Return the reverse Huber loss of every scalar: absolute for small errors, quadratic for large ones.
 
-    With `e = output - target` and `c = 0.2 max|e|` over the batch, a constant to the gradient:
+    With `e = output - target` and `c = 0.2 max|e|` over the batch, a constant to the gradient::
 
         |e|                  where |e| <= c
         (e² + c²) / (2 c)    elsewhere
@@ -21,7 +21,7 @@ def berhu(output: Tensor, target: Tensor, *, observed: Tensor | None = None) -> 
 
     `Generic(berhu)` makes it a task's loss. Missing labels have been filled with 0 by then, so their errors would
     still enter `c`: with large predictions there, it comes out too large. `observed` keeps them out. Labels that are
-    positive wherever they are known, as depths are, say it themselves:
+    positive wherever they are known, as depths are, say it themselves::
 
         Generic(lambda output, target: berhu(output, target, observed=target > 0))
 

@@ -21,6 +21,8 @@ Stages = Sequence[nn.Module] | nn.ModuleList | nn.Sequential
 class FusedBackbones(Architecture):
     """A backbone for every task; after every stage, the last included, a fusion gives each a mixture of all.
 
+    The wiring::
+
         x_A --stage 0--+--[fusion 0]--+--stage 1--+--[fusion 1]--+-- ... -- head_A
         x_B --stage 0--+              +--stage 1--+              +-- ... -- head_B
 

@@ -11,6 +11,8 @@ __all__ = ["TaskAttention"]
 class TaskAttention(nn.Module):
     """Task-attentional module (TAM): the features of two tasks become one, amplified where both agree they matter.
 
+    In order::
+
         B   = sigmoid(psi1[f1; f2])            which task to trust
         f_b = psi2[B * f1; (1 - B) * f2]       the balanced features
         M   = sigmoid(refine(f_b))             where to look

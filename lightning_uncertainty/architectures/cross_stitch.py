@@ -66,11 +66,13 @@ def mixture(features: Sequence[Tensor], weights: Tensor) -> Tensor:
 class CrossStitch(FusedBackbones):
     """A backbone for every task; after each stage every task goes on with a mixture of all tasks' features.
 
+    The wiring::
+
         x_A --stage 0--+--[unit 0]--+--stage 1--+--[unit 1]--+-- ... -- head_A
         x_B --stage 0--+            +--stage 1--+            +-- ... -- head_B
 
     See `CrossStitchUnit` for the formula. The paper starts from backbones that were trained each on its task alone,
-    and gives the units, `net.fusions`, a learning rate of a hundred times the others' under SGD:
+    and gives the units, `net.fusions`, a learning rate of a hundred times the others' under SGD::
 
         SGD([{"params": net.fusions.parameters(), "lr": 0.1},
              {"params": [*net.backbones.parameters(), *net.heads.parameters()]}], lr=0.001)

@@ -20,6 +20,8 @@ __all__ = ["JTRL"]
 class JTRL(Architecture):
     """Two tasks A and B decode in turns, A_1, B_1, A_2, B_2, ..., from the coarsest features x_1 to the finest.
 
+    The order, `[a; b]` joining channels::
+
         A_1 = decode(x_1)                             B_1 = decode[A_1; x_1]
         A_k = decode[TAM(up A_k-1, up B_k-1); x_k]    B_k = decode[TAM(A_k, up B_k-1); x_k]
 

@@ -27,6 +27,8 @@ __all__ = ["MTAN", "MTANAttention"]
 class MTAN(BranchingArchitecture):
     """Multi-task attention network: one backbone, over which every task lays masks of its own.
 
+    Stage by stage::
+
         stage j:  ... -> u_j --last block--> p_j -> ...              shared
                           |                   |
         task t:  e_t,j -> a_t,j ------------- · -> f, resize -> e_t,j+1

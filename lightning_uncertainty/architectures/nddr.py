@@ -70,6 +70,8 @@ def reduction(weights: Tensor, channels: int) -> nn.Sequential:
 class NDDR(FusedBackbones):
     """A backbone for every task; after each stage every task goes on with 1x1 convolutions of all tasks' features.
 
+    The wiring::
+
         x_A --stage 0--+--[layer 0]--+--stage 1--+--[layer 1]--+-- ... -- head_A
         x_B --stage 0--+             +--stage 1--+             +-- ... -- head_B
 

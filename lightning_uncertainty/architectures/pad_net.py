@@ -25,11 +25,13 @@ def distil(target: Tensor, gates: Sequence[Tensor], messages: Sequence[Tensor]) 
 class Distillation(nn.Module):
     """What one task takes from the features of the others; three wirings are in circulation.
 
-    | gate       | message_conv | features of task k                                 |
-    |------------|--------------|----------------------------------------------------|
-    | `"source"` | False        | `F_k + Σ_{l≠k} σ(W_{k,l} * F_l) · F_l`             |
-    | `"source"` | True         | `F_k + Σ_{l≠k} σ(W_{k,l} * F_l) · (V_{k,l} * F_l)` |
-    | `"target"` | True         | `F_k + Σ_{l≠k} σ(W_k * F_k) · (V_{k,l} * F_l)`     |
+    ========== ============ ==================================================
+    gate       message_conv features of task k
+    ========== ============ ==================================================
+    `"source"` False        `F_k + Σ_{l≠k} σ(W_{k,l} * F_l) · F_l`
+    `"source"` True         `F_k + Σ_{l≠k} σ(W_{k,l} * F_l) · (V_{k,l} * F_l)`
+    `"target"` True         `F_k + Σ_{l≠k} σ(W_k * F_k) · (V_{k,l} * F_l)`
+    ========== ============ ==================================================
 
     `*` is a convolution without bias, `·` the product of elements. The paper's gate looks at the target; the first row
     is what surveys print, and the second what common implementations compute.
@@ -101,6 +103,8 @@ def _convolution(width: int, kernel: int) -> nn.Conv2d:
 
 class PADNet(TwoStageArchitecture):
     """Every task predicts from features of its own; each then distils those of the others, and predicts again.
+
+    The wiring::
 
         backbone -> F_k -> <task>_initial              F_k: two bottlenecks; initial: a 1x1 convolution
                      |

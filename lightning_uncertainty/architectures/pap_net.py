@@ -140,6 +140,8 @@ def _enlarge(x: Tensor, stride: int) -> Tensor:
 class PAPNet(TwoStageArchitecture):
     """Every task predicts from features of its own; affinities of all tasks then smooth these, and it predicts again.
 
+    The wiring::
+
         backbone -> F_t -> <task>_initial               F_t: two bottlenecks; initial: a 1x1 convolution
                      |
                      +-> X_t -> Propagation -> head_t -> <task>          X_t: a 1x1 convolution to width / 2
