@@ -107,10 +107,16 @@ def check_tasks(tasks: Mapping[str, Any], what: str, at_least: int = 1) -> tuple
     """Return the names of tasks.
 
     Raises:
-        ValueError: they are too few.
+        ValueError: they are too few, or one cannot be used.
     """
     if len(tasks) < at_least:
         raise ValueError(
             f"{what} should be for at least {at_least} task{'s' * (at_least > 1)}: found {', '.join(tasks) or 'none'}"
+        )
+    taken = dir(nn.ModuleDict())
+    if wrong := [name for name in tasks if not name.isidentifier() or name in taken]:
+        raise ValueError(
+            "a task's name should be letters, digits and underscores, and no attribute of torch.nn.ModuleDict (such as "
+            f"'type' or 'values'): found {', '.join(map(repr, wrong))}; rename it"
         )
     return tuple(tasks)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_uncertainty.architectures._architecture import Architecture, resize
+from lightning_uncertainty.architectures._architecture import Architecture, check_tasks, resize
 from lightning_uncertainty.architectures._backbone import Backbone, as_backbone, check_channels, features_of
 from lightning_uncertainty.architectures._blocks import ResidualBlock
 from lightning_uncertainty.architectures._task_attention import TaskAttention
@@ -149,7 +149,7 @@ def _two(tasks: Mapping[str, Any]) -> tuple[str, str]:
         raise ValueError(
             f"JTRL should be for two tasks: found {', '.join(tasks) or 'none'}; use PADNet, PAPNet or MTAN for more"
         )
-    first, second = tasks
+    first, second = check_tasks(tasks, "JTRL")
     return first, second
 
 
