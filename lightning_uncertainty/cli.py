@@ -37,7 +37,7 @@ TRAINER_COMMANDS = {
     "fit": "Train the model of a YAML file: `fit --config X.yaml`.",
     "validate": "Evaluate it on the validation data: `validate --config X.yaml --ckpt_path Y.ckpt`.",
     "test": "Evaluate it on the test data, likewise.",
-    "predict": "Write the outputs of its heads, likewise.",
+    "predict": "Write what it predicts and how surely, likewise.",
     "compare": "Train it under several weightings and seeds: `compare --config X.yaml --weightings Y.yaml`.",
 }
 
@@ -142,15 +142,22 @@ class _TrainerCLI(LightningCLI):
         parser.add_lightning_class_args(UncertaintyMonitor, "monitor")
 
     def predict(self, **arguments: Any) -> None:
-        """Predict, and write the outputs beside the logs."""
+        """Predict, and write the predictions beside the logs."""
         outputs = self.trainer.predict(**arguments)
         if outputs is None:  # return_predictions is off: a callback writes them
             return
         rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
         path = Path(self.trainer.log_dir or self.trainer.default_root_dir).resolve() / f"predictions{rank}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(outputs, path)
-        print(f"Outputs by batch and task, for torch.load: {path}")
+        torch.save(_as_dicts(outputs), path)
+        print(f"Predictions by batch and task, for torch.load: {path}")
+
+
+def _as_dicts(predictions: Any) -> Any:
+    """Return predictions by batch (of one dataloader, or lists of several) and task as dicts of tensors alone."""
+    if isinstance(predictions, list):
+        return [_as_dicts(part) for part in predictions]
+    return {task: prediction._asdict() for task, prediction in predictions.items()}
 
 
 class _CompareCLI(_TrainerCLI):

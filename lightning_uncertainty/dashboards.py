@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ def log_comparison(
 
 
 def tensorboard_layout(
-    tasks: Iterable[str], *, prefix: str = "", sigma: bool = True, held_out: str | None = "val"
+    tasks: Iterable[str], *, prefix: str = "", sigma: bool | Collection[str] = True, held_out: str | None = "val"
 ) -> dict[str, dict[str, list[Any]]]:
     """Return a layout for TensorBoard's custom scalars: all tasks in one chart, and each task's σ beside its optimum.
 
@@ -195,7 +195,7 @@ def tensorboard_layout(
     Args:
         tasks: task names.
         prefix: stands before every training key.
-        sigma: whether the weighting has log-variances.
+        sigma: whether tasks have log-variances, or the names of those that do.
         held_out: stands before `/<task>/loss`; None for no chart of held-out losses.
 
     Raises:
@@ -206,24 +206,29 @@ def tensorboard_layout(
         ['Multiline', ['^sigma/depth$', '^sigma/normals$']]
     """
     names = list(_metrics_by_task(tasks))
+    with_sigma = [task for task in names if sigma is True or (sigma and task in sigma)]
 
     def lines(keys: Iterable[str]) -> list[Any]:
         return ["Multiline", [f"^{re.escape(key)}$" for key in keys]]
 
-    kinds = [kind for kind in KINDS if sigma or not kind.startswith("sigma")]
-    charts = {KINDS[kind]: lines(f"{prefix}{kind}/{task}" for task in names) for kind in kinds}
+    shown = {kind: with_sigma if kind.startswith("sigma") else names for kind in KINDS}
+    charts = {
+        KINDS[kind]: lines(f"{prefix}{kind}/{task}" for task in of_kind) for kind, of_kind in shown.items() if of_kind
+    }
     if held_out is not None:
         charts["held-out loss"] = lines(f"{held_out}/{task}/loss" for task in names)
     layout = {"Uncertainty weighting": charts}
-    if sigma:
+    if with_sigma:
         layout["σ and its optimum"] = {
             f"σ of {task}, band to σ*": ["Margin", [own, own, f"{prefix}sigma_optimum/{task}"]]
-            for task, own in ((task, f"{prefix}sigma/{task}") for task in names)
+            for task, own in ((task, f"{prefix}sigma/{task}") for task in with_sigma)
         }
     return layout
 
 
-def log_tensorboard_layout(logger: Any, tasks: Iterable[str], *, prefix: str, sigma: bool, held_out: bool) -> bool:
+def log_tensorboard_layout(
+    logger: Any, tasks: Iterable[str], *, prefix: str, sigma: bool | Collection[str], held_out: bool
+) -> bool:
     """Write the layout to a logger of TensorBoard, and return whether this is one."""
     write = getattr(getattr(logger, "experiment", None), "add_custom_scalars", None)
     if not callable(write):

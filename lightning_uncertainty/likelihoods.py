@@ -11,6 +11,9 @@ weight there, which is `r / (a L)` whatever `c` is, are
 
 So `c` decides only what `e^s` means, not how the tasks are balanced at the optimum.
 
+A likelihood whose head gives a scale for every element is normalised already: its `c, a, r` are 1, 0, 0, so that
+`J = L`, which may be negative, and there is no second scale to learn (see `heteroscedastic`).
+
 Source: Kendall, Gal & Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018, Eq. 5 to 10.
 """
 
@@ -21,12 +24,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, log, sqrt
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_uncertainty.epistemic import Prediction, binary, classification, regression
 from lightning_uncertainty.precision import promote
 
 __all__ = [
@@ -84,10 +88,10 @@ def masked_sum(error: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tenso
                     "errors behind a mask must be finite, found NaN or inf: make missing labels finite before the "
                     "error is computed, as in `torch.nan_to_num(label)`, or their gradient is NaN"
                 )
-    return _sum_and_count(error, mask)
+    return sum_and_count(error, mask)
 
 
-def _sum_and_count(error: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def sum_and_count(error: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     error = promote(error)
     if mask is None:
         return error.sum(), error.new_full((), error.numel())
@@ -111,19 +115,52 @@ def _fit_mask(mask: Tensor, shape: torch.Size) -> Tensor:
     return mask.expand(shape)
 
 
+def align(name: str, output: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring output and labels of one number each to one shape and to float32 or wider.
+
+    Args:
+        name: what errors call the likelihood.
+        output: `[B, ...]`, with or without a single channel that labels leave out.
+        target: `[B, ...]`, NaN where a label is missing.
+        mask: True where a label is observed; see `masked_sum`.
+
+    Returns:
+        Both, and where a label is observed.
+
+    Raises:
+        ValueError: shapes differ, or labels are complex.
+    """
+    if output.dim() == target.dim() + 1 and output.shape[1] == 1:
+        output = output.squeeze(1)  # [B, 1, H, W] beside labels [B, H, W], [B, 1] beside [B]
+    if output.shape != target.shape:
+        raise ValueError(
+            f"labels of a {name} task should have the output's shape {list(output.shape)} "
+            f"(a single channel may be left out): found {list(target.shape)}"
+        )
+    if target.is_complex():
+        raise ValueError(f"labels of a {name} task should be real numbers: found {target.dtype}")
+    output, target = promote(output), promote(target)
+    observed = ~target.isnan()
+    return output, target, observed if mask is None else observed & _fit_mask(mask, target.shape)
+
+
 def optimal_log_variance(loss: Tensor, exponent: Tensor, log_ratio: Tensor) -> Tensor:
     """Return `s* = log(a c L / r) / a`, the minimum of `c e^{-a s} L + r s`; a zero loss counts as float32's tiny.
 
     Args:
         loss: `L`.
-        exponent: `a`.
+        exponent: `a`; where 0, there is no scale to learn and `s*` is 0.
         log_ratio: `log(a c / r)`.
 
     Example:
         >>> optimal_log_variance(torch.tensor(4.0), torch.tensor(1.0), torch.tensor(0.0)).exp()  # Gaussian: σ² = MSE
         tensor(4.)
     """
-    return (loss.clamp(min=torch.finfo(torch.float32).tiny).log() + log_ratio) / exponent
+    optimum = (loss.clamp(min=torch.finfo(torch.float32).tiny).log() + log_ratio) / exponent
+    return torch.where(exponent > 0, optimum, 0.0)
+
+
+Predictive = Literal["gaussian", "laplace", "classes", "event", "mean"]
 
 
 @dataclass(frozen=True)
@@ -135,12 +172,22 @@ class Likelihood(ABC):
         exponent: `a`.
         penalty: `r`.
         meaning: what σ = `e^{s/2}` is at its optimum, and its unit: [label] the label's, [-] none.
+        normalised: whether the loss is a negative log-likelihood whose scale the output holds. The numbers above are
+            then 1, 0 and 0: the task has weight one, no `s`, and a loss that may be negative.
+        predictive: what `predicted` states of a label: a density with σ, a class, an event, or a mean alone.
     """
 
     factor: ClassVar[float]
     exponent: ClassVar[float] = 1.0
     penalty: ClassVar[float] = 0.5
     meaning: ClassVar[str]
+    normalised: ClassVar[bool] = False
+    predictive: ClassVar[Predictive] = "mean"
+
+    @property
+    def needs_sigma(self) -> bool:
+        """Whether `predicted` takes the aleatoric uncertainty from the task's log-variance."""
+        return self.predictive in ("gaussian", "laplace") and not self.normalised
 
     @property
     def name(self) -> str:
@@ -149,8 +196,8 @@ class Likelihood(ABC):
 
     @property
     def log_ratio(self) -> float:
-        """The constant `log(a c / r)` of the optimum."""
-        return log(self.exponent * self.factor / self.penalty)
+        """The constant `log(a c / r)` of the optimum; 0 where there is none."""
+        return 0.0 if self.normalised else log(self.exponent * self.factor / self.penalty)
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -176,6 +223,36 @@ class Likelihood(ABC):
             Predictions `[N]`, or class probabilities `[N, C]`, and labels `[N]`.
         """
 
+    @abstractmethod
+    def predicted(self, outputs: Tensor, log_variance: Tensor, correction: Tensor) -> Prediction:
+        """Return what outputs say of a label, and how sure they are.
+
+        Args:
+            outputs: what the head returned in S passes, or those of S models, `[S, B, ...]`.
+            log_variance: `s` of the task, 0-dimensional, or what broadcasts to the outputs, as one for each of S models
+                `[S, 1, ...]`. Where it is NaN, so are the aleatoric and the total uncertainty of a density.
+            correction: what recalibration found, likewise: a factor on σ, or a temperature that divides the logits of
+                classes and events; 1 is none.
+        """
+
+    def paired(self, prediction: Prediction, target: Tensor, mask: Tensor | None = None) -> tuple[Prediction, Tensor]:
+        """Return a prediction and the labels of the observed scalars only, flat.
+
+        Returns:
+            A prediction of tensors `[N]`, the mean `[N, C]` for classes, and labels `[N]`.
+
+        Raises:
+            ValueError: shape or dtype of the labels is not what the likelihood needs.
+        """
+        aligned = [align(self.name, part, target, mask) for part in prediction]
+        _, labels, there = aligned[0]
+        return Prediction(*(part[there] for part, _, _ in aligned)), labels[there]
+
+    def outputs_of(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return outputs `[N]` or `[N, channels]` and labels `[N]` of the observed scalars only, flat."""
+        output, target, there = align(self.name, output, target, mask)
+        return output[there], target[there]
+
     def optimum(self, loss: float) -> float:
         """Return the log-variance that minimises the term of a mean loss.
 
@@ -198,34 +275,28 @@ class _Elementwise(Likelihood):
         """Turn the head's output into a prediction in label space."""
         return output
 
+    def variance(self, mean: Tensor, scale: Tensor) -> Tensor:
+        """Return the variance of a label, from its mean and `e^s`; NaN where the likelihood states none."""
+        return torch.full_like(mean, torch.nan)
+
+    def predicted(self, outputs: Tensor, log_variance: Tensor, correction: Tensor) -> Prediction:
+        means = self.mean(promote(outputs))
+        variances = self.variance(means, log_variance.exp()) * correction.square()
+        return regression(means, variances.to(means))
+
     def check_labels(self, target: Tensor) -> None:
         """Raise ValueError where a label is out of range (eager CPU)."""
 
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output, target, mask = self._align(output, target, mask)
+        output, target, mask = align(self.name, output, target, mask)
         finite_target = torch.where(mask, target, 0.0)
         if reads_values(target.device):
             self.check_labels(finite_target)
-        return _sum_and_count(self.error(output, finite_target), mask)
+        return sum_and_count(self.error(output, finite_target), mask)
 
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output, target, mask = self._align(output, target, mask)
+        output, target, mask = align(self.name, output, target, mask)
         return self.mean(output)[mask], target[mask]
-
-    def _align(self, output: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Bring both to one shape and to float32 or wider; return them and where a label is observed."""
-        if output.dim() == target.dim() + 1 and output.shape[1] == 1:
-            output = output.squeeze(1)  # [B, 1, H, W] beside labels [B, H, W], [B, 1] beside [B]
-        if output.shape != target.shape:
-            raise ValueError(
-                f"labels of a {self.name} task should have the output's shape {list(output.shape)} "
-                f"(a single channel may be left out): found {list(target.shape)}"
-            )
-        if target.is_complex():
-            raise ValueError(f"labels of a {self.name} task should be real numbers: found {target.dtype}")
-        output, target = promote(output), promote(target)
-        observed = ~target.isnan()
-        return output, target, observed if mask is None else observed & _fit_mask(mask, target.shape)
 
 
 @dataclass(frozen=True)
@@ -242,9 +313,13 @@ class Gaussian(_Elementwise):
 
     factor: ClassVar[float] = 0.5
     meaning: ClassVar[str] = "RMSE [label]"
+    predictive: ClassVar[Predictive] = "gaussian"
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).square()
+
+    def variance(self, mean: Tensor, scale: Tensor) -> Tensor:
+        return scale
 
 
 @dataclass(frozen=True)
@@ -263,9 +338,13 @@ class Laplace(_Elementwise):
     factor: ClassVar[float] = sqrt(2.0)
     exponent: ClassVar[float] = 0.5
     meaning: ClassVar[str] = "√2·MAE [label]"
+    predictive: ClassVar[Predictive] = "laplace"
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).abs()
+
+    def variance(self, mean: Tensor, scale: Tensor) -> Tensor:
+        return scale
 
 
 @dataclass(frozen=True)
@@ -283,9 +362,14 @@ class L1Kendall(_Elementwise):
 
     factor: ClassVar[float] = 0.5
     meaning: ClassVar[str] = "√MAE [√label]"
+    predictive: ClassVar[Predictive] = "laplace"
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).abs()
+
+    def variance(self, mean: Tensor, scale: Tensor) -> Tensor:
+        """Return `2 b²`, that of a Laplace density with `b = e^s`, the mean absolute error."""
+        return 2 * scale.square()
 
 
 @dataclass(frozen=True)
@@ -313,6 +397,7 @@ class Bernoulli(_Elementwise):
     focal: float | None = None
     factor: ClassVar[float] = 1.0
     meaning: ClassVar[str] = "√(2·BCE) [-]"
+    predictive: ClassVar[Predictive] = "event"
 
     def __post_init__(self) -> None:
         if not self.pos_weight > 0:
@@ -338,6 +423,10 @@ class Bernoulli(_Elementwise):
     def mean(self, output: Tensor) -> Tensor:
         return output.sigmoid()
 
+    def predicted(self, outputs: Tensor, log_variance: Tensor, correction: Tensor) -> Prediction:
+        """Return probabilities and entropies in nats, in which the dispersion `e^s` has no part."""
+        return binary((promote(outputs) / correction).sigmoid())
+
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         probability, label = super().observed(output, target, mask)
         return probability, label.round().long()
@@ -359,6 +448,7 @@ class Poisson(_Elementwise):
 
     factor: ClassVar[float] = 0.5
     meaning: ClassVar[str] = "√deviance [-]"
+    predictive: ClassVar[Predictive] = "gaussian"
 
     def check_labels(self, target: Tensor) -> None:
         if (target < 0).any():
@@ -375,6 +465,10 @@ class Poisson(_Elementwise):
 
     def mean(self, output: Tensor) -> Tensor:
         return output.exp()
+
+    def variance(self, mean: Tensor, scale: Tensor) -> Tensor:
+        """Return `e^s μ`: the variance of a Poisson count times the dispersion."""
+        return scale * mean
 
 
 @dataclass(frozen=True)
@@ -431,8 +525,8 @@ def _power(probability: Tensor, exponent: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _ClassLabels(Likelihood):
-    """Cross-entropy of logits `[B, C, ...]` and class indices `[B, ...]`.
+class ClassLabels(Likelihood):
+    """Cross-entropy of logits `[B, C, ...]`, made of a head's output, and class indices `[B, ...]`.
 
     Args:
         ignore_index: label of a missing class.
@@ -443,6 +537,7 @@ class _ClassLabels(Likelihood):
     ignore_index: int = -100
     class_weights: tuple[float, ...] | None = None
     focal: float | None = None
+    predictive: ClassVar[Predictive] = "classes"
 
     def __post_init__(self) -> None:
         _check_focal(self, self.focal)
@@ -451,9 +546,14 @@ class _ClassLabels(Likelihood):
             if not all(w >= 0 for w in self.class_weights or ()):
                 raise ValueError(f"class weights should be at least 0, found {self.class_weights}")
 
+    def logits(self, output: Tensor) -> Tensor:
+        """Turn the head's output into logits, float32 or wider."""
+        return promote(output)
+
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        mask = self._observed_mask(output, target, mask)
-        classes = output.shape[1]
+        logits = self.logits(output)
+        mask = self._observed_mask(logits, target, mask)
+        classes = logits.shape[1]
         label = torch.where(mask, target, 0).long()
         in_range = (label >= 0) & (label < classes)
         if reads_values(label.device) and not in_range.all():
@@ -469,38 +569,52 @@ class _ClassLabels(Likelihood):
                     f"{len(self.class_weights)}"
                 )
             make = _tensor_of if torch.compiler.is_compiling() else _cached_tensor_of
-            weights = make(self.class_weights, output.device)
+            weights = make(self.class_weights, logits.device)
         label = torch.where(in_range, label, 0)  # a label out of range would abort a CUDA process
-        error = F.cross_entropy(promote(output), label, reduction="none")
+        error = F.cross_entropy(logits, label, reduction="none")
         if self.focal:
             error = _power(-torch.expm1(-error), self.focal) * error
         error = torch.where(in_range, error, torch.nan)  # ... it becomes a NaN loss instead, which is reported
         if weights is None:
-            return _sum_and_count(error, mask)
+            return sum_and_count(error, mask)
         weight = torch.where(mask, weights[label], 0.0)
         return (weight * torch.where(mask, error, 0.0)).sum(), weight.sum()
 
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        mask = self._observed_mask(output, target, mask)
-        return promote(output).softmax(1).movedim(1, -1)[mask], target[mask].long()
+        logits = self.logits(output)
+        mask = self._observed_mask(logits, target, mask)
+        return logits.softmax(1).movedim(1, -1)[mask], target[mask].long()
 
-    def _observed_mask(self, output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    def predicted(self, outputs: Tensor, log_variance: Tensor, correction: Tensor) -> Prediction:
+        """Return probabilities and entropies in nats, in which the dispersion `e^s` has no part."""
+        return classification((promote(outputs) / correction).softmax(2))
+
+    def paired(self, prediction: Prediction, target: Tensor, mask: Tensor | None = None) -> tuple[Prediction, Tensor]:
+        mask = self._observed_mask(prediction.mean, target, mask)
+        mean = prediction.mean.movedim(1, -1)[mask]
+        return Prediction(mean, *(part[mask] for part in prediction[1:])), target[mask].long()
+
+    def outputs_of(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mask = self._observed_mask(output, target, mask)
+        return output.movedim(1, -1)[mask], target[mask].long()
+
+    def _observed_mask(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         if target.is_floating_point() or target.is_complex() or target.dtype is torch.bool:
             raise ValueError(
                 f"labels of a {self.name} task should be integer class indices: found {target.dtype}; a missing label "
                 f"is ignore_index={self.ignore_index}"
             )
-        if output.dim() < 2 or output.shape[:1] + output.shape[2:] != target.shape:
+        if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != target.shape:
             raise ValueError(
                 f"a {self.name} task should have logits [B, C, ...] and labels [B, ...]: found logits "
-                f"{list(output.shape)} and labels {list(target.shape)}"
+                f"{list(logits.shape)} and labels {list(target.shape)}"
             )
         observed = target.long() != self.ignore_index  # in uint8, -100 would be class 156
         return observed if mask is None else observed & _fit_mask(mask, target.shape)
 
 
 @dataclass(frozen=True)
-class Categorical(_ClassLabels):
+class Categorical(ClassLabels):
     """Cross-entropy of logits `[B, C, ...]`; Kendall et al., CVPR 2018, Eq. 10.
 
     `J = e^{-s} L + ½ s` with `L` the mean cross-entropy. `e^s` at the optimum is `2 L`, the mean deviance: a dispersion
@@ -527,7 +641,7 @@ class Categorical(_ClassLabels):
 
 
 @dataclass(frozen=True)
-class CategoricalHalf(_ClassLabels):
+class CategoricalHalf(ClassLabels):
     """Cross-entropy under `1/(2σ²)`, as many public codes have it.
 
     `J = ½ e^{-s} L + ½ s`. Its optimum is `e^s = L` in place of `2 L`, and the effective weight there `1 / (2 L)` is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from lightning_uncertainty.corrections import TaskCorrections
+from lightning_uncertainty.epistemic import DeepEnsemble, Prediction
 from lightning_uncertainty.global_batch import mean_losses, world_size
 from lightning_uncertainty.heads import TaskHeads
 from lightning_uncertainty.kpis import hearing
@@ -20,6 +22,7 @@ from lightning_uncertainty.likelihoods import Likelihood, as_likelihood, reads_v
 from lightning_uncertainty.loss_vectors import TaskLossValue, check_known, graph_of, stack_losses
 from lightning_uncertainty.optimizers import check_optimizers, check_shards, clip_separately, split, take_apart
 from lightning_uncertainty.precision import promote
+from lightning_uncertainty.predictions import Scales, draw, predict, scales_of
 from lightning_uncertainty.step_window import StepWindow, unsound_loss
 from lightning_uncertainty.tasks import EVALUATION, STAGES, Stage, Task, TaskMetrics, Tasks, check_renamed, specify
 from lightning_uncertainty.trainers import all_dataloaders, check_skipping, tell_epoch, trainer_of
@@ -75,6 +78,7 @@ class MultiTaskMixin(_Host):
     task_weighting: Weighting
     task_heads: TaskHeads
     task_metrics: TaskMetrics
+    task_calibration: TaskCorrections
     _tasks: Mapping[str, Task] = {}
     _window: StepWindow
     _setup_checked = False
@@ -129,6 +133,8 @@ class MultiTaskMixin(_Host):
         self.task_heads = TaskHeads({name: task.head for name, task in specified.items() if task.head is not None})
         self.task_heads.renamed = renamed
         self.task_metrics = TaskMetrics(specified, weighting.powers())
+        self.task_calibration = TaskCorrections(specified)
+        self.task_calibration.rename(renamed)
         self._window = StepWindow()
         self._skips = on_nonfinite == "skip_step"
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
@@ -248,9 +254,9 @@ class MultiTaskMixin(_Host):
 
         Raises:
             RuntimeError: no tasks are registered.
-            ValueError: a task is unknown or missing, or a loss is not a scalar, is negative, NaN or inf (on eager CPU,
-                and with `on_nonfinite="skip_step"`, at once and before any state changes, elsewhere when
-                `UncertaintyMonitor` logs).
+            ValueError: a task is unknown or missing, or a loss is not a scalar, is negative (where the likelihood is
+                not normalised), NaN or inf (on eager CPU, and with `on_nonfinite="skip_step"`, at once and before any
+                state changes, elsewhere when `UncertaintyMonitor` logs).
         """
         self._require_tasks("weigh")
         if stage is not None and stage not in STAGES:
@@ -266,7 +272,7 @@ class MultiTaskMixin(_Host):
             self.check_setup()
         means, present = mean_losses(sums, counts, over_ranks=True)
         values = means.detach()
-        roots = values.sqrt()  # NaN where a loss is negative or NaN
+        roots = self.task_weighting.roots(values)
         if (self._skips or reads_values(values.device)) and not math.isfinite(roots.sum().item()):
             return self._refuse_or_skip(values)
         if self.task_weighting.needs_epoch:
@@ -338,7 +344,8 @@ class MultiTaskMixin(_Host):
     def sigma(self) -> dict[str, float]:
         """Return σ = e^{s/2} of the last training step by task; see the likelihood for its meaning and unit.
 
-        NaN before a task's first labels; empty for a weighting without log-variances.
+        NaN before a task's first labels; empty for a weighting without log-variances. Tasks whose likelihood is
+        normalised are left out: their heads give a σ for each element.
 
         Raises:
             RuntimeError: no tasks are registered, or those of a checkpoint do not fit these.
@@ -348,7 +355,99 @@ class MultiTaskMixin(_Host):
         log_variance = self.task_weighting.log_variance
         if log_variance is None:
             return {}
-        return dict(zip(self._tasks, log_variance.div(2).exp().tolist(), strict=True))
+        sigma = dict(zip(self._tasks, log_variance.div(2).exp().tolist(), strict=True))
+        return {name: value for name, value in sigma.items() if name not in self.task_weighting.normalised}
+
+    # -- predicting ----------------------------------------------------------------------------------------------------
+
+    def predict_tasks(
+        self,
+        inputs: Any,
+        *,
+        samples: int = 1,
+        forward: Callable[[Any], Mapping[str, Tensor]] | None = None,
+        ensemble: DeepEnsemble | None = None,
+        **options: Any,
+    ) -> dict[str, Prediction]:
+        """Return every task's prediction with its aleatoric, epistemic and total uncertainty, without gradients.
+
+        The aleatoric uncertainty is σ of the weighting, or that of a heteroscedastic head; where the weighting tells
+        only ratios of σ, recalibrate it (`calibration`). The epistemic one is the disagreement of several passes with
+        dropout, or of the members of an ensemble; it is 0 for one pass. `task_calibration` corrects both.
+
+        Source: Kendall & Gal, "What Uncertainties Do We Need in Bayesian Deep Learning for Computer Vision?", NeurIPS
+        2017.
+
+        Args:
+            inputs: what `forward` takes.
+            samples: 1 is a pass in evaluation mode; more are passes with dropout, all else in evaluation mode.
+            forward: from inputs to outputs by task; the module itself where None.
+            ensemble: of modules with these tasks, to predict with in place of this one; each has a σ and a correction
+                of its own, and the aleatoric variance is the mean of theirs.
+            options: `seed`, `max_rows` and `also` of `epistemic.sample`, for several samples.
+
+        Returns:
+            By task: for regression the mean and standard deviations in units of the label, aleatoric and total NaN
+            where there is no σ (with a warning); for classes probabilities and entropies in nats.
+
+        Raises:
+            ValueError: samples are below 1, the outputs are not by task, there is no dropout for several, an
+                ensemble has other tasks, or it is given together with samples or `forward`.
+            RuntimeError: no tasks are registered.
+
+        Example:
+            >>> from pytorch_lightning import LightningModule
+            >>> class Net(MultiTaskMixin, LightningModule):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.trunk = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5))
+            ...         task = Task("gaussian", head=nn.Linear(8, 1))
+            ...         self.register_tasks({"depth": task}, weighting=UncertaintyWeighting(start=0.0))
+            ...
+            ...     def forward(self, x):
+            ...         return self.task_outputs(self.trunk(x))
+            >>> net = Net()
+            >>> net.weigh({"depth": torch.tensor(1.0)}).item()  # a step of training: σ is 1
+            0.5
+            >>> depth = net.predict_tasks(torch.ones(2, 4), samples=20, seed=0)["depth"]
+            >>> depth.aleatoric.flatten().tolist(), bool((depth.total > 1).all())
+            ([1.0, 1.0], True)
+        """
+        self._require_tasks("predict_tasks")
+        members = [self] if ensemble is None else [self._alike(member) for member in ensemble.members]
+        outputs = draw(self, inputs, samples, self if forward is None else forward, ensemble, options)
+        check_known(outputs, self._tasks)
+        return predict(outputs, self.task_likelihoods(), scales_of([member.task_scales() for member in members]))
+
+    def task_scales(self) -> Scales:
+        """Return what stands beside the outputs in predictions: log-variances, NaN where none, and corrections."""
+        weighting = self.task_weighting
+        own = weighting.log_variance
+        if own is None:
+            own = torch.full((len(self._tasks),), torch.nan, device=weighting.task_ids.device)
+        corrections = {name: self.task_calibration.of(name) for name in self._tasks}
+        return Scales(dict(zip(self._tasks, own, strict=True)), corrections)
+
+    def labels_of(self, task: str, batch: Any) -> tuple[Any, Any]:
+        """Return a task's labels and mask in a batch; each may be None.
+
+        Raises:
+            ValueError: the batch has nothing there.
+        """
+        return self._tasks[task].labels(task, batch)
+
+    def _alike(self, member: nn.Module) -> MultiTaskMixin:
+        """Return a member of an ensemble.
+
+        Raises:
+            ValueError: it has other tasks than this module.
+        """
+        if not isinstance(member, MultiTaskMixin) or member.task_likelihoods() != self.task_likelihoods():
+            raise ValueError(
+                f"members of an ensemble should be modules with the tasks {', '.join(self._tasks)}: found "
+                f"{type(member).__name__} with others; load checkpoints of one model"
+            )
+        return member
 
     # -- tasks that own their heads ------------------------------------------------------------------------------------
 
@@ -499,13 +598,16 @@ class MultiTaskMixin(_Host):
         return weighted
 
     def _refuse_or_skip(self, values: Tensor) -> Tensor | None:
-        """Raise for a loss that is negative, NaN or inf; where steps are skipped, for one that is negative."""
+        """Raise for an unsound loss: negative, NaN or inf; where steps are skipped, for one that is negative."""
+        normalised = self.task_weighting.normalised
         found = {
-            name: value for name, value in zip(self._tasks, values.tolist(), strict=True) if not 0 <= value < math.inf
+            name: value
+            for name, value in zip(self._tasks, values.tolist(), strict=True)
+            if not math.isfinite(value) or (value < 0 and name not in normalised)
         }
         for name, value in found.items():
             if not self._skips or math.isfinite(value):
-                raise ValueError(unsound_loss(name, f"{value:g}"))
+                raise ValueError(unsound_loss(name, f"{value:g}", name in normalised))
         check_skipping(trainer_of(self))
         if not self.skipped_steps:
             warnings.warn(

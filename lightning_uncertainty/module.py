@@ -11,6 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_uncertainty.architectures import Architecture
+from lightning_uncertainty.epistemic import Prediction
 from lightning_uncertainty.mixin import MultiTaskMixin
 from lightning_uncertainty.tasks import Stage, Task, pick, specify
 from lightning_uncertainty.weightings import Weighting
@@ -39,6 +40,7 @@ class MultiTaskSteps(MultiTaskMixin):
         inputs: str | Callable[[Any], Any] = "inputs",
         optimizer: Callable[[Iterable[Any]], Optimizer] = AdamW,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        samples: int = 1,
     ) -> None:
         """Register the tasks.
 
@@ -53,12 +55,16 @@ class MultiTaskSteps(MultiTaskMixin):
                 are those of the network; the log-variances have ten times the rate and no decay.
             lr_scheduler: makes a scheduler of the optimizer, stepped once an epoch. ReduceLROnPlateau follows
                 val/balanced_loss, which may be negative: give it threshold_mode="abs".
+            samples: passes of `predict_step`: 1 without dropout, more with it, whose spread is epistemic uncertainty.
 
         Raises:
             ValueError: a task has no head, or one that an `Architecture` does not need, or a prediction of that has no
-                task; or a name of a task or metric cannot be used, or the weighting has numbers for other tasks.
+                task; or a name of a task or metric cannot be used, or the weighting has numbers for other tasks, or
+                samples are below 1.
         """
         super().__init__()
+        if samples < 1:
+            raise ValueError(f"samples should be at least 1: found {samples}; 1 is a prediction without dropout")
         specified = specify(tasks)
         made = backbone.predictions if isinstance(backbone, Architecture) else {}
         if made and (specified.keys() != made.keys() or any(task.head is not None for task in specified.values())):
@@ -78,6 +84,7 @@ class MultiTaskSteps(MultiTaskMixin):
         self._inputs = inputs
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
+        self._samples = samples
 
     def forward(self, inputs: Any) -> dict[str, Tensor]:
         """Return what every head makes of the inputs, by task."""
@@ -101,10 +108,18 @@ class MultiTaskSteps(MultiTaskMixin):
         """Log as in validation, under `test`."""
         self._step(batch, "test")
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Return the outputs of the heads by task; the batch needs no labels."""
-        outputs: dict[str, Tensor] = self(self._inputs_of(batch))
-        return outputs
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Prediction]:
+        """Return what is predicted by task, and how surely (see `predict_tasks`); the batch needs no labels."""
+        return self.predict_tasks(self.inputs_of(batch), samples=self._samples)
+
+    def inputs_of(self, batch: Any) -> Any:
+        """Return what the backbone takes of a batch.
+
+        Raises:
+            ValueError: the batch has no such key.
+        """
+        mend = "name another key with inputs=..., or give a function of the batch there"
+        return pick(batch, self._inputs, "inputs", mend)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the scheduler if there is one; a subclass may build others from `parameter_groups`.
@@ -124,11 +139,7 @@ class MultiTaskSteps(MultiTaskMixin):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
 
     def _step(self, batch: Any, stage: Stage) -> Tensor | None:
-        return self.task_step(self.backbone(self._inputs_of(batch)), batch, stage)
-
-    def _inputs_of(self, batch: Any) -> Any:
-        mend = "name another key with inputs=..., or give a function of the batch there"
-        return pick(batch, self._inputs, "inputs", mend)
+        return self.task_step(self.backbone(self.inputs_of(batch)), batch, stage)
 
 
 class MultiTaskModule(MultiTaskSteps, LightningModule):

@@ -21,7 +21,7 @@ class StepWindow:
     """
 
     def __init__(self) -> None:
-        self.sums: Tensor | None = None  # steps with labels, √loss (NaN or inf once a loss is unsound), loss: [3, T]
+        self.sums: Tensor | None = None  # steps with labels, √|loss| (NaN or inf once one is unsound), loss: [3, T]
         self.latest: Tensor  # weights, and log-variances where there are any, [2, T]
 
     def prepare(self, like: Tensor) -> None:
@@ -31,7 +31,7 @@ class StepWindow:
             self.latest = like.new_full((2, len(like)), torch.nan)
 
     def add(self, losses: Tensor, roots: Tensor, present: Tensor, weighted: Weighted) -> None:
-        """Note one step: detached losses, their square roots, presence, `[T]` each, and what became of them."""
+        """Note one step: detached losses, their `roots`, presence, `[T]` each, and what became of them."""
         if not torch.compiler.is_compiling():
             self.prepare(losses)
         if self.sums is None or self.sums.device != losses.device:
@@ -65,7 +65,9 @@ class StepWindow:
             return {}
         for task, column in rows.items():
             if not math.isfinite(column[1]):
-                raise ValueError(unsound_loss(task, "a value that is negative, NaN or inf since the last logged step"))
+                normalised = task in weighting.normalised
+                found = f"a value that is {'' if normalised else 'negative, '}NaN or inf since the last logged step"
+                raise ValueError(unsound_loss(task, found, normalised))
         total = sum(column[3] for column in rows.values())
         row = {
             "loss": {task: column[2] for task, column in rows.items()},
@@ -79,9 +81,9 @@ class StepWindow:
         return row
 
 
-def unsound_loss(task: str, found: str) -> str:
-    """The sentence for a loss that no weighting can use."""
+def unsound_loss(task: str, found: str, normalised: bool = False) -> str:
+    """The sentence for a loss that no weighting can use; that of a normalised likelihood may be negative."""
     return (
-        f"the loss of task {task!r} should be finite and at least 0: found {found}; look at its labels, its output and "
-        "the learning rate"
+        f"the loss of task {task!r} should be finite{'' if normalised else ' and at least 0'}: found {found}; look at "
+        "its labels, its output and the learning rate"
     )

@@ -183,7 +183,7 @@ class TaskMetrics(Float32Module, nn.ModuleDict):
 
     Args:
         tasks: by name.
-        powers: what each task's log-loss counts in the balanced loss.
+        powers: what each task counts in the balanced loss.
 
     Raises:
         ValueError: a metric has a name that is taken.
@@ -225,7 +225,8 @@ def _metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str,
                     "MetricCollection"
                 )
             metrics |= {f"{stage}/{name}/{key}": ObservedMetric(metric) for key, metric in named.items()}
+    normalised = [name for name, task in tasks.items() if as_likelihood(task.likelihood).normalised]
     for stage in EVALUATION:
         metrics |= {f"{stage}/{name}/loss": TaskLoss() for name in tasks}
-        metrics[f"{stage}/balanced_loss"] = BalancedLoss(dict(zip(tasks, powers, strict=True)))
+        metrics[f"{stage}/balanced_loss"] = BalancedLoss(dict(zip(tasks, powers, strict=True)), normalised)
     return metrics

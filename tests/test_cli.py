@@ -157,9 +157,10 @@ def test_predictions_are_written(fitted, capsys):
     path = re.search(r"for torch.load: (\S+predictions.pt)", capsys.readouterr().out).group(1)
     batches = torch.load(path, weights_only=True)
     loaded = MultiTaskModule.load_from_checkpoint(checkpoints(fitted) / "best.ckpt").eval()
-    outputs = loaded(PenguinData().test[:]["features"])
-    for task, output in outputs.items():
-        torch.testing.assert_close(torch.cat([batch[task] for batch in batches]), output)
+    predictions = loaded.predict_tasks(PenguinData().test[:]["features"])
+    for task, prediction in predictions.items():
+        for kind, value in prediction._asdict().items():
+            torch.testing.assert_close(torch.cat([batch[task][kind] for batch in batches]), value)
 
 
 @pytest.mark.filterwarnings(ELSEWHERE)

@@ -206,6 +206,16 @@ def test_the_layout_leaves_out_what_a_run_does_not_have():
     }
 
 
+def test_the_layout_has_sigma_of_tasks_that_have_one():
+    layout = tensorboard_layout(["depth", "mass"], sigma=["mass"])
+    charts = layout["Uncertainty weighting"]
+    assert charts[KINDS["sigma"]] == ["Multiline", ["^sigma/mass$"]]
+    assert charts[KINDS["sigma_gap"]] == ["Multiline", ["^sigma_gap/mass$"]]
+    assert charts[KINDS["weight"]] == ["Multiline", ["^weight/depth$", "^weight/mass$"]]
+    assert [tags[0] for _, tags in layout["σ and its optimum"].values()] == ["sigma/mass"]
+    assert tensorboard_layout(["depth"], sigma=[]) == tensorboard_layout(["depth"], sigma=False)
+
+
 def test_the_layout_is_written_with_the_prefix_of_the_logger(tmp_path):
     logger = TensorBoardLogger(tmp_path, prefix="fold.0")
     assert log_tensorboard_layout(logger, ["depth"], prefix="u/", sigma=True, held_out=True)

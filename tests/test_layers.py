@@ -9,16 +9,18 @@ import lightning_uncertainty
 
 PACKAGE = Path(lightning_uncertainty.__file__).parent
 LAYERS = [
-    {"precision", "metrics", "global_batch", "architectures"},
+    {"precision", "metrics", "global_batch", "architectures", "epistemic"},
     {"likelihoods"},
-    {"heads", "weightings"},
+    {"weightings"},
+    {"heads", "heteroscedastic"},
+    {"corrections", "predictions"},
     {"step_window", "tasks", "optimizers", "loss_vectors", "trainers"},
     {"kpis"},
     {"mixin"},
     {"module"},
     {"dashboards", "report"},
     {"callbacks"},
-    {"trials"},
+    {"trials", "calibration"},
     {"comparison", "weight_search"},
     {"compare", "search"},
     {"examples"},

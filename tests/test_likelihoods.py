@@ -803,3 +803,48 @@ def test_vector_poisson():
     deviance = mean(Poisson().loss(log_rate, counts)).item()
     vector_close(math.exp(Poisson().optimum(deviance)), expected["phi"], vector)
     vector_close(Poisson().optimum(deviance), expected["s_opt"], vector)
+
+
+# -- predictions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "density"),
+    [
+        ("gaussian", lambda f, s: torch.distributions.Normal(f, (s / 2).exp())),
+        ("laplace", lambda f, s: torch.distributions.Laplace(f, (s / 2).exp() / 2**0.5)),
+        ("l1_kendall", lambda f, s: torch.distributions.Laplace(f, s.exp())),
+        ("poisson", lambda f, s: torch.distributions.Poisson(f.exp())),
+    ],
+)
+def test_predicted_moments_are_those_of_the_density(likelihood, density):
+    outputs, s, one = torch.randn(1, 5), torch.tensor(0.8), torch.tensor(1.0)
+    truth = density(outputs[0], s)
+    dispersion = s.exp() if likelihood == "poisson" else one
+    found = as_likelihood(likelihood).predicted(outputs, s, one)
+    torch.testing.assert_close(found.mean, truth.mean)
+    torch.testing.assert_close(found.aleatoric.square(), dispersion * truth.variance)
+    assert (found.epistemic == 0).all()
+    doubled = as_likelihood(likelihood).predicted(outputs, s, 2 * one)
+    torch.testing.assert_close(doubled.total, 2 * found.total)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "categorical_half"])
+def test_predicted_classes_are_softmax_at_the_temperature_whatever_sigma(likelihood):
+    outputs = torch.randn(1, 4, 3, 2)
+    found = as_likelihood(likelihood).predicted(outputs, torch.tensor(torch.nan), torch.tensor(2.0))
+    truth = torch.distributions.Categorical(logits=outputs[0].movedim(1, -1) / 2)
+    torch.testing.assert_close(found.mean.movedim(1, -1), truth.probs)
+    torch.testing.assert_close(found.total, truth.entropy())
+
+
+def test_predicted_events_and_means_alone():
+    outputs, unknown = torch.randn(3, 4, 2), torch.tensor(torch.nan)
+    event = as_likelihood("bernoulli").predicted(outputs, unknown, torch.tensor(0.5))
+    torch.testing.assert_close(event.mean, (2 * outputs).sigmoid().mean(0))
+    torch.testing.assert_close(event.total, torch.distributions.Bernoulli(event.mean).entropy())
+    for likelihood, s in (("generic", torch.tensor(0.0)), ("gaussian", unknown)):
+        found = as_likelihood(likelihood).predicted(outputs, s, torch.tensor(1.0))
+        assert found.aleatoric.isnan().all()
+        assert found.total.isnan().all()
+        torch.testing.assert_close(found.epistemic, outputs.std(0, correction=0))

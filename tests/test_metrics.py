@@ -112,6 +112,15 @@ def test_balanced_loss_adds_up_over_ranks():
     assert metric.compute().item() == pytest.approx(math.log(22 / 4))
 
 
+def test_balanced_loss_adds_a_normalised_loss_as_it_is():
+    metric = BalancedLoss({"depth": 0.5, "mass": 2.0}, normalised=["mass"])
+    metric.update(torch.tensor([6.0, -9.0]), torch.tensor([2.0, 3.0]))
+    assert metric.compute().item() == pytest.approx(0.5 * math.log(3.0) + 2.0 * -3.0)
+    metric.reset()
+    metric.update(torch.tensor([0.0, -9.0]), torch.tensor([0.0, 3.0]))
+    assert metric.compute().item() == pytest.approx(-6.0)
+
+
 def test_balanced_loss_of_a_perfect_task_is_finite():
     assert math.isfinite(balanced([0.0, 1.0, 1.0]))
 

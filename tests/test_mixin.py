@@ -28,11 +28,14 @@ from lightning_uncertainty import (
     UncertaintyWeighting,
     masked_sum,
 )
+from lightning_uncertainty.epistemic import DeepEnsemble
+from lightning_uncertainty.heteroscedastic import HeteroscedasticGaussian
 from lightning_uncertainty.likelihoods import Categorical
 from lightning_uncertainty.weightings import SoftOptimalUncertaintyWeighting
 from tests._nets import Owning, Plain, columns, dicts, tensors, trainer, tuples
 from tests.trainer._weightings import BALANCING, FOLLOWING, WEIGHTINGS
 
+NAN = float("nan")
 BATCH = tuple(columns().values())
 
 
@@ -682,3 +685,129 @@ def test_class_weights_and_ignore_index_reach_the_step():
     x, label = torch.randn(8, 4), torch.tensor([0, 1, 2, 9, 1, 2, 9, 0])
     expected = F.cross_entropy(head(x), label, torch.tensor(weights), ignore_index=9)
     torch.testing.assert_close(net.task_step(x, {"kind": label}, "train"), expected)
+
+
+# -- normalised likelihoods --------------------------------------------------------------------------------------------
+
+
+def with_a_head_of_its_own(**options):
+    return net_of({"depth": HeteroscedasticGaussian(), "kind": "categorical"}, **options)
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip_step"])
+@pytest.mark.parametrize("weighting", [UncertaintyWeighting, FixedWeighting])
+def test_a_normalised_loss_may_be_negative(weighting, on_nonfinite):
+    net = with_a_head_of_its_own(weighting=weighting(), on_nonfinite=on_nonfinite)
+    depth = torch.tensor(-2.0, requires_grad=True)
+    net.weigh({"depth": depth, "kind": torch.tensor(0.5)}).backward()
+    assert depth.grad == 1.0
+    assert net.take_row()["loss"]["depth"] == -2.0
+    assert net.skipped_steps == 0
+    assert "depth" not in net.sigma()
+    with pytest.raises(ValueError, match="task 'kind' should be finite and at least 0: found -1"):
+        net.weigh({"depth": depth, "kind": torch.tensor(-1.0)})
+
+
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_a_normalised_loss_should_be_finite(value):
+    net, losses = with_a_head_of_its_own(), {"depth": torch.tensor(value), "kind": torch.tensor(0.5)}
+    with pytest.raises(ValueError, match="the loss of task 'depth' should be finite: found"):
+        net.weigh(losses)
+    skipping = with_a_head_of_its_own(on_nonfinite="skip_step")
+    with pytest.warns(UserWarning, match="a training step is skipped"):
+        assert skipping.weigh(losses) is None
+    assert skipping.skipped_steps == 1
+
+
+def test_evaluation_takes_normalised_losses_as_they_are():
+    net = with_a_head_of_its_own()
+    net.log = lambda *args, **kwargs: None
+    net.weigh({"depth": (torch.tensor(-6.0), 3.0), "kind": (torch.tensor(4.0), 2.0)}, stage="val")
+    assert net.task_metrics["val/depth/loss"].compute() == -2.0
+    assert net.task_metrics["val/balanced_loss"].compute().item() == pytest.approx(-2.0 + 0.5 * math.log(2.0))
+
+
+def test_normalised_weights_are_exported_as_constants():
+    net = with_a_head_of_its_own(weighting=UncertaintyWeighting(start={"kind": 0.0}, base_weights={"depth": 0.5}))
+    assert repr(net.fixed_weighting()) == "FixedWeighting(weights={'depth': 0.5, 'kind': 1.0})"
+
+
+# -- predicting --------------------------------------------------------------------------------------------------------
+
+
+class Dropping(Owning):
+    """Has a forward by task, BatchNorm and dropout."""
+
+    def __init__(self, weighting=None):
+        super().__init__(weighting)
+        self.trunk = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+
+    def forward(self, x):
+        return self.task_outputs(self.trunk(x))
+
+
+def dropping(seed=0, weighting=None):
+    torch.manual_seed(seed)
+    net = Dropping(weighting)
+    trainer(max_epochs=1).fit(net, dicts())
+    return net.train()
+
+
+def test_predictions_leave_modes_statistics_and_weighting_as_they_were():
+    net, x = dropping(), columns()["x"]
+    before = tensors(net)
+    one, many = net.predict_tasks(x), net.predict_tasks(x, samples=8, seed=1)
+    assert all(part.training for part in net.modules())
+    assert all(torch.equal(value.nan_to_num(), tensors(net)[name].nan_to_num()) for name, value in before.items())
+    assert (one["depth"].epistemic == 0).all()
+    assert (many["depth"].epistemic > 0).any()
+    for name in one:
+        torch.testing.assert_close(many[name][0], net.predict_tasks(x, samples=8, seed=1)[name][0])
+
+
+def test_an_ensemble_has_the_mean_variance_of_its_members_and_their_spread():
+    nets, x = [dropping(seed) for seed in range(3)], columns()["x"]
+    nets[1].task_calibration.correct({"depth": 2.0, "kind": 3.0})
+    found = nets[0].predict_tasks(x, ensemble=DeepEnsemble(nets))
+    apart = [net.predict_tasks(x) for net in nets]
+    means = torch.stack([own["depth"].mean for own in apart])
+    variances = torch.stack([own["depth"].aleatoric.square() for own in apart])
+    torch.testing.assert_close(found["depth"].aleatoric.square(), variances.mean(0))
+    torch.testing.assert_close(found["depth"].epistemic, means.std(0, correction=0))
+    torch.testing.assert_close(found["kind"].mean, torch.stack([own["kind"].mean for own in apart]).mean(0))
+
+
+def test_predictions_that_cannot_be_made_are_refused():
+    net, x = dropping(), columns()["x"]
+    ensemble = DeepEnsemble([net, dropping(1)])
+    with pytest.raises(ValueError, match="samples should be at least 1: found 0"):
+        net.predict_tasks(x, samples=0)
+    with pytest.raises(ValueError, match="forward should return outputs by task: found Tensor"):
+        net.predict_tasks(x, forward=net.trunk)
+    with pytest.raises(ValueError, match="should have dropout with p > 0"):
+        Owning().predict_tasks(x, samples=2, forward=dict)
+    with pytest.raises(ValueError, match="an ensemble should predict by its members alone"):
+        net.predict_tasks(x, samples=2, ensemble=ensemble)
+    other = net_of({"depth": "laplace"})
+    with pytest.raises(ValueError, match="members of an ensemble should be modules with the tasks depth: found"):
+        other.predict_tasks(x, ensemble=ensemble)
+
+
+def test_an_unknown_sigma_is_told_with_the_mend():
+    with pytest.warns(UserWarning, match="uncertainty of depth is NaN, as no σ is known: train with a weighting"):
+        found = Dropping().predict_tasks(columns()["x"])
+    assert found["depth"].total.isnan().all()
+    assert not found["kind"].total.isnan().any()
+
+
+def test_it_predicts_under_a_strategy_of_processes():
+    class Net(Dropping):
+        def predict_step(self, batch, batch_idx):
+            return self.predict_tasks(batch["x"], samples=4)
+
+    net = dropping()
+    other = Net()
+    other.load_state_dict(net.state_dict())
+    batches = trainer(strategy="ddp").predict(other, dicts())
+    assert all((batch["depth"].epistemic > 0).all() for batch in batches)
+    torch.distributed.destroy_process_group()

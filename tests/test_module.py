@@ -169,15 +169,31 @@ def test_the_monitor_finds_nothing_wrong_with_any_decay():
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-def test_predictions_need_no_labels_and_are_the_outputs_of_the_heads():
-    net = module().eval()
+def test_predictions_need_no_labels_and_are_those_of_predict_tasks():
+    net = module(weighting=UncertaintyWeighting(start=0.0))
+    trainer(max_epochs=1).fit(net, dicts())
+    net.eval()
     x = columns()["x"]
     batches = trainer().predict(net, torch.utils.data.DataLoader([{"x": row} for row in x], batch_size=8))
     assert len(batches) == 4
-    features = net.backbone(x)
-    for name, head in net.task_heads.items():
-        torch.testing.assert_close(torch.cat([batch[name] for batch in batches]), head(features))
-        torch.testing.assert_close(net(x)[name], head(features))
+    whole = net.predict_tasks(x)
+    for name, prediction in whole.items():
+        for index, part in enumerate(prediction):
+            torch.testing.assert_close(torch.cat([batch[name][index] for batch in batches]), part)
+    torch.testing.assert_close(whole["depth"].mean, net(x)["depth"])
+    torch.testing.assert_close(whole["kind"].mean, net(x)["kind"].softmax(1))
+    torch.testing.assert_close(whole["depth"].aleatoric, torch.full((len(x), 1), net.sigma()["depth"]))
+
+
+def test_samples_of_predict_step_are_passes_with_dropout():
+    backbone = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5))
+    net = module(backbone=backbone, weighting=UncertaintyWeighting(start=0.0), samples=8)
+    trainer(max_epochs=1).fit(net, dicts())
+    (depth,) = (batch["depth"] for batch in trainer().predict(net, dicts(n=8)))
+    assert (depth.epistemic > 0).all()
+    torch.testing.assert_close(depth.total.square(), depth.aleatoric.square() + depth.epistemic.square())
+    with pytest.raises(ValueError, match="samples should be at least 1: found 0"):
+        module(samples=0)
 
 
 def test_functions_of_the_batch_take_tuples():

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from lightning_uncertainty.heteroscedastic import HeteroscedasticGaussian
 from lightning_uncertainty.likelihoods import as_likelihood
 from lightning_uncertainty.step_window import StepWindow, unsound_loss
 from lightning_uncertainty.weightings import (
@@ -168,3 +169,25 @@ def test_adding_does_not_write_into_what_it_is_given():
 
 def test_the_sentence_names_task_and_finding():
     assert "task 'depth' should be finite and at least 0: found -1.0" in unsound_loss("depth", "-1.0")
+    assert "task 'depth' should be finite: found nan" in unsound_loss("depth", "nan", normalised=True)
+
+
+def test_a_normalised_loss_may_be_negative_and_has_no_sigma():
+    window = StepWindow()
+    weighting = UncertaintyWeighting().bind({**TASKS, "depth": HeteroscedasticGaussian()})
+    for loss in (-3.0, 1.0):
+        losses, present = torch.tensor([loss, 4.0, 1.0]), torch.tensor([True, True, True])
+        window.add(losses, weighting.roots(losses), present, weighting(losses, present))
+    row = window.take(weighting)
+    assert row["loss"] == {"depth": -1.0, "semantics": 4.0, "edges": 1.0}
+    assert row["weight"]["depth"] == 1.0
+    assert list(row["sigma"]) == list(row["sigma_gap"]) == ["semantics", "edges"]
+
+
+def test_a_normalised_loss_that_was_nan_is_named_as_such():
+    window = StepWindow()
+    weighting = FixedWeighting().bind({**TASKS, "depth": HeteroscedasticGaussian()})
+    losses, present = torch.tensor([NAN, 4.0, 1.0]), torch.tensor([True, True, True])
+    window.add(losses, weighting.roots(losses), present, weighting(losses, present))
+    with pytest.raises(ValueError, match="'depth' should be finite: found a value that is NaN or inf since"):
+        window.take(weighting)

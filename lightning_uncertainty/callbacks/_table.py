@@ -39,7 +39,7 @@ def task_rows(
         **numbers,
         "task": dict(zip(tasks, tasks, strict=True)),
         "likelihood": likelihoods,
-        "sigma_is": {task: meanings.get(task) for task in numbers.get("sigma", {})},
+        "sigma_is": meanings,
     }
     return [[table.get(column, {}).get(task) for column in COLUMNS] for task in tasks]
 

@@ -28,7 +28,8 @@ class UncertaintyMonitor(AnyCallback):
 
     Keys are `loss/<task>`, `sigma/<task>`, `sigma_gap/<task>`, `weight/<task>` and `weight_share/<task>`. A row covers
     the training steps since the last row: the mean loss, and the latest σ and weight; a task without labels since then
-    is left out. The values are in `trainer.callback_metrics` too, where ModelCheckpoint and EarlyStopping find them.
+    is left out, and so is σ where a likelihood is normalised. The values are in `trainer.callback_metrics` too, where
+    ModelCheckpoint and EarlyStopping find them.
 
     At the start of a fit the monitor runs `check_setup`, puts weighting, likelihoods and the meaning of every σ into
     the loggers' config under "uncertainty", and gives TensorBoard a layout with all tasks in one chart. At its end it
@@ -81,7 +82,8 @@ class UncertaintyMonitor(AnyCallback):
                 "second would find nothing left to log"
             )
         about = self._about(pl_module)
-        shown = {"sigma": bool(about["sigma_is"]), "held_out": trainer.enable_validation}
+        own = [task for task in about["sigma_is"] if task not in pl_module.task_weighting.normalised]
+        shown = {"sigma": own, "held_out": trainer.enable_validation}
         self._boards = []
         for logger in trainer.loggers if trainer.is_global_zero else []:
             log_config(logger, {"uncertainty": about})

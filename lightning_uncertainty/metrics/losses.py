@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -47,11 +47,13 @@ class BalancedLoss(Metric):
     r"""Kendall's objective with every log-variance at its optimum: :math:`\sum_i b_i (r_i/a_i) \log L_i` + constant.
 
     `L` is a task's mean loss over the epoch. A change of units shifts the value and never its order, and it cannot fall
-    by a change of σ alone: this, not the weighted total, is what to monitor for all tasks together. Tasks without a
+    by a change of σ alone: this, not the weighted total, is what to monitor for all tasks together. A task whose
+    likelihood is normalised has no such optimum and adds `b L` itself. Tasks without a
     label in the epoch are left out with one warning; its value is None where no task has any.
 
     Args:
-        powers: `b r / a` by task name.
+        powers: `b r / a` by task name; of a normalised one `b`.
+        normalised: names of tasks whose likelihood is normalised, whose losses may be negative.
 
     Example:
         >>> metric = BalancedLoss({"depth": 0.5, "semantics": 0.5})
@@ -65,9 +67,10 @@ class BalancedLoss(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, powers: Mapping[str, float]) -> None:
+    def __init__(self, powers: Mapping[str, float], normalised: Iterable[str] = ()) -> None:
         super().__init__()
         self.powers = dict(powers)
+        self.normalised = frozenset(normalised)
         self.add_state("sums", torch.zeros(len(powers), dtype=torch.float32, device="cpu"), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(powers), dtype=torch.float32, device="cpu"), dist_reduce_fx="sum")
         self._absent = ""
@@ -82,8 +85,12 @@ class BalancedLoss(Metric):
         self._absent = ", ".join(name for name, there in zip(self.powers, seen.tolist(), strict=True) if not there)
         if not seen.any():
             return None
-        mean = (self.sums / torch.where(seen, self.counts, 1.0)).clamp(min=torch.finfo(torch.float32).tiny)
-        return (self.sums.new_tensor(list(self.powers.values())) * torch.where(seen, mean.log(), 0.0)).sum()
+        mean = self.sums / torch.where(seen, self.counts, 1.0)
+        terms = mean.clamp(min=torch.finfo(torch.float32).tiny).log()
+        if self.normalised:
+            as_it_is = [name in self.normalised for name in self.powers]
+            terms = torch.where(torch.tensor(as_it_is, device=mean.device), mean, terms)
+        return (self.sums.new_tensor(list(self.powers.values())) * torch.where(seen, terms, 0.0)).sum()
 
     def reset(self) -> None:
         if self._absent and not self._warned:  # only now is the epoch over: there may be a loader for each task

@@ -81,6 +81,9 @@ class Weighting(Splitting, ABC):
             weighting without them.
         blend: what `blend_from` began; None else.
         closed_form: whether the weights that `forward` returns are all there is; else gradients decide in backward.
+        takes_normalised: whether it gives tasks of a normalised likelihood a weight without an `s`, and takes losses
+            that are negative.
+        normalised: the names of such tasks.
         needs_epoch: whether `weigh` of the mixin tells the epoch, through `start_epoch`.
     """
 
@@ -89,15 +92,18 @@ class Weighting(Splitting, ABC):
     log_factor: Tensor  # log(b c), with the base weight b
     base_penalty: Tensor  # b r
     base_weight: Tensor  # b
+    learnable: Tensor  # b, 0 where a likelihood is normalised and there is no s
     log_variance: Tensor | None
     needs_epoch = False
     closed_form = True
+    takes_normalised = False
 
     def __init__(self, base_weights: Mapping[str, float] | None = None, **options: object) -> None:
         super().__init__()
         self._base_weights = dict(base_weights or {})
         self._options = {**options, "base_weights": self._base_weights}
         self._meanings: dict[str, str] = {}
+        self.normalised: tuple[str, ...] = ()
         self._constants: dict[str, Any] = {}  # what each constant buffer holds, to the last digit
         self.blend: Blend | None = None
         self.register_buffer("log_variance", None)
@@ -106,20 +112,29 @@ class Weighting(Splitting, ABC):
         """Make the vectors for these tasks; called once, by `register_tasks`.
 
         Raises:
-            ValueError: the weighting belongs to tasks already, or a name given to it is no task.
+            ValueError: the weighting belongs to tasks already, a name given to it is no task, or a likelihood is
+                normalised where the weighting takes none.
         """
         if self.tasks:
             raise ValueError(
                 f"a weighting belongs to one module: found one bound to {', '.join(self.tasks)}; build a new one"
             )
         names = tuple(tasks)
+        normalised = tuple(name for name, kind in tasks.items() if kind.normalised)
+        if normalised and not self.takes_normalised:
+            raise ValueError(
+                f"tasks of {type(self).__name__} should have losses that are positive and no scale of their own: found "
+                f"normalised likelihoods of {', '.join(normalised)}; take UncertaintyWeighting, or wrap them in "
+                "AsGeneric"
+            )
         base = named_vector(self._base_weights, names, 1.0, "base_weights", minimum=0.0)
-        self.tasks = names
+        self.tasks, self.normalised = names, normalised
         self._meanings = {name: kind.meaning for name, kind in tasks.items()}
         likelihoods = tasks.values()
         self.add_constant("exponent", (kind.exponent for kind in likelihoods))
         self.add_constant("log_ratio", (kind.log_ratio for kind in likelihoods))
         self.add_constant("base_weight", base)
+        self.add_constant("learnable", (b * (not kind.normalised) for b, kind in zip(base, likelihoods, strict=True)))
         factors = (b * kind.factor for b, kind in zip(base, likelihoods, strict=True))
         self.add_constant("log_factor", (math.log(factor) if factor else -math.inf for factor in factors))
         self.add_constant("base_penalty", (b * kind.penalty for b, kind in zip(base, likelihoods, strict=True)))
@@ -233,21 +248,32 @@ class Weighting(Splitting, ABC):
         return optimal_log_variance(promote(losses), self.exponent, self.log_ratio)
 
     def meanings(self) -> dict[str, str]:
-        """Return what σ is at its optimum, and its unit, by task; empty for a weighting without log-variances."""
-        return {} if self.log_variance is None else dict(self._meanings)
+        """Return what σ is at its optimum, and its unit, by task.
+
+        A weighting without log-variances has that of normalised tasks alone, whose σ is their heads'.
+        """
+        return {
+            name: self._meanings[name] for name in (self.tasks if self.log_variance is not None else self.normalised)
+        }
 
     def extra_repr(self) -> str:
         """Return the options that were given."""
         return ", ".join(f"{name}={value!r}" for name, value in self._options.items() if value not in (None, {}, ()))
 
     def powers(self) -> list[float]:
-        """Return `b r / a` of every task: what its log-loss counts in the balanced loss."""
-        pairs = zip(self._constants["base_penalty"], self._constants["exponent"], strict=True)
-        return [penalty / exponent for penalty, exponent in pairs]
+        """Return what every task counts in the balanced loss: its log-loss `b r / a`, or a normalised loss `b`."""
+        numbers = (self._constants[name] for name in ("base_penalty", "exponent", "base_weight"))
+        return [penalty / exponent if exponent else base for penalty, exponent, base in zip(*numbers, strict=True)]
+
+    def roots(self, losses: Tensor) -> Tensor:
+        """Return `√L` `[T]`, or `√|L|` of normalised tasks: not finite where a loss is unsound."""
+        if self.normalised:
+            losses = torch.where(self.exponent > 0, losses, losses.abs())
+        return losses.sqrt()
 
     def usable(self, losses: Tensor, present: Tensor) -> Tensor:
-        """Where a loss tells anything about the optimum: present, switched on, positive and finite."""
-        losses = losses * (present * self.base_weight)
+        """Where a loss tells anything about the optimum: there is one, the task is on, the loss positive and finite."""
+        losses = losses * (present * self.learnable)
         return (losses > 0) & (losses < torch.inf)
 
     def balanced_objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

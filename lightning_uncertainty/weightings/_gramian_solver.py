@@ -27,6 +27,11 @@ class GramianSolver(ABC):
     deterministic: ClassVar[bool]
     permutes: ClassVar[bool]
 
+    @property
+    def divides_by_losses(self) -> bool:
+        """Whether the weights make sense for positive losses alone."""
+        return False
+
     @abstractmethod
     def __call__(self, gramian: Tensor, losses: Tensor, draw: Tensor) -> Tensor:
         """Return the weights `[T]` of the tasks' gradients.

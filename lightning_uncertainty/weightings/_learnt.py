@@ -66,12 +66,26 @@ class LearntWeighting(Weighting):
             self._given_start = dict(self._start)
         else:
             self._given_start = {} if self._start is None else dict.fromkeys(self.tasks, self._start)
+        self._refuse_for_normalised(self._start, "start")
         self._first_start = named_vector(self._given_start, self.tasks, 0.0, "start")
-        self._switched_off = 0.0 in self._constants["base_weight"]
+        self._some_without = 0.0 in self._constants["learnable"]
         self.register_buffer("start", self.vector())
         self.register_buffer("started", self.vector())  # 0 or 1, as booleans cannot be averaged
         self.register_buffer("log_variance", self.vector())
         self.offset = nn.Parameter(self.vector())
+
+    def _refuse_for_normalised(self, given: object, what: str) -> None:
+        """Raise where something is given by name for a task that has no log-variance.
+
+        Raises:
+            ValueError: so it is.
+        """
+        wrong = [name for name in self.normalised if isinstance(given, Mapping) and name in given]
+        if wrong:
+            raise ValueError(
+                f"{what} should name tasks that have a log-variance of their own: found {', '.join(wrong)}, whose head "
+                "gives one for each element; give the head its start, or leave these out"
+            )
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -88,8 +102,9 @@ class LearntWeighting(Weighting):
         s = self.shaped(raw, present)
         total, weights = self.objective(s, losses, present)
         log_variances = s.detach()
-        if not self._settled or self._switched_off:
-            log_variances = torch.where(self.started > 0, log_variances, torch.nan)
+        if not self._settled or self._some_without:
+            known = self.started > 0 if not self.normalised else (self.started > 0) & (self.exponent > 0)
+            log_variances = torch.where(known, log_variances, torch.nan)
         if not self._settled:
             self._look_for_stragglers()
         return Weighted(total, weights, log_variances)
@@ -116,9 +131,9 @@ class LearntWeighting(Weighting):
             self.settle()
 
     def settle(self) -> None:
-        """Look whether all tasks that are switched on have started; steps then skip the start from data."""
+        """Look whether all tasks that are to start have started; steps then skip the start from data."""
         if not self._settled:
-            self._settled = bool(((self.started > 0) | (self.base_weight == 0)).all())
+            self._settled = bool(((self.started > 0) | (self.learnable == 0)).all())
 
     def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *args: object) -> None:
         self._settled = False  # the checkpoint decides

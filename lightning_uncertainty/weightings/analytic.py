@@ -45,6 +45,7 @@ class AnalyticUncertaintyWeighting(Weighting):
         3.0
     """
 
+    takes_normalised = True
     mean_loss: Tensor
     steps: Tensor
     log_variance: Tensor

@@ -29,6 +29,7 @@ class FixedWeighting(Weighting):
         tensor(2.5000)
     """
 
+    takes_normalised = True
     weight: Tensor
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:

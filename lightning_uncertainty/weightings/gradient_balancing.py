@@ -51,8 +51,9 @@ class GradientBalancing(Weighting):
             backward.
 
     Raises:
-        ValueError: there is no such solver, or an option is none of these; (in backward, on eager CPU) the solver
-            returned weights of a wrong shape, or none that are finite.
+        ValueError: there is no such solver, or an option is none of these; (when tasks are registered) the weighting,
+            or a solver that divides by the losses, takes no normalised likelihoods; (in backward, on eager CPU) the
+            solver returned weights of a wrong shape, or none that are finite.
         RuntimeError: (in training) the features went around `task_outputs` and `split_features`, a graph had a second
             backward, or parameters to balance are sharded.
 
@@ -75,6 +76,7 @@ class GradientBalancing(Weighting):
 
     balances = True
     closed_form = False
+    takes_normalised = True
     balance: Tensor
     steps: Tensor
 
@@ -123,6 +125,12 @@ class GradientBalancing(Weighting):
     # -- as any weighting ----------------------------------------------------------------------------------------------
 
     def bind(self, tasks: Mapping[str, Likelihood]) -> GradientBalancing:
+        normalised = [name for name, kind in tasks.items() if kind.normalised]
+        if normalised and self.solver.divides_by_losses:
+            raise ValueError(
+                f"tasks should have positive losses where gradients are divided by them: found normalised likelihoods "
+                f"of {', '.join(normalised)} for {self.solver!r}; take another normalisation"
+            )
         self.weighting.bind(tasks)
         return super().bind(tasks)
 

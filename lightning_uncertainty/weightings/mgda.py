@@ -57,6 +57,11 @@ class MGDA(GramianSolver):
     def __post_init__(self) -> None:
         _check_normalisation(self.normalisation)
 
+    @property
+    def divides_by_losses(self) -> bool:
+        """Whether the weights make sense for positive losses alone."""
+        return self.normalisation in ("loss", "loss+")
+
     def __call__(self, gramian: Tensor, losses: Tensor, draw: Tensor) -> Tensor:
         gramian = _normalised(gramian, losses, self.normalisation)
         if waits(gramian.device) and len(gramian) <= LARGEST_ENUMERATED:
@@ -104,6 +109,11 @@ class FrankWolfe(GramianSolver):
         _check_normalisation(self.normalisation)
         if self.iterations < 1:
             raise ValueError(f"iterations should be at least 1: found {self.iterations}")
+
+    @property
+    def divides_by_losses(self) -> bool:
+        """Whether the weights make sense for positive losses alone."""
+        return self.normalisation in ("loss", "loss+")
 
     def __call__(self, gramian: Tensor, losses: Tensor, draw: Tensor) -> Tensor:
         normalised = on_host(_normalised(gramian, losses, self.normalisation))

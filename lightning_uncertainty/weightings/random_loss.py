@@ -45,6 +45,7 @@ class RandomLossWeighting(Weighting):
         [tensor([0.6052, 0.3948]), tensor([0.1872, 0.8128])]
     """
 
+    takes_normalised = True
     draws: Tensor
 
     def __init__(self, seed: int = 0, base_weights: Mapping[str, float] | None = None) -> None:

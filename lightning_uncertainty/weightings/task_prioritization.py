@@ -60,8 +60,9 @@ class DynamicTaskPrioritization(Weighting):
 
     Raises:
         ValueError: the decay is outside [0, 1); (when tasks are registered) a task has no KPI, a name is no task, a
-            gamma is negative, or a reference is not positive; (in training) a KPI is outside [0, 1], or was never
-            observed: on eager CPU at once and before any state changes, elsewhere when `UncertaintyMonitor` logs.
+            gamma is negative, or a reference is not positive, or of a task whose likelihood is normalised; (in
+            training) a KPI is outside [0, 1], or was never observed: on eager CPU at once and before any state changes,
+            elsewhere when `UncertaintyMonitor` logs.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Categorical, Gaussian
@@ -72,6 +73,7 @@ class DynamicTaskPrioritization(Weighting):
         tensor([0.3466, 0.0095])
     """
 
+    takes_normalised = True
     shortfall: Tensor  # 1 - κ̄, as it is this that should keep its digits where a task is nearly learnt
     started: Tensor
     reference: Tensor  # 0 where there is none
@@ -108,6 +110,12 @@ class DynamicTaskPrioritization(Weighting):
         gamma = self._gamma if isinstance(self._gamma, Mapping) else dict.fromkeys(self.tasks, self._gamma)
         self.add_constant("gamma", named_vector(gamma, self.tasks, 1.0, "gamma", minimum=0.0))
         listening = [isinstance(source, Metric | str) for source in sources.values()]
+        wrong = [name for name in self.normalised if isinstance(sources[name], float | int)]
+        if wrong:
+            raise ValueError(
+                f"the KPI of a task whose loss may be negative should not be 1 / (1 + loss / reference): found "
+                f"{', '.join(wrong)}; give a metric, a function of the loss, or 'observed'"
+            )
         self._metrics = {name: own_copy(source) for name, source in sources.items() if isinstance(source, Metric)}
         references = [float(source) if isinstance(source, float | int) else 0.0 for source in sources.values()]
         self._functions = {

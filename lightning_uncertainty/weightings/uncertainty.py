@@ -30,6 +30,9 @@ class UncertaintyWeighting(LearntWeighting):
     of the task's first training batch, so that σ begins at the size of the residuals and weight decay, if any, pulls
     towards the data and not towards σ = 1.
 
+    A normalised likelihood, as of a heteroscedastic head, already has a log-variance for each element, from which one
+    of the task could not be told apart: its term is `b L`, its weight `b`, and it has no σ here (see `meanings`).
+
     Source: Kendall, Gal & Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics", CVPR 2018, Eq. 7 and 10.
 
@@ -47,7 +50,7 @@ class UncertaintyWeighting(LearntWeighting):
     Raises:
         ValueError: (when tasks are registered) a name is no task, a number is not finite or negative, bounds are not a
             lower and a higher one, a start is outside its bounds, or tasks that share `s` differ in likelihood, bounds
-            or start, or do so in two groups.
+            or start, or do so in two groups; or one of these names a task whose likelihood is normalised.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
@@ -57,6 +60,7 @@ class UncertaintyWeighting(LearntWeighting):
         (2.0, [0.5], [0.0])
     """
 
+    takes_normalised = True
     low: Tensor
     high: Tensor
     group: Tensor  # [T, T], 1 where two tasks share s
@@ -75,6 +79,8 @@ class UncertaintyWeighting(LearntWeighting):
 
     def make_vectors(self) -> None:
         super().make_vectors()
+        self._refuse_for_normalised(self._bounds, "bounds")
+        self._refuse_for_normalised(dict.fromkeys(name for group in self._shared for name in group), "shared")
         bounds = _bounds_of(self._bounds, self.tasks)
         for name, start in self._given_start.items():
             low, high = bounds[name]

@@ -21,7 +21,7 @@ def test_rows_are_numbers_in_the_order_of_the_columns():
     }  # fmt: skip
     assert dict(zip(COLUMNS, kind, strict=True)) == {
         "task": "kind", "likelihood": "categorical", "loss": 0.5, "sigma": None, "sigma_gap": None, "weight": 1.0,
-        "weight_share": 1.0, "sigma_is": None,
+        "weight_share": 1.0, "sigma_is": "√(2·CE) [-]",
     }  # fmt: skip
 
 
@@ -35,4 +35,4 @@ def test_print_formats_the_rows_and_leaves_what_is_missing_empty(monkeypatch):
         for line in (depth, kind)
     ]
     assert cells[0] == ["depth", "gaussian", "4", "2", "+25.0%", "0.125", "", "RMSE [label]"]
-    assert cells[1] == ["kind", "categorical", "0.5", "", "", "1", "100.0%", ""]
+    assert cells[1] == ["kind", "categorical", "0.5", "", "", "1", "100.0%", "√(2·CE) [-]"]

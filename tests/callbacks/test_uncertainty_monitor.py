@@ -27,6 +27,7 @@ from lightning_uncertainty import (
     report,
 )
 from lightning_uncertainty.dashboards import KINDS
+from lightning_uncertainty.heteroscedastic import HeteroscedasticGaussian
 from tests import _wandb_reader
 from tests._nets import Owning, Plain, dicts, trainer, tuples
 
@@ -564,3 +565,41 @@ def test_a_large_share_for_the_sake_of_units_alone_does_not_warn():
     monitor = UncertaintyMonitor()
     trainer(max_epochs=6, callbacks=[monitor]).fit(Units(AnalyticUncertaintyWeighting()), tuples())  # -W error
     assert monitor.history.rows[-1]["weight_share/depth"] > 0.99
+
+
+class Normalised(Plain):
+    """Depth has a head that gives σ for each element."""
+
+    def __init__(self, weighting=None):
+        LightningModule.__init__(self)
+        self.depth, self.kind = torch.nn.Linear(4, 2), torch.nn.Linear(4, 3)
+        self.register_tasks({"depth": HeteroscedasticGaussian(), "kind": "categorical"}, weighting=weighting)
+
+    def losses(self, batch):
+        x, depth, kind = batch
+        total, count = HeteroscedasticGaussian().loss(self.depth(x), depth)
+        return {"depth": total / count - 100, "kind": torch.nn.functional.cross_entropy(self.kind(x), kind)}
+
+
+@pytest.mark.parametrize("weighting", [UncertaintyWeighting, FixedWeighting])
+def test_a_normalised_task_has_loss_and_weight_and_the_table_says_whose_sigma_is_its_own(weighting, tmp_path, capsys):
+    board, monitor = TensorBoardLogger(tmp_path), UncertaintyMonitor()
+    fit = trainer(log_every_n_steps=2, callbacks=[monitor], logger=board)
+    fit.fit(Normalised(weighting()), tuples(), tuples())
+    keys = {key for row in monitor.history.rows for key in row}
+    assert {"loss/depth", "weight/depth", "weight_share/depth"} <= keys
+    assert not any(key.startswith("sigma") and key.endswith("/depth") for key in keys)
+    assert ("sigma/kind" in keys) == (weighting is UncertaintyWeighting)
+    assert fit.callback_metrics["loss/depth"] < -90
+    assert fit.callback_metrics["weight/depth"] == 1.0
+    assert fit.callback_metrics["val/balanced_loss"] < -90
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("depth")]
+    assert line.split()[1] == "HeteroscedasticGaussian"
+    assert line.rstrip().endswith("its head's, per element")
+    assert "%" in line
+    events = EventAccumulator(board.log_dir)
+    events.Reload()
+    (written,) = events.Tensors("custom_scalars__config__")
+    layout = str(layout_pb2.Layout.FromString(written.tensor_proto.string_val[0]))
+    assert "weight/depth" in layout
+    assert "sigma/depth" not in layout

@@ -1,0 +1,135 @@
+"""What a model predicts and how sure it is: its samples, split into what data and what the model leave open."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Prediction", "binary", "classification", "regression"]
+
+
+class Prediction(NamedTuple):
+    """A prediction with its uncertainties, all in at least float32.
+
+    For regression the uncertainties are standard deviations in units of the label, and
+    `total² = aleatoric² + epistemic²`. For classes they are entropies in nats, and `total = aleatoric + epistemic`.
+
+    Attributes:
+        mean: in units of the label, or probabilities of the classes `[B, C, ...]`.
+        aleatoric: what more training data would leave: the noise of labels.
+        epistemic: what more training data would remove: how far the samples of the model disagree.
+        total: both together.
+    """
+
+    mean: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    total: Tensor
+
+
+def regression(means: Tensor, variances: Tensor) -> Prediction:
+    """Split the variance of a label by the law of total variance.
+
+    `total² = aleatoric² + epistemic² = mean_s σ²_s + var_s μ_s`, with the population variance over the samples.
+
+    Source: Kendall & Gal, "What Uncertainties Do We Need in Bayesian Deep Learning for Computer Vision?", NeurIPS
+    2017, equation 9.
+
+    Args:
+        means: predictions of the samples `[S, ...]`, in units of the label.
+        variances: variances σ² of the label `[S, ...]`, or what broadcasts to it, such as one number for a task.
+
+    Returns:
+        Tensors `[...]`: the mean and three standard deviations.
+
+    Raises:
+        ValueError: there is no sample.
+
+    Example:
+        >>> prediction = regression(means=torch.tensor([[1.0], [7.0]]), variances=torch.tensor([[15.0], [17.0]]))
+        >>> prediction.mean, prediction.aleatoric, prediction.epistemic, prediction.total
+        (tensor([4.]), tensor([4.]), tensor([3.]), tensor([5.]))
+    """
+    _check_samples(means, "means", "[S, ...]", least=1)
+    means, variances = _widened(means), _widened(variances)
+    mean = _mean(means)
+    aleatoric = _mean(variances.broadcast_to(means.shape))
+    epistemic = (means - means[0]).var(0, correction=0)  # distances first: large means would swallow a small spread
+    return Prediction(mean, aleatoric.sqrt(), epistemic.sqrt(), (aleatoric + epistemic).sqrt())
+
+
+def classification(probabilities: Tensor) -> Prediction:
+    """Split the entropy of a class into expected entropy and mutual information.
+
+    `total = H[mean_s p_s]`, `aleatoric = mean_s H[p_s]`, `epistemic = total - aleatoric = mean_s KL(p_s || mean_s p_s)`
+
+    Source: Houlsby et al., "Bayesian Active Learning for Classification and Preference Learning", arXiv 2011.
+
+    Args:
+        probabilities: of the classes, of the samples `[S, B, C, ...]`.
+
+    Returns:
+        The mean probabilities `[B, C, ...]` and three entropies `[B, ...]` in nats.
+
+    Raises:
+        ValueError: there is no sample, or no dimension of classes.
+
+    Example:
+        >>> prediction = classification(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))  # two samples, sure and opposed
+        >>> prediction.mean, prediction.aleatoric, prediction.epistemic
+        (tensor([[0.5000, 0.5000]]), tensor([0.]), tensor([0.6931]))
+    """
+    _check_samples(probabilities, "probabilities", "[S, B, C, ...]", least=3)
+    return _entropies(_widened(probabilities), dim=2)
+
+
+def binary(probabilities: Tensor) -> Prediction:
+    """Split the entropy of a yes or no, as `classification` does, for each element on its own.
+
+    Args:
+        probabilities: of a yes, of the samples `[S, ...]`.
+
+    Returns:
+        The mean probability of a yes and three entropies in nats, all `[...]`.
+
+    Raises:
+        ValueError: there is no sample.
+
+    Example:
+        >>> prediction = binary(torch.tensor([[0.5, 0.0], [0.5, 1.0]]))
+        >>> prediction.mean, prediction.aleatoric, prediction.epistemic
+        (tensor([0.5000, 0.5000]), tensor([0.6931, 0.0000]), tensor([0.0000, 0.6931]))
+    """
+    _check_samples(probabilities, "probabilities", "[S, ...]", least=1)
+    probabilities = _widened(probabilities)
+    both = _entropies(torch.stack([probabilities, 1 - probabilities], dim=1), dim=1)
+    return both._replace(mean=both.mean[0])
+
+
+def _entropies(probabilities: Tensor, dim: int) -> Prediction:
+    """Split entropies of classes that lie along `dim` of the samples `[S, ...]`."""
+    mean = _mean(probabilities)
+    aleatoric = _mean(torch.special.entr(probabilities).sum(dim))
+    distance = probabilities - mean  # adds up to nothing over samples, but takes the rounding of the mean with it
+    excess = distance / mean.clamp_min(torch.finfo(mean.dtype).tiny)  # never 0 / 0
+    divergence = (torch.special.xlog1py(probabilities, excess) - distance).sum(dim)
+    epistemic = _mean(divergence).clamp_min(0)  # no divergence is below zero; its rounded sum may be
+    return Prediction(mean, aleatoric, epistemic, aleatoric + epistemic)
+
+
+def _mean(samples: Tensor) -> Tensor:
+    """Return the mean over samples `[S, ...]`; of equal samples it is exactly that sample."""
+    return samples[0] + (samples - samples[0]).mean(0)
+
+
+def _widened(samples: Tensor) -> Tensor:
+    return samples.float() if torch.finfo(samples.dtype).bits < 32 else samples
+
+
+def _check_samples(samples: Tensor, name: str, shape: str, least: int) -> None:
+    if samples.dim() < least or samples.shape[0] == 0:
+        raise ValueError(
+            f"{name} should be {shape} with one sample at least: found {list(samples.shape)}; stack the samples"
+        )
