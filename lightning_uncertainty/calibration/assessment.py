@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration", "assess"]
 
-_FORMATS = {"labels": "d", **{f"coverage_{level}": ".1%" for level in (50, 90, 95)}}
+_FORMATS = {"labels": "d", **{f"coverage_{level}": ".1%" for level in (50, 68, 90, 95)}}
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _metrics_of(likelihood: Likelihood) -> dict[str, Metric]:
     if kind == "mean":
         return {}
     of: Literal["gaussian", "laplace"] = kind
-    levels = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+    levels = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.68, 0.8, 0.9, 0.95]
     return {
         "coverage": IntervalCoverage(levels, of),
         "sharpness": Sharpness(),

@@ -43,7 +43,8 @@ class Net(MultiTaskMixin, LightningModule):
 
 def state_of(net: LightningModule) -> dict[str, Any]:
     """A copy of the weighting's state, and of what a row would hold."""
-    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in net.state_dict().items()}
+    state = {key: value for key, value in net.state_dict().items() if key.startswith("task_weighting.")}
+    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
 
 
 # -- weightings --------------------------------------------------------------------------------------------------------
