@@ -155,6 +155,7 @@ def test_the_forward_compiles_into_one_graph(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_architecture_exports_to_onnx(tmp_path):
     x = torch.randn(2, 3, 33, 47)
     for name in ARCHITECTURES:
