@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/lightning-uncertainty demo
 
-test: lint browser
+test: lint browser $(VENV)/transformers
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 lint: $(VENV)/test.stamp
@@ -32,6 +32,10 @@ browser: # tests look at the report in a headless Chromium; Debian's is installe
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 	then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else echo "the tests of the report need a Chromium on the PATH: install chromium or google-chrome" >&2; exit 1; fi
+
+$(VENV)/transformers: constraints.txt | $(VENV)/pip.stamp # apart: where it can, torchmetrics imports it, for seconds
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --target $@ 'transformers>=4.40'
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs docs/_build

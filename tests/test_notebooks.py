@@ -47,7 +47,6 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
         "PYTHONPATH": str(ROOT),
         "IPYTHONDIR": str(folder / ".ipython"),
         "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm of transformers, which torchmetrics imports if it can
     }
     environment.pop("MPLBACKEND", None)  # with agg the notebook shows no figure
     metadata = dict(notebook.metadata)

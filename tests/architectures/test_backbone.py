@@ -1,6 +1,8 @@
 """Any backbone becomes a list of features; backbones of transformers need nothing more."""
 
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,7 +64,8 @@ def test_channels_that_do_not_fit_name_the_stage_and_the_shape():
 
 @pytest.fixture(scope="module")
 def resnet():
-    """A backbone of transformers with random weights."""
+    """A backbone of transformers, which `make test` installs apart, with random weights."""
+    sys.path.append(str(Path(sys.prefix) / "transformers"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import AutoBackbone, ResNetConfig
