@@ -45,6 +45,7 @@ class Predicting(MultiTaskModule):
 
 
 def loader() -> DataLoader:
+    torch.manual_seed(1)  # the same rows whatever was drawn before
     table = columns(ROWS)
     return DataLoader([{name: column[row] for name, column in table.items()} for row in range(ROWS)], batch_size=3)
 
@@ -56,9 +57,8 @@ def predict(samples: int, ranks: int, strategy: str = "ddp"):
         return {"devices": ranks, "strategy": STRATEGIES[strategy]()} if ranks > 1 else {}
 
     net = Predicting(samples)
-    trainer(max_epochs=1, use_distributed_sampler=False, **options()).fit(
-        net, loader()
-    )  # the same batches on every rank
+    fitting = trainer(max_epochs=1, use_distributed_sampler=False, **options())
+    fitting.fit(net, loader())  # the same batches on every rank
     return trainer(use_distributed_sampler=strategy == "ddp", **options()).predict(net, loader())
 
 
