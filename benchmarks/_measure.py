@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import math
+import multiprocessing
 import os
 import platform
 import random
@@ -12,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple, TypeVar
@@ -134,6 +137,39 @@ def introduce(title: str, packages: Iterable[str], clock: str = "CPU time of the
         f"Python {platform.python_version()}, {versions}. {clock}, rounds in random order, median of "
         f"same-round differences or ratios [95 % interval]. Made by `{command}`.\n"
     )
+
+
+def grown_memory(prepare: Callable[[], Callable[[], object]]) -> float:
+    """Return by how many MiB a run lets a process of its own grow over what was there before it.
+
+    Args:
+        prepare: builds what is measured and makes what is made once, in that process, and returns the run.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_grow, args=(sender, prepare))
+    child.start()
+    sender.close()
+    grown: float = receiver.recv()
+    child.join()
+    return grown
+
+
+def _grow(sender: Connection, prepare: Callable[[], Callable[[], object]]) -> None:
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: tensors go back to the system as they are freed
+    run = prepare()
+    gc.collect()
+    libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
+    before = _status("VmRSS")
+    run()
+    sender.send((_status("VmHWM") - before) / 1024)
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

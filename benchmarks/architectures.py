@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
-from _measure import Estimate, begin, estimate, interleave, ratios, table
+from _measure import Estimate, begin, estimate, grown_memory, interleave, ratios, table
 from lightning_step import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -142,33 +137,14 @@ def times(problems: Mapping[tuple[str, int], Problem], seconds: float) -> dict[t
 
 def peak(name: str, tasks: int) -> float:
     """Return by how many MiB a forward and backward lets a process of its own grow, over model and batch."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_grow, args=(sender, name, tasks))
-    child.start()
-    sender.close()
-    grown: float = receiver.recv()
-    child.join()
-    return grown
 
+    def prepare() -> Callable[[], object]:
+        problem = Problem(name, tasks)
+        problem.step()  # what is made once
+        problem.net.zero_grad()
+        return problem.step
 
-def _grow(sender: Connection, name: str, tasks: int) -> None:
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: tensors go back to the system as they are freed
-    problem = Problem(name, tasks)
-    problem.step()  # what is made once
-    problem.net.zero_grad()
-    gc.collect()
-    libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
-    before = _status("VmRSS")
-    problem.step()
-    sender.send((_status("VmHWM") - before) / 1024)
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+    return grown_memory(prepare)
 
 
 # -- report ------------------------------------------------------------------------------------------------------------

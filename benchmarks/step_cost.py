@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import logging
-import multiprocessing
 import random
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _measure import Estimate, estimate, introduce, judge, ratios, table
+from _measure import Estimate, estimate, grown_memory, introduce, judge, ratios, table
 from lightning_step import Block
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
@@ -235,36 +231,17 @@ def same_rounds(own: dict[int, float], other: Mapping[int, float]) -> Estimate:
 
 def peak(features: str, tasks: int, name: str) -> float:
     """Return by how many MiB one step lets a process of its own grow, over model, optimizer state and batch."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_grow, args=(sender, features, tasks, name))
-    child.start()
-    sender.close()
-    grown: float = receiver.recv()
-    child.join()
-    return grown
 
+    def prepare() -> Callable[[], object]:
+        problem = Problem(features, tasks)
+        run = METHODS[name].build(problem)
+        for _ in range(METHODS[name].steps):  # what is made once; the next step looks at gradients
+            run()
+        for parameter in [*problem.trunk.parameters(), *problem.heads.parameters()]:
+            parameter.grad = None
+        return run
 
-def _grow(sender: Connection, features: str, tasks: int, name: str) -> None:
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: tensors go back to the system as they are freed
-    problem = Problem(features, tasks)
-    run = METHODS[name].build(problem)
-    for _ in range(METHODS[name].steps):  # what is made once; the next step looks at gradients
-        run()
-    for parameter in [*problem.trunk.parameters(), *problem.heads.parameters()]:
-        parameter.grad = None
-    gc.collect()
-    libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
-    before = _status("VmRSS")
-    run()
-    sender.send((_status("VmHWM") - before) / 1024)
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+    return grown_memory(prepare)
 
 
 # -- goals -------------------------------------------------------------------------------------------------------------

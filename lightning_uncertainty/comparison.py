@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_uncertainty.callbacks._table import render
 from lightning_uncertainty.dashboards import log_comparison
 from lightning_uncertainty.metrics import MeanRank, MultiTaskGain
+from lightning_uncertainty.metrics._plot import load_pyplot
 from lightning_uncertainty.trials import Mean, Measure, Trial
 
 if TYPE_CHECKING:
@@ -158,10 +159,7 @@ class Comparison:
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        try:
-            from matplotlib import pyplot
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("plot needs matplotlib: pip install 'lightning-uncertainty[plot]'") from error
+        pyplot = load_pyplot()
         shown = [result for result in self.results if not self._is_single(result.name)][::-1]
         if ax is None:
             _, ax = pyplot.subplots(figsize=(6.4, 1.2 + 0.35 * len(shown)), layout="constrained")

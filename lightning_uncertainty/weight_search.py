@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_uncertainty.callbacks._table import render
+from lightning_uncertainty.metrics._plot import axes_or_new
 from lightning_uncertainty.trials import Measure
 from lightning_uncertainty.weightings import FixedWeighting
 
@@ -134,12 +135,7 @@ class WeightSearch:
             ModuleNotFoundError: matplotlib is not installed.
         """
         first, second = self._pair(x, y)
-        try:
-            from matplotlib import pyplot
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("plot needs matplotlib: pip install 'lightning-uncertainty[plot]'") from error
-        if ax is None:
-            _, ax = pyplot.subplots(layout="constrained")
+        figure, ax = axes_or_new(ax)
         shown = [point for point in self.points if point.row]
         places = {id(point): (point.row[first.key], point.row[second.key]) for point in shown}
         pair = WeightSearch(tuple(shown), (first, second), self.objective, self.maximize)
@@ -150,9 +146,7 @@ class WeightSearch:
         for measure, label in ((first, ax.set_xlabel), (second, ax.set_ylabel)):
             label(f"{measure.task} {measure.metric}, {'higher' if measure.higher_is_better else 'lower'} is better")
         ax.legend()
-        figure = ax.get_figure()
-        assert figure is not None
-        return figure, ax  # type: ignore[return-value]
+        return figure, ax
 
     def _pair(self, x: str | None, y: str | None) -> tuple[Measure, Measure]:
         by_task = {measure.task: measure for measure in reversed(self.measures)}

@@ -9,7 +9,8 @@ import lightning_uncertainty
 
 PACKAGE = Path(lightning_uncertainty.__file__).parent
 LAYERS = [
-    {"precision", "metrics", "global_batch", "architectures", "epistemic"},
+    {"precision"},
+    {"metrics", "global_batch", "architectures", "epistemic"},
     {"likelihoods"},
     {"weightings"},
     {"heads", "heteroscedastic"},

@@ -14,6 +14,7 @@ from lightning_uncertainty.callbacks._table import render
 from lightning_uncertainty.epistemic import Prediction
 from lightning_uncertainty.likelihoods import Likelihood
 from lightning_uncertainty.metrics import CRPS, IntervalCoverage, PredictiveNLL, ReliabilityDiagram, Sharpness
+from lightning_uncertainty.metrics._plot import load_pyplot
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 if TYPE_CHECKING:
@@ -73,11 +74,9 @@ class Calibration:
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        try:
-            from matplotlib import pyplot
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("plot needs matplotlib: pip install 'lightning-uncertainty[plot]'") from error
+        pyplot = load_pyplot()
         count = len(self.metrics)
+        figure: Figure
         figure, panels = pyplot.subplots(1, count, figsize=(4 * count, 4), layout="constrained", squeeze=False)
         for ax, (task, metrics) in zip(panels[0], self.metrics.items(), strict=True):
             drawn: Any = metrics.get("coverage") or metrics["reliability"]

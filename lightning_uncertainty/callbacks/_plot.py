@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_uncertainty.dashboards import KINDS, LOG_KINDS
+from lightning_uncertainty.metrics._plot import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Kind", "axes_or_new", "plot_rows"]
+__all__ = ["Kind", "plot_rows"]
 
 Kind = Literal["sigma", "sigma_gap", "weight", "weight_share", "loss"]
 
@@ -44,20 +45,3 @@ def plot_rows(
         ax.set_yscale("log")
     ax.legend()
     return figure, ax
-
-
-def axes_or_new(ax: Axes | None) -> tuple[Figure, Axes]:
-    """Return a figure and its axes: these, or new ones where None.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib import pyplot
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plot needs matplotlib: pip install 'lightning-uncertainty[plot]'") from error
-    if ax is None:
-        _, ax = pyplot.subplots(layout="constrained")
-    figure = ax.get_figure()
-    assert figure is not None
-    return figure, ax  # type: ignore[return-value]

@@ -7,7 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Distribution", "add", "check_distribution", "observed_errors", "promoted", "reads_values"]
+from lightning_uncertainty.precision import promote
+
+__all__ = ["Distribution", "add", "check_distribution", "observed_errors", "reads_values"]
 
 Distribution = Literal["gaussian", "laplace"]
 
@@ -15,11 +17,6 @@ Distribution = Literal["gaussian", "laplace"]
 def reads_values(tensor: Tensor) -> bool:
     """Whether values may be read: on eager CPU, where it costs no synchronisation."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def promoted(tensor: Tensor) -> Tensor:
-    """Return a tensor in at least float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check_distribution(distribution: str) -> None:
@@ -51,8 +48,8 @@ def observed_errors(mean: Tensor, std: Tensor, target: Tensor, *, positive: bool
             "reshape it"
         )
     observed = ~target.isnan()
-    error = torch.where(observed, promoted(mean) - promoted(target), 0.0)
-    std = torch.where(observed, promoted(std), 1.0)
+    error = torch.where(observed, promote(mean) - promote(target), 0.0)
+    std = torch.where(observed, promote(std), 1.0)
     if reads_values(std):
         wrong = ~(std > 0) if positive else ~(std >= 0)
         if wrong.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -72,11 +73,21 @@ class _MeanScore(Metric):
     def compute(self) -> Tensor | None:
         return self.total.sum() / self.count if self.count > 0 else None
 
+    @abstractmethod
     def _score(self, error: Tensor, std: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the number `[...]` of every label."""
 
 
-class PredictiveNLL(_MeanScore):
+class _DensityScore(_MeanScore):
+    """A score of the density of one of two distributions."""
+
+    def __init__(self, distribution: Distribution = "gaussian") -> None:
+        check_distribution(distribution)
+        super().__init__()
+        self.distribution = distribution
+
+
+class PredictiveNLL(_DensityScore):
     r"""Mean negative log density of the observed labels, in nats, with all constants: lower is better.
 
     .. math::
@@ -105,16 +116,11 @@ class PredictiveNLL(_MeanScore):
 
     _positive_std = True
 
-    def __init__(self, distribution: Distribution = "gaussian") -> None:
-        check_distribution(distribution)
-        super().__init__()
-        self.distribution = distribution
-
     def _score(self, error: Tensor, std: Tensor) -> Tensor:
         return gaussian_nll(error, std) if self.distribution == "gaussian" else laplace_nll(error, std)
 
 
-class CRPS(_MeanScore):
+class CRPS(_DensityScore):
     r"""Mean continuous ranked probability score, in units of the label: lower is better.
 
     .. math::
@@ -141,11 +147,6 @@ class CRPS(_MeanScore):
         >>> metric.compute()  # (√2 - 1) / √π
         tensor(0.2337)
     """
-
-    def __init__(self, distribution: Distribution = "gaussian") -> None:
-        check_distribution(distribution)
-        super().__init__()
-        self.distribution = distribution
 
     def _score(self, error: Tensor, std: Tensor) -> Tensor:
         return gaussian_crps(error, std) if self.distribution == "gaussian" else laplace_crps(error, std)

@@ -244,7 +244,10 @@ def test_f_gets_the_sum_of_the_gradients_when_tasks_part_at_the_features():
 
 def test_gradients_are_exact():
     trunk = [nn.Sequential(nn.Conv2d(1, 2, 1), nn.Tanh()), nn.Sequential(nn.Conv2d(2, 2, 2, stride=2), nn.Tanh())]
-    block = lambda inputs, outputs: nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.Tanh())  # noqa: E731
+
+    def block(inputs, outputs):
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.Tanh())
+
     net = MTAN(trunk, heads(TASKS[:2], 2), [(2, 2), (2, 2)], block=block).double()
     x = torch.randn(2, 1, 4, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda images: tuple(net(images).values()), (x,))
