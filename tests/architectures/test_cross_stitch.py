@@ -5,11 +5,8 @@ import torch
 from torch import nn
 
 from lightning_uncertainty.architectures.cross_stitch import CrossStitch, CrossStitchUnit
+from tests.architectures._two_backbones import FEATURES, NAMES, heads, stages
 
-FEATURES = [
-    [[[[0.0, 1.0], [2.0, 3.0]], [[4.0, 5.0], [6.0, 7.0]]]],
-    [[[[1.0, 0.5], [0.0, -0.5]], [[-1.0, -1.5], [-2.0, -2.5]]]],
-]
 AT_THE_START = [
     [[[[0.1, 0.95], [1.8, 2.65]], [[3.5, 4.35], [5.2, 6.05]]]],
     [[[[0.9, 0.55], [0.2, -0.15]], [[-0.5, -0.85], [-1.2, -1.55]]]],
@@ -19,23 +16,6 @@ PER_CHANNEL = [
     [[[[0.1, 0.95], [1.8, 2.65]], [[2.2, 2.8], [3.4, 4.0]]]],
     [[[[1.0, 0.5], [0.0, -0.5]], [[3.7, 4.55], [5.4, 6.25]]]],
 ]
-NAMES = ["depth", "semantics", "normals"]
-
-
-@pytest.fixture
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def stages(widths=(4, 6), stride=2):
-    channels = zip((3, *widths), widths, strict=False)
-    return [nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), nn.Tanh()) for i, o in channels]
-
-
-def heads(tasks=2, width=6):
-    return {task: nn.Conv2d(width, 1 + k, 1) for k, task in enumerate(NAMES[:tasks])}
 
 
 def randomise(module):

@@ -6,34 +6,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_uncertainty.architectures.nddr import NDDR, NDDRLayer
+from tests.architectures._two_backbones import FEATURES, NAMES, heads, stages
 
-FEATURES = [
-    [[[[0.0, 1.0], [2.0, 3.0]], [[4.0, 5.0], [6.0, 7.0]]]],
-    [[[[1.0, 0.5], [0.0, -0.5]], [[-1.0, -1.5], [-2.0, -2.5]]]],
-]
 WEIGHT_OF_THE_FIRST = [[0.9, 0.0, 0.1, 0.0], [0.0, 0.9, 0.0, 0.1]]
 WITHOUT_BATCH_NORM = [
     [[[[0.1, 0.95], [1.8, 2.65]], [[3.5, 4.35], [5.2, 6.05]]]],
     [[[[0.9, 0.55], [0.2, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]],
 ]
 FACTOR_OF_BATCH_NORM = 0.9999950000374997
-NAMES = ["depth", "semantics", "normals"]
-
-
-@pytest.fixture
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def stages(widths=(4, 6), stride=2):
-    channels = zip((3, *widths), widths, strict=False)
-    return [nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), nn.Tanh()) for i, o in channels]
-
-
-def heads(tasks=2, width=6):
-    return {task: nn.Conv2d(width, 1 + k, 1) for k, task in enumerate(NAMES[:tasks])}
 
 
 def blocks(layer, task):
