@@ -36,16 +36,14 @@ from torchjd.aggregation import UPGradWeighting
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
 from lightning_uncertainty import MultiTaskMixin, Task
-from lightning_uncertainty.compare import compare
-from lightning_uncertainty.comparison import Comparison
-from lightning_uncertainty.search import search_weights
+from lightning_uncertainty.balancing import GradientBalancing
+from lightning_uncertainty.trials import Comparison, compare, search_weights
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     DynamicTaskPrioritization,
     DynamicWeightAverage,
     FixedWeighting,
     GeometricLossWeighting,
-    GradientBalancing,
     UncertaintyWeighting,
     Weighting,
 )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor
 
-from lightning_uncertainty.weightings import IMTLG, MGDA, FrankWolfe, PCGrad, TorchJDSolver
+from lightning_uncertainty.balancing import IMTLG, MGDA, FrankWolfe, PCGrad, TorchJDSolver
 
 TASKS = (2, 3, 10, 40)
 FEATURES = 256

@@ -22,8 +22,8 @@ from torchjd.autogram import Engine
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from lightning_uncertainty import MultiTaskMixin, Task, UncertaintyWeighting
+from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.weightings import Weighting
-from lightning_uncertainty.weightings.gradient_balancing import GradientBalancing
 
 TASKS = (2, 3, 10, 40)
 ROUNDS = {"pooled": (12, 30, 15, 9), "dense": (24, 60, 20, 9)}  # by features, for each number of tasks

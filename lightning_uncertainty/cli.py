@@ -19,15 +19,15 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from lightning_uncertainty import weightings
+from lightning_uncertainty import balancing, weightings
 from lightning_uncertainty.callbacks import UncertaintyMonitor
-from lightning_uncertainty.compare import SINGLE_TASK, compare
-from lightning_uncertainty.dashboards import save_wandb_workspace
+from lightning_uncertainty.dashboards import read_run, save_wandb_workspace, write_report
 from lightning_uncertainty.examples.demo import demo
 from lightning_uncertainty.module import MultiTaskModule
-from lightning_uncertainty.report import read_run, write_report
 from lightning_uncertainty.tasks import Task
-from lightning_uncertainty.trials import QUIET
+from lightning_uncertainty.trials import compare
+from lightning_uncertainty.trials.comparing import SINGLE_TASK
+from lightning_uncertainty.trials.fit import QUIET
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["demo", "example", "main", "report", "workspace"]
@@ -261,8 +261,12 @@ def _known_names(message: str) -> Iterator[str]:
     if "model.tasks" in message:
         yield f"a task has: {', '.join(inspect.signature(Task).parameters)}"
     if "model.weighting" in message:
-        known = (name for name in weightings.__all__ if not inspect.isabstract(getattr(weightings, name)))
-        yield f"weightings: {', '.join(name for name in known if name != 'Weighted')}"
+        for room in (weightings, balancing):
+            kinds = {name: getattr(room, name) for name in room.__all__}
+            known = [
+                name for name, kind in kinds.items() if issubclass(kind, Weighting) and not inspect.isabstract(kind)
+            ]
+            yield f"{room.__name__.rpartition('.')[2]}: {', '.join(known)}"
 
 
 @contextmanager

@@ -13,19 +13,33 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from lightning_uncertainty.corrections import TaskCorrections
-from lightning_uncertainty.epistemic import DeepEnsemble, Prediction
-from lightning_uncertainty.global_batch import mean_losses, world_size
-from lightning_uncertainty.heads import TaskHeads
-from lightning_uncertainty.kpis import hearing
-from lightning_uncertainty.likelihoods import Likelihood, as_likelihood, reads_values
-from lightning_uncertainty.loss_vectors import TaskLossValue, check_known, graph_of, stack_losses
-from lightning_uncertainty.optimizers import check_optimizers, check_shards, clip_separately, split, take_apart
-from lightning_uncertainty.precision import promote
-from lightning_uncertainty.predictions import Scales, draw, predict, scales_of
-from lightning_uncertainty.step_window import StepWindow, unsound_loss
-from lightning_uncertainty.tasks import EVALUATION, STAGES, Stage, Task, TaskMetrics, Tasks, check_renamed, specify
-from lightning_uncertainty.trainers import all_dataloaders, check_skipping, tell_epoch, trainer_of
+from lightning_uncertainty._step import (
+    StepWindow,
+    TaskLossValue,
+    all_dataloaders,
+    check_known,
+    check_optimizers,
+    check_shards,
+    check_skipping,
+    clip_separately,
+    graph_of,
+    hearing,
+    split,
+    stack_losses,
+    take_apart,
+    tell_epoch,
+    trainer_of,
+    unsound_loss,
+)
+from lightning_uncertainty._tensors import mean_losses, promote, reads_values, world_size
+from lightning_uncertainty.likelihoods import Likelihood, Prediction, as_likelihood
+from lightning_uncertainty.predictions import DeepEnsemble
+from lightning_uncertainty.predictions.predict import Scales, draw, predict, scales_of
+from lightning_uncertainty.tasks import Stage, Task, TaskCorrections
+from lightning_uncertainty.tasks.by_name import TaskHeads
+from lightning_uncertainty.tasks.metrics import TaskMetrics
+from lightning_uncertainty.tasks.stages import EVALUATION, STAGES
+from lightning_uncertainty.tasks.task import Tasks, check_renamed, specify
 from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting, Weighted, Weighting
 from lightning_uncertainty.weightings._splitting import Step
 
@@ -384,7 +398,7 @@ class MultiTaskMixin(_Host):
             forward: from inputs to outputs by task; the module itself where None.
             ensemble: of modules with these tasks, to predict with in place of this one; each has a σ and a correction
                 of its own, and the aleatoric variance is the mean of theirs.
-            options: `seed`, `max_rows` and `also` of `epistemic.sample`, for several samples.
+            options: `seed`, `max_rows` and `also` of `predictions.sample`, for several samples.
 
         Returns:
             By task: for regression the mean and standard deviations in units of the label, aleatoric and total NaN
@@ -482,7 +496,7 @@ class MultiTaskMixin(_Host):
 
         Example:
             >>> from pytorch_lightning import LightningModule
-            >>> from lightning_uncertainty.weightings import GradientBalancing
+            >>> from lightning_uncertainty.balancing import GradientBalancing
             >>> class Net(MultiTaskMixin, LightningModule):
             ...     def __init__(self):
             ...         super().__init__()

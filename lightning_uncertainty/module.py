@@ -11,9 +11,10 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_uncertainty.architectures import Architecture
-from lightning_uncertainty.epistemic import Prediction
+from lightning_uncertainty.likelihoods import Prediction
 from lightning_uncertainty.mixin import MultiTaskMixin
-from lightning_uncertainty.tasks import Stage, Task, pick, specify
+from lightning_uncertainty.tasks import Stage, Task
+from lightning_uncertainty.tasks.task import pick, specify
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["MultiTaskModule", "MultiTaskSteps"]

@@ -15,7 +15,8 @@ import yaml
 from pytorch_lightning import LightningDataModule
 
 from lightning_uncertainty import cli
-from lightning_uncertainty.cli import demo, main
+from lightning_uncertainty.cli import main
+from lightning_uncertainty.examples.demo import demo
 from lightning_uncertainty.examples.penguins import PenguinData, Trunk
 from lightning_uncertainty.module import MultiTaskModule
 from tests import _wandb_reader

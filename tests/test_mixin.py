@@ -28,9 +28,8 @@ from lightning_uncertainty import (
     UncertaintyWeighting,
     masked_sum,
 )
-from lightning_uncertainty.epistemic import DeepEnsemble
-from lightning_uncertainty.heteroscedastic import HeteroscedasticGaussian
-from lightning_uncertainty.likelihoods import Categorical
+from lightning_uncertainty.likelihoods import Categorical, HeteroscedasticGaussian
+from lightning_uncertainty.predictions import DeepEnsemble
 from lightning_uncertainty.weightings import SoftOptimalUncertaintyWeighting
 from tests._nets import Owning, Plain, columns, dicts, tensors, trainer, tuples
 from tests.trainer._weightings import BALANCING, FOLLOWING, WEIGHTINGS
@@ -277,7 +276,8 @@ def test_training_reads_only_the_error_flag_and_started(weighting, monkeypatch):
 @pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
 def test_elsewhere_than_on_eager_cpu_no_value_is_read(weighting, monkeypatch):
     """Tensors without values stand for those of a device: any read of one raises."""
-    for module in ("mixin", "likelihoods", "weightings._learnt"):
+    where = ("mixin", "likelihoods._labels", "likelihoods._elementwise", "weightings._learnt")
+    for module in where:
         monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
     net = Owning(weighting())
     net._setup_checked = True  # names are compared once a fit

@@ -7,11 +7,12 @@ Images or features go in, a prediction for every task comes out by name, interme
 from lightning_uncertainty.architectures._architecture import Architecture, BranchingArchitecture
 from lightning_uncertainty.architectures._berhu import berhu
 from lightning_uncertainty.architectures._blocks import Bottleneck
+from lightning_uncertainty.architectures._mtan_attention import MTANAttention
 from lightning_uncertainty.architectures._task_attention import TaskAttention
 from lightning_uncertainty.architectures.cross_stitch import CrossStitch, CrossStitchUnit
 from lightning_uncertainty.architectures.hard_sharing import HardSharing
 from lightning_uncertainty.architectures.jtrl import JTRL
-from lightning_uncertainty.architectures.mtan import MTAN, MTANAttention
+from lightning_uncertainty.architectures.mtan import MTAN
 from lightning_uncertainty.architectures.nddr import NDDR, NDDRLayer
 from lightning_uncertainty.architectures.pad_net import Distillation, PADNet
 from lightning_uncertainty.architectures.pap_net import PAPNet, Propagation

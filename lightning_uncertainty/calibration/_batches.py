@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_uncertainty.mixin import MultiTaskMixin
 from lightning_uncertainty.module import MultiTaskSteps
-from lightning_uncertainty.tasks import pick
+from lightning_uncertainty.tasks.task import pick
 
 __all__ = ["Inputs", "batches"]
 

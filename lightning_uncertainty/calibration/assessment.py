@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_uncertainty._show import load_pyplot, render
 from lightning_uncertainty.calibration._batches import Inputs, batches
-from lightning_uncertainty.callbacks._table import render
-from lightning_uncertainty.epistemic import Prediction
-from lightning_uncertainty.likelihoods import Likelihood
+from lightning_uncertainty.likelihoods import Likelihood, Prediction
 from lightning_uncertainty.metrics import CRPS, IntervalCoverage, PredictiveNLL, ReliabilityDiagram, Sharpness
-from lightning_uncertainty.metrics._plot import load_pyplot
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._show import render
 from lightning_uncertainty.calibration._batches import Inputs, batches
-from lightning_uncertainty.callbacks._table import render
 from lightning_uncertainty.likelihoods import Likelihood
 from lightning_uncertainty.mixin import MultiTaskMixin
-from lightning_uncertainty.predictions import evaluate
+from lightning_uncertainty.predictions.predict import evaluate
 
 __all__ = ["Recalibration", "TaskRecalibration", "fitted_factor", "fitted_temperature", "recalibrate"]
 

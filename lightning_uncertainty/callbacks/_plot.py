@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_uncertainty.dashboards import KINDS, LOG_KINDS
-from lightning_uncertainty.metrics._plot import axes_or_new
+from lightning_uncertainty._show import axes_or_new
+from lightning_uncertainty.dashboards.charts import KINDS, LOG_KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

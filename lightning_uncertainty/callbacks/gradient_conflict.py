@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_uncertainty.callbacks._base import AnyCallback, check_module, offer
+from lightning_uncertainty._show import axes_or_new
 from lightning_uncertainty.callbacks._heat_map import draw_heat_map
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._similarity import SIMILARITIES, PairMeans, shares_of_descent
-from lightning_uncertainty.dashboards import log_picture
-from lightning_uncertainty.metrics._plot import axes_or_new
+from lightning_uncertainty.callbacks.base import AnyCallback, check_module, offer
+from lightning_uncertainty.dashboards.loggers import log_picture
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 if TYPE_CHECKING:

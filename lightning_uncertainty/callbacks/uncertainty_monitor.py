@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_uncertainty.callbacks._base import AnyCallback, check_module, offer
 from lightning_uncertainty.callbacks._dominance import dominance
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._plot import Kind, plot_rows
 from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_rows
-from lightning_uncertainty.dashboards import log_config, log_task_table, log_tensorboard_layout, sigma_optima
+from lightning_uncertainty.callbacks.base import AnyCallback, check_module, offer
+from lightning_uncertainty.dashboards.loggers import log_config
+from lightning_uncertainty.dashboards.tensorboard import log_tensorboard_layout, sigma_optima
+from lightning_uncertainty.dashboards.wandb import log_task_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,7 +192,7 @@ class UncertaintyMonitor(AnyCallback):
                 "there is nothing to report: found no rows; fit with this callback for at least log_every_n_steps "
                 "steps, or load a checkpoint of such a fit"
             )
-        from lightning_uncertainty.report import Run, write_report
+        from lightning_uncertainty.dashboards import Run, write_report
 
         rows = sorted([*self.history.rows, *self.evaluations.rows], key=lambda row: row["step"])
         write_report(Run(title=self._title, rows=rows, config=self._config), path)

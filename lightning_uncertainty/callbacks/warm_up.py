@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_uncertainty.callbacks._base import AnyCallback, check_module
+from lightning_uncertainty.callbacks.base import AnyCallback, check_module
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 __all__ = ["UncertaintyWarmUp"]

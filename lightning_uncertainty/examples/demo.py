@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer, seed_everything
 
+from lightning_uncertainty._show import render
 from lightning_uncertainty.callbacks import UncertaintyMonitor
-from lightning_uncertainty.callbacks._table import render
 from lightning_uncertainty.examples.penguins import MEASURES, PenguinNet, load_penguins
 from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting
 

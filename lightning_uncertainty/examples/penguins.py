@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Accuracy, MeanSquaredError
 
-from lightning_uncertainty.heads import Rescale
 from lightning_uncertainty.mixin import MultiTaskMixin
-from lightning_uncertainty.tasks import Stage, Task
+from lightning_uncertainty.tasks import Rescale, Stage, Task
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["MEASURES", "Birds", "PenguinData", "PenguinNet", "RegressionHead", "Trunk", "load_penguins"]

@@ -7,16 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_uncertainty.precision import promote
+from lightning_uncertainty._tensors import promote, reads_values
 
-__all__ = ["Distribution", "add", "check_distribution", "observed_errors", "reads_values"]
+__all__ = ["Distribution", "add", "check_distribution", "observed_errors"]
 
 Distribution = Literal["gaussian", "laplace"]
-
-
-def reads_values(tensor: Tensor) -> bool:
-    """Whether values may be read: on eager CPU, where it costs no synchronisation."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_distribution(distribution: str) -> None:
@@ -50,7 +45,7 @@ def observed_errors(mean: Tensor, std: Tensor, target: Tensor, *, positive: bool
     observed = ~target.isnan()
     error = torch.where(observed, promote(mean) - promote(target), 0.0)
     std = torch.where(observed, promote(std), 1.0)
-    if reads_values(std):
+    if reads_values(std.device):
         wrong = ~(std > 0) if positive else ~(std >= 0)
         if wrong.any():
             raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uncertainty.metrics._plot import unit_axes
+from lightning_uncertainty._show import unit_axes
 from lightning_uncertainty.metrics._predictive import Distribution, check_distribution, observed_errors
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uncertainty.metrics._plot import unit_axes
-from lightning_uncertainty.metrics._predictive import add, reads_values
+from lightning_uncertainty._show import unit_axes
+from lightning_uncertainty._tensors import reads_values
+from lightning_uncertainty.metrics._predictive import add
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +93,7 @@ class ReliabilityDiagram(Metric):
         classes = _classes(probabilities, labels)
         labels = labels.nan_to_num(nan=self.ignore_index)
         observed = labels.long() != self.ignore_index  # in uint8, -100 would be class 156
-        if reads_values(probabilities):
+        if reads_values(probabilities.device):
             _check_values(probabilities, labels[observed], classes or 2)
         if classes:
             confidence, predicted = probabilities.float().max(1)

@@ -1,31 +1,22 @@
-"""Fits of one model under many weightings, and what is kept of each."""
+"""Fits of one model under many weightings: compared, or searched for the best; and what is kept of each."""
 
-from lightning_uncertainty.trials._fit import QUIET, Data, Make, Maker, NewWeighting, fit, new_weighting
-from lightning_uncertainty.trials._folder import Trial, TrialFolder
+from lightning_uncertainty.trials._folder import Trial
 from lightning_uncertainty.trials._mean import Mean
-from lightning_uncertainty.trials._measures import Directions, Measure, MetricNames, directions, find_measures
-from lightning_uncertainty.trials._progress import TrialProgress
-from lightning_uncertainty.trials._setup import describe, text_of
-from lightning_uncertainty.trials._watch import TrialWatch
+from lightning_uncertainty.trials._measures import Measure
+from lightning_uncertainty.trials.comparing import compare
+from lightning_uncertainty.trials.comparison import Comparison, Result
+from lightning_uncertainty.trials.search import search_weights
+from lightning_uncertainty.trials.weight_search import Point, WeightSearch, simplex_grid
 
 __all__ = [
-    "QUIET",
-    "Data",
-    "Directions",
-    "Make",
-    "Maker",
+    "Comparison",
     "Mean",
     "Measure",
-    "MetricNames",
-    "NewWeighting",
+    "Point",
+    "Result",
     "Trial",
-    "TrialFolder",
-    "TrialProgress",
-    "TrialWatch",
-    "describe",
-    "directions",
-    "find_measures",
-    "fit",
-    "new_weighting",
-    "text_of",
+    "WeightSearch",
+    "compare",
+    "search_weights",
+    "simplex_grid",
 ]

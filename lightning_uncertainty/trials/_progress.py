@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_uncertainty.callbacks._base import AnyCallback
+from lightning_uncertainty.callbacks.base import AnyCallback
 
 __all__ = ["TrialProgress"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_uncertainty.callbacks._base import AnyCallback
+from lightning_uncertainty.callbacks.base import AnyCallback
 
 __all__ = ["TrialWatch"]
 

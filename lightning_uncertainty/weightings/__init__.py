@@ -7,16 +7,6 @@ from lightning_uncertainty.weightings.constrained import ConstrainedUncertaintyW
 from lightning_uncertainty.weightings.dynamic_average import DynamicWeightAverage
 from lightning_uncertainty.weightings.fixed import FixedWeighting
 from lightning_uncertainty.weightings.geometric import GeometricLossWeighting
-from lightning_uncertainty.weightings.gradient_balancing import GradientBalancing
-from lightning_uncertainty.weightings.gradnorm import GradNorm
-from lightning_uncertainty.weightings.gramian import (
-    IMTLG,
-    MGDA,
-    FrankWolfe,
-    GramianSolver,
-    PCGrad,
-    TorchJDSolver,
-)
 from lightning_uncertainty.weightings.impartial import ImpartialLossWeighting
 from lightning_uncertainty.weightings.random_loss import RandomLossWeighting
 from lightning_uncertainty.weightings.scalarizer import ScalarizerWeighting
@@ -26,26 +16,18 @@ from lightning_uncertainty.weightings.task_prioritization import DynamicTaskPrio
 from lightning_uncertainty.weightings.uncertainty import UncertaintyWeighting
 
 __all__ = [
-    "IMTLG",
-    "MGDA",
     "AnalyticUncertaintyWeighting",
     "BoundedUncertaintyWeighting",
     "ConstrainedUncertaintyWeighting",
     "DynamicTaskPrioritization",
     "DynamicWeightAverage",
     "FixedWeighting",
-    "FrankWolfe",
     "GeometricLossWeighting",
-    "GradNorm",
-    "GradientBalancing",
-    "GramianSolver",
     "ImpartialLossWeighting",
-    "PCGrad",
     "RandomLossWeighting",
     "ScalarizerWeighting",
     "SmoothTchebycheff",
     "SoftOptimalUncertaintyWeighting",
-    "TorchJDSolver",
     "UncertaintyWeighting",
     "Weighted",
     "Weighting",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_uncertainty._tensors import promote
 from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
-from lightning_uncertainty.precision import promote
 from lightning_uncertainty.weightings._blend import Blend
 from lightning_uncertainty.weightings._splitting import Splitting
 

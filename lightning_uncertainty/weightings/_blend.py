@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lightning_uncertainty.weightings._keep_for_backward import keep_for_backward
+from lightning_uncertainty._tensors import keep_for_backward
 
 __all__ = ["Blend"]
 

@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_uncertainty.global_batch import world_size
-from lightning_uncertainty.likelihoods import reads_values
-from lightning_uncertainty.precision import promote
+from lightning_uncertainty._tensors import promote, reads_values, world_size
 
 __all__ = ["Fork", "gramian_of", "take_once"]
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_uncertainty.likelihoods import reads_values
+from lightning_uncertainty._tensors import keep_for_backward, reads_values
 from lightning_uncertainty.weightings._base import Weighted, Weighting, named_vector
-from lightning_uncertainty.weightings._keep_for_backward import keep_for_backward
 
 __all__ = ["LearntWeighting"]
 

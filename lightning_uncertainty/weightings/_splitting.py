@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_uncertainty.global_batch import SideGroup
+from lightning_uncertainty._tensors import SideGroup
 from lightning_uncertainty.weightings._fork import Fork
 from lightning_uncertainty.weightings._task_vectors import TaskVectors
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_uncertainty.precision import Float32Module
+from lightning_uncertainty._tensors import Float32Module
 
 __all__ = ["TaskVectors"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import keep_for_backward
 from lightning_uncertainty.weightings._base import Weighted, Weighting
-from lightning_uncertainty.weightings._keep_for_backward import keep_for_backward
 
 __all__ = ["DEFAULT_DECAY", "AnalyticUncertaintyWeighting"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from lightning_uncertainty.precision import promote
+from lightning_uncertainty._tensors import promote
 from lightning_uncertainty.weightings._learnt import LearntWeighting
 
 __all__ = ["BoundedUncertaintyWeighting"]

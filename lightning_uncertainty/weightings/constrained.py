@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import promote
 from lightning_uncertainty.likelihoods import optimal_log_variance
-from lightning_uncertainty.precision import promote
 from lightning_uncertainty.weightings._learnt import LearntWeighting
 
 __all__ = ["ConstrainedUncertaintyWeighting"]

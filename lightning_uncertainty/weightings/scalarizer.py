@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_uncertainty._tensors import changes, plain_state, restore, seeded, selected, torchjd
 from lightning_uncertainty.weightings._base import Weighted, Weighting
-from lightning_uncertainty.weightings._foreign_state import changes, plain_state, restore, seeded, selected, torchjd
 
 __all__ = ["ScalarizerWeighting"]
 

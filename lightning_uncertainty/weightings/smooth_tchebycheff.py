@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import keep_for_backward
 from lightning_uncertainty.weightings._base import Weighted, named_vector
 from lightning_uncertainty.weightings._by_epoch import EpochWeighting
-from lightning_uncertainty.weightings._keep_for_backward import keep_for_backward
 
 __all__ = ["SmoothTchebycheff"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uncertainty.likelihoods import Likelihood, reads_values
+from lightning_uncertainty._tensors import keep_for_backward, reads_values
+from lightning_uncertainty.likelihoods import Likelihood
 from lightning_uncertainty.weightings._base import Weighted, Weighting, check_names, named_vector
-from lightning_uncertainty.weightings._keep_for_backward import keep_for_backward
 from lightning_uncertainty.weightings._kpi_sources import (
     LOG_PROBABILITY,
     Kpi,

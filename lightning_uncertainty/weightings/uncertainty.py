@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import one_way_clamp, promote
 from lightning_uncertainty.likelihoods import optimal_log_variance
-from lightning_uncertainty.precision import promote
 from lightning_uncertainty.weightings._base import check_names
 from lightning_uncertainty.weightings._learnt import LearntWeighting
-from lightning_uncertainty.weightings._one_way_clamp import one_way_clamp
 
 __all__ = ["UncertaintyWeighting"]
 

@@ -3,10 +3,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_uncertainty.architectures import MTANAttention
 from lightning_uncertainty.architectures._blocks import Bottleneck, conv_bn_relu
 from lightning_uncertainty.architectures._mtan_attention import carry, shrink
 from lightning_uncertainty.architectures.hard_sharing import HardSharing
-from lightning_uncertainty.architectures.mtan import MTAN, MTANAttention
+from lightning_uncertainty.architectures.mtan import MTAN
 
 # Mask = sigmoid(W * u), attended = mask * p; computed independently, a 1x1 convolution in the place of all layers.
 VECTOR = {

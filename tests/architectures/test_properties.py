@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightning_uncertainty.architectures import BranchingArchitecture
-from lightning_uncertainty.weightings import FixedWeighting, GradientBalancing, UncertaintyWeighting
+from lightning_uncertainty.balancing import GradientBalancing
+from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting
 from tests._nets import trainer
 from tests._ranks import rank_environments, results
 from tests.architectures._architectures import (
@@ -24,7 +25,7 @@ from tests.architectures._architectures import (
     make,
 )
 from tests.architectures._ddp import fit
-from tests.weightings._solvers import Returns
+from tests.balancing._solvers import Returns
 
 each = pytest.mark.parametrize("name", ARCHITECTURES)
 each_cell = pytest.mark.parametrize(

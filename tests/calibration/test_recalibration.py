@@ -72,7 +72,7 @@ def test_the_factor_of_counts_is_that_of_their_dispersion():
 
 
 def test_heteroscedastic_tasks_are_corrected_by_their_own_sigma():
-    from lightning_uncertainty.heteroscedastic import HeteroscedasticGaussian
+    from lightning_uncertainty.likelihoods import HeteroscedasticGaussian
 
     torch.manual_seed(0)
     s = torch.randn(N)

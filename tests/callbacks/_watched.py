@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty import GradientConflictMonitor, MultiTaskMixin, Task, UncertaintyWeighting
-from lightning_uncertainty.weightings import GradientBalancing
+from lightning_uncertainty.balancing import GradientBalancing
 from tests._nets import trainer
 
 NAMES = ("depth", "width", "kind")

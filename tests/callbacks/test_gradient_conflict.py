@@ -22,11 +22,11 @@ from lightning_uncertainty import (
     Task,
     UncertaintyMonitor,
     UncertaintyWeighting,
-    report,
+    dashboards,
 )
+from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.callbacks._similarity import SIMILARITIES, shares_of_descent
 from lightning_uncertainty.callbacks.gradient_conflict import _set_stance
-from lightning_uncertainty.weightings import GradientBalancing
 from lightning_uncertainty.weightings._fork import Fork
 from tests import _wandb_reader
 from tests._nets import Plain, tensors, trainer, tuples
@@ -467,7 +467,7 @@ def test_every_value_of_a_wandb_run_is_the_truth(tmp_path):
                 assert row[key] == pytest.approx(value)
     for kind in SIMILARITIES:
         assert len(list((folder / "files/media/images" / kind).glob("heat_map*.png"))) == 1
-    assert report.read_run(folder).tasks == NAMES
+    assert dashboards.read_run(folder).tasks == NAMES
 
 
 def test_tensorboard_gets_the_pictures_and_others_none(tmp_path):

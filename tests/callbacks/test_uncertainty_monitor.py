@@ -24,10 +24,10 @@ from lightning_uncertainty import (
     MultiTaskMixin,
     UncertaintyMonitor,
     UncertaintyWeighting,
-    report,
+    dashboards,
 )
-from lightning_uncertainty.dashboards import KINDS
-from lightning_uncertainty.heteroscedastic import HeteroscedasticGaussian
+from lightning_uncertainty.dashboards.charts import KINDS
+from lightning_uncertainty.likelihoods import HeteroscedasticGaussian
 from tests import _wandb_reader
 from tests._nets import Owning, Plain, dicts, trainer, tuples
 
@@ -348,8 +348,8 @@ def test_validation_reads_the_device_once(monkeypatch):
 
 def test_a_report_holds_both_histories_and_needs_rows(tmp_path, monkeypatch):
     runs = []
-    write = report.write_report
-    monkeypatch.setattr(report, "write_report", lambda run, path: (runs.append(run), write(run, path)))
+    write = dashboards.write_report
+    monkeypatch.setattr(dashboards, "write_report", lambda run, path: (runs.append(run), write(run, path)))
     monitor = UncertaintyMonitor(prefix="u/")
     with pytest.raises(ValueError, match="there is nothing to report: found no rows; fit with this callback"):
         monitor.report(tmp_path / "report.html")

@@ -15,11 +15,12 @@ from pytorch_lightning.strategies import DDPStrategy
 from torchmetrics import Accuracy
 
 from lightning_uncertainty import UncertaintyMonitor, UncertaintyWeighting
-from lightning_uncertainty.weightings import DynamicTaskPrioritization, GradientBalancing, Weighting
+from lightning_uncertainty.balancing import GradientBalancing
+from lightning_uncertainty.weightings import DynamicTaskPrioritization, Weighting
 from tests._nets import trainer
 from tests._ranks import RANKS, STEPS, Dealt, PlainMeans, Rows, SkippedHeads, Together, optimizer_tensors, tensors
+from tests.balancing._solvers import Inverse
 from tests.trainer._weightings import BY_EPOCH, WEIGHTINGS
-from tests.weightings._solvers import Inverse
 
 TIMEOUT = timedelta(seconds=30)  # of a collective: a rank that waits for another fails soon
 FIND_UNUSED = "ddp_find_unused_parameters_true"

@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty import MultiTaskModule, Task
-from lightning_uncertainty.heads import HeteroscedasticHead
-from lightning_uncertainty.heteroscedastic import HeteroscedasticGaussian
+from lightning_uncertainty.likelihoods import HeteroscedasticGaussian
+from lightning_uncertainty.tasks import HeteroscedasticHead
 from tests._nets import columns, trainer
 from tests._ranks import RANKS
 

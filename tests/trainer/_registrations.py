@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_uncertainty import Task
-from lightning_uncertainty.heads import TaskHeads
 from lightning_uncertainty.likelihoods import LIKELIHOODS
+from lightning_uncertainty.tasks.by_name import TaskHeads
 from tests.trainer._fuzz import HUGE, NAMES, Setup, by_name, setups
 
 BAD_NAMES = ["", "a.b", "type", "training", "renamed", "_modules", "1st", "tâche", "a b", "x\n", 3, None]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanAbsoluteError
 
 from lightning_uncertainty import Task
-from lightning_uncertainty.heads import Rescale
+from lightning_uncertainty.tasks import Rescale
 from tests._ranks import STEPS, Dealt, Rows, batch_of, shares
 
 KINDS = {"depth": ("gaussian", 1), "width": ("gaussian", 1), "kind": ("categorical", 3)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lightning_uncertainty.balancing import GradientBalancing, GradNorm
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     BoundedUncertaintyWeighting,
@@ -12,8 +13,6 @@ from lightning_uncertainty.weightings import (
     DynamicWeightAverage,
     FixedWeighting,
     GeometricLossWeighting,
-    GradientBalancing,
-    GradNorm,
     ImpartialLossWeighting,
     RandomLossWeighting,
     SmoothTchebycheff,

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from lightning_uncertainty.report import read_run
+from lightning_uncertainty.dashboards import read_run
 from tests._ranks import STEPS, batch_of, rank_environments, results, run
 from tests.trainer._ddp import BAD, CELLS, MODES, NONFINITE, WEIGHTINGS, fit_one, make
 

@@ -161,7 +161,7 @@ def test_any_other_word_is_refused():
     ],
 )
 def test_over_processes_steps_that_cannot_be_skipped_are_refused_at_the_start(options, found, monkeypatch):
-    monkeypatch.setattr("lightning_uncertainty.trainers.world_size", lambda: 2)
+    monkeypatch.setattr("lightning_uncertainty._step.trainers.world_size", lambda: 2)
     with pytest.raises(RuntimeError, match=f"should have whole steps to skip: found .*{found}"):
         trainer(**options).fit(Faulty(), batches([1.0]))
     trainer(max_epochs=1, **options).fit(Faulty(on_nonfinite="raise"), batches([1.0]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchjd.scalarization import STCH, UW
 
+from lightning_uncertainty.balancing import GradientBalancing, GradNorm
 from lightning_uncertainty.likelihoods import LIKELIHOODS, Likelihood
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
@@ -18,8 +19,6 @@ from lightning_uncertainty.weightings import (
     DynamicWeightAverage,
     FixedWeighting,
     GeometricLossWeighting,
-    GradientBalancing,
-    GradNorm,
     ImpartialLossWeighting,
     RandomLossWeighting,
     ScalarizerWeighting,

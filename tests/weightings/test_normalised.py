@@ -5,16 +5,13 @@ import math
 import pytest
 import torch
 
-from lightning_uncertainty.heteroscedastic import AsGeneric, HeteroscedasticGaussian
-from lightning_uncertainty.likelihoods import Categorical, Gaussian
+from lightning_uncertainty.balancing import MGDA, FrankWolfe, GradientBalancing
+from lightning_uncertainty.likelihoods import AsGeneric, Categorical, Gaussian, HeteroscedasticGaussian
 from lightning_uncertainty.weightings import (
-    MGDA,
     AnalyticUncertaintyWeighting,
     DynamicTaskPrioritization,
     FixedWeighting,
-    FrankWolfe,
     GeometricLossWeighting,
-    GradientBalancing,
     RandomLossWeighting,
     UncertaintyWeighting,
 )

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_uncertainty._tensors import normal
 from lightning_uncertainty.weightings import RandomLossWeighting
-from lightning_uncertainty.weightings._hash import normal
 from tests.weightings._properties import assert_same, draw_losses, everywhere, make_tasks, train_step
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))["rlw"]

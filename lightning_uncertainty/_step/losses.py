@@ -1,0 +1,81 @@
+"""The losses of a step, given by task name, as vectors in the order of registration."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty._tensors import promote
+
+__all__ = ["TaskLossValue", "check_known", "graph_of", "stack_losses"]
+
+TaskLossValue = Tensor | tuple[Tensor, Tensor | float] | None
+
+
+def stack_losses(
+    losses: Mapping[str, TaskLossValue], tasks: Mapping[str, object], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Stack sums and counts `[T]` in the order of `tasks`; no counts where all losses are means.
+
+    Raises:
+        ValueError: a task is unknown or missing, or a loss is neither a scalar nor a pair of them.
+
+    Example:
+        >>> tasks = {"depth": "gaussian", "kind": "categorical"}
+        >>> stack_losses({"kind": (torch.tensor(6.0), 3), "depth": None}, tasks, torch.device("cpu"))
+        (tensor([0., 6.]), tensor([0., 3.]))
+    """
+    if losses.keys() != tasks.keys():
+        check_known(losses, tasks)
+        missing = ", ".join(name for name in tasks if name not in losses)
+        raise ValueError(
+            f"every task should have an entry: found none for {missing}; give None where it has no labels in this batch"
+        )
+    values = [losses[name] for name in tasks]
+    if all(isinstance(value, Tensor) and not value.shape for value in values):
+        return promote(torch.stack(values)), None  # type: ignore[arg-type]
+    nothing = torch.zeros((), dtype=torch.float32, device=device)  # not the default type, which may be a half one
+    pairs = [_pair(name, value, nothing) for name, value in zip(tasks, values, strict=True)]
+    sums = promote(torch.stack([value for value, _ in pairs]))
+    return sums, torch.stack([count.to(sums) for _, count in pairs])
+
+
+def check_known(names: Iterable[str], tasks: Collection[str]) -> None:
+    """Raise where a name is no task.
+
+    Raises:
+        ValueError: so it is.
+    """
+    unknown = [str(name) for name in names if name not in tasks]
+    if unknown:
+        raise ValueError(f"tasks should be among {', '.join(tasks)}: found {', '.join(unknown)}; register them all")
+
+
+def graph_of(value: TaskLossValue) -> Tensor | None:
+    """Return the tensor of a loss that has a gradient, None where it has none."""
+    total = value[0] if isinstance(value, tuple) else value
+    return total if total is not None and total.requires_grad else None
+
+
+def _pair(name: str, value: TaskLossValue, nothing: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a loss as `(sum, count)`: a mean counts 1, None counts 0."""
+    total, count = value if isinstance(value, tuple) and len(value) == 2 else (value, 1.0)
+    if value is None:
+        return nothing, nothing
+    if isinstance(count, float | int):
+        count = torch.full_like(nothing, count)
+    if not all(isinstance(item, Tensor) and not item.shape for item in (total, count)):
+        raise ValueError(
+            f"a loss should be a 0-dimensional tensor or a pair (sum, count): found {_shape(value)} for task {name!r}; "
+            "take its mean, or use masked_sum"
+        )
+    return total, count  # type: ignore[return-value]
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(_shape(item) for item in value)})"
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

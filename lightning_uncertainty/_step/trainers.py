@@ -1,0 +1,66 @@
+"""What is asked of a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lightning_uncertainty._tensors import world_size
+from lightning_uncertainty.weightings import Weighting
+
+__all__ = ["all_dataloaders", "check_skipping", "tell_epoch", "trainer_of"]
+
+
+def trainer_of(module: Any) -> Any | None:
+    """The module's Trainer; None where it has none."""
+    try:
+        return module.trainer
+    except RuntimeError:  # Lightning's way to say that there is none
+        return None
+
+
+@torch.compiler.disable
+def tell_epoch(module: Any, weighting: Weighting) -> None:
+    """Tell a weighting the module's epoch; 0 where it has no Trainer.
+
+    A compiled step breaks here: compiled with it, the number would be a constant, and every epoch another program.
+    """
+    trainer = trainer_of(module)
+    weighting.start_epoch(0 if trainer is None else trainer.current_epoch)
+
+
+@contextmanager
+def all_dataloaders(trainer: Any | None) -> Iterator[None]:
+    """Have Lightning compute what is logged within when all dataloaders are through, under one key for all."""
+    results = None if trainer is None else trainer._results
+    if results is None:
+        yield
+        return
+    index, results.dataloader_idx = results.dataloader_idx, None
+    try:
+        yield
+    finally:
+        results.dataloader_idx = index
+
+
+def check_skipping(trainer: Any | None) -> None:
+    """Raise where a step that is skipped on all processes would leave a trace.
+
+    Raises:
+        RuntimeError: so it is.
+    """
+    if trainer is None or world_size() == 1:
+        return
+    found = []
+    if trainer.accumulate_grad_batches > 1:
+        found.append("accumulated batches, of which the last reduces the gradients of all")
+    if trainer.scaler is not None:
+        found.append("a GradScaler, which wants gradients in every step")
+    if found:
+        raise RuntimeError(
+            f"on_nonfinite='skip_step' should have whole steps to skip: found {world_size()} processes with "
+            f"{' and '.join(found)}; do without, or use on_nonfinite='raise'"
+        )

@@ -1,0 +1,89 @@
+"""What the training steps since the last row left behind, on the device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty.weightings import Weighted, Weighting
+
+__all__ = ["StepWindow", "unsound_loss"]
+
+
+class StepWindow:
+    """Losses summed over the steps where each task was present, and the numbers of its latest present step.
+
+    Plain tensors: as buffers they would be broadcast from rank 0 and saved in checkpoints. They are made once, outside
+    of compiled steps, and written in place: what a step makes may lie where CUDA graphs write the next step's.
+    Adding a step launches a few kernels and reads nothing.
+    """
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None  # steps with labels, √|loss| (NaN or inf once one is unsound), loss: [3, T]
+        self.latest: Tensor  # weights, and log-variances where there are any, [2, T]
+
+    def prepare(self, like: Tensor) -> None:
+        """Make the tensors of a vector's `[T]` length, type and device, if there are none on it."""
+        if self.sums is None or self.sums.device != like.device:
+            self.sums = like.new_zeros(3, len(like))
+            self.latest = like.new_full((2, len(like)), torch.nan)
+
+    def add(self, losses: Tensor, roots: Tensor, present: Tensor, weighted: Weighted) -> None:
+        """Note one step: detached losses, their `roots`, presence, `[T]` each, and what became of them."""
+        if not torch.compiler.is_compiling():
+            self.prepare(losses)
+        if self.sums is None or self.sums.device != losses.device:
+            return  # compiled, and `check_setup` has not been called: nobody watches
+        self.sums.add_(torch.stack([present.to(losses.dtype), roots, losses]))
+        pair = [weighted.weights, weighted.weights if weighted.log_variances is None else weighted.log_variances]
+        self.latest.copy_(torch.where(present, torch.stack(pair), self.latest))
+
+    def empty(self) -> None:
+        """Forget all."""
+        if self.sums is not None:
+            self.sums.zero_()
+
+    def take(self, weighting: Weighting) -> dict[str, dict[str, float]]:
+        """Return the row, by log key and task, and empty the window; one copy to the host.
+
+        Tasks without a label since the last row are left out, and keys that the weighting does not have.
+        """
+        if self.sums is None:
+            return {}
+        steps, roots, losses = self.sums
+        mean_losses = losses / steps.clamp(min=1)
+        vectors = [steps, roots, mean_losses, weighting.trunk_weights(self.latest[0])]
+        optimum = weighting.optimum(mean_losses, steps)
+        if weighting.log_variance is not None and optimum is not None:
+            vectors += [self.latest[1], optimum]
+        columns = torch.stack([vector.to(mean_losses.dtype) for vector in vectors]).T.tolist()
+        self.empty()
+        rows = {task: column for task, column in zip(weighting.tasks, columns, strict=True) if column[0] > 0}
+        if not rows:
+            return {}
+        for task, column in rows.items():
+            if not math.isfinite(column[1]):
+                normalised = task in weighting.normalised
+                found = f"a value that is {'' if normalised else 'negative, '}NaN or inf since the last logged step"
+                raise ValueError(unsound_loss(task, found, normalised))
+        total = sum(column[3] for column in rows.values())
+        row = {
+            "loss": {task: column[2] for task, column in rows.items()},
+            "weight": {task: column[3] for task, column in rows.items()},
+            "weight_share": {task: column[3] / total for task, column in rows.items() if total > 0},
+        }
+        if len(vectors) > 4:
+            s = {task: (column[4], column[5]) for task, column in rows.items() if math.isfinite(column[4])}
+            row["sigma"] = {task: math.exp(own / 2) for task, (own, _) in s.items()}
+            row["sigma_gap"] = {task: math.expm1((own - best) / 2) for task, (own, best) in s.items()}
+        return row
+
+
+def unsound_loss(task: str, found: str, normalised: bool = False) -> str:
+    """The sentence for a loss that no weighting can use; that of a normalised likelihood may be negative."""
+    return (
+        f"the loss of task {task!r} should be finite{'' if normalised else ' and at least 0'}: found {found}; look at "
+        "its labels, its output and the learning rate"
+    )

@@ -1,0 +1,28 @@
+"""What knows tensors and processes alone, and nothing of tasks."""
+
+from lightning_uncertainty._tensors.clamping import one_way_clamp
+from lightning_uncertainty._tensors.foreign_state import changes, plain_state, restore, seeded, selected, torchjd
+from lightning_uncertainty._tensors.global_batch import SideGroup, mean_losses, world_size
+from lightning_uncertainty._tensors.hash import normal, uniform
+from lightning_uncertainty._tensors.keeping import keep_for_backward
+from lightning_uncertainty._tensors.precision import Float32Module, promote
+from lightning_uncertainty._tensors.reading import reads_values
+
+__all__ = [
+    "Float32Module",
+    "SideGroup",
+    "changes",
+    "keep_for_backward",
+    "mean_losses",
+    "normal",
+    "one_way_clamp",
+    "plain_state",
+    "promote",
+    "reads_values",
+    "restore",
+    "seeded",
+    "selected",
+    "torchjd",
+    "uniform",
+    "world_size",
+]

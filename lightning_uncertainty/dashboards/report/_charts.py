@@ -1,0 +1,181 @@
+"""The charts of a run as plain data: what page.js draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_uncertainty.dashboards.report._run import STAGES, Curve, Run
+
+__all__ = ["Chart", "charts", "number"]
+
+_POINTS = 1000  # of a line; more than a screen has columns for
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_LOOKS = {"train": "dashed", "val": "line", "test": "points"}
+
+SIGMA = (
+    "Each task's σ (solid) and σ*, which would be optimal for its losses of the moment (dotted): where the two lie on "
+    "each other, σ is true."
+)
+GAP = (
+    "How far σ is from σ*: near 0 % σ is true, above it σ is too large and lags behind a falling loss, below it σ is "
+    "too small."
+)
+WEIGHT = (
+    "d total / d loss, by how much the total grows with a task's loss: it depends on the loss's unit, so look at its "
+    "course rather than its height."
+)
+SHARE = (
+    "Each weight as a part of all weights: above 95 % one task decides, if it is not merely that its loss has the "
+    "smaller unit."
+)
+LOSS = (
+    "Mean loss of the steps since the last row, in the unit of each task's likelihood: a line that still falls has "
+    "more to gain from training."
+)
+HELD_OUT = "Mean loss on data that is not trained on: a line that rises while its training loss falls overfits."
+BALANCED = (
+    "The total with every σ at its optimum, one number for all tasks: lower is better, and its sign and size mean "
+    "nothing."
+)
+METRIC = "Latest: {}."
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart and the words around it.
+
+    Attributes:
+        id: unique on the page.
+        section: heading under which it stands.
+        title: its own heading.
+        caption: what to look for, in a sentence.
+        axis: "log", "linear", "gap" (ratios on a log axis, called by their percentages) or "share" (percent).
+        traces: what is drawn; `task` is the task's index or None, `look` how it is drawn.
+        small: whether it is one of many.
+    """
+
+    id: str
+    section: str
+    title: str
+    caption: str
+    axis: str
+    traces: list[dict[str, Any]] = field(default_factory=list)
+    small: bool = False
+
+    def add(self, name: str, task: int | None, curve: Curve | None, look: str, keep: Sequence[int] = ()) -> None:
+        """Add a trace, thinned evenly, or to the steps to keep, if there is a curve."""
+        if curve is None:
+            return
+        points = list(zip(curve.steps, curve.values, strict=True))
+        kept = set(keep) or set(_thinned(curve.steps))
+        points = [(step, value) for step, value in points if step in kept]
+        self.traces.append({
+            "name": name,
+            "task": task,
+            "look": look,
+            "x": [step for step, _ in points],
+            "y": [_json(value) for _, value in points],
+        })  # fmt: skip
+
+
+def charts(run: Run) -> list[Chart]:
+    """Return the charts for which the run has keys."""
+    drawn = [
+        _sigma(run, Chart("sigma", "σ", "σ per task", SIGMA, "log")),
+        _per_task(run, Chart("sigma_gap", "σ", "Gap between σ and its optimum", GAP, "gap"), lambda gap: 1 + gap),
+        _per_task(run, Chart("weight", "Weights", "Effective weights", WEIGHT, "log")),
+        _shares(run, Chart("weight_share", "Weights", "Shares of the weight", SHARE, "share")),
+        _per_task(run, Chart("loss", "Losses", "Training losses", LOSS, "log")),
+        _held_out_losses(run, Chart("held_out_loss", "Losses", "Held-out losses", HELD_OUT, "log")),
+        _balanced(run, Chart("balanced_loss", "Losses", "Balanced loss", BALANCED, "linear")),
+        *_metrics(run),
+    ]
+    return [chart for chart in drawn if chart.traces]
+
+
+def number(value: float) -> str:
+    """Return a number as readers write it, with four digits.
+
+    Example:
+        >>> number(113_123.4), number(0.00123456), number(1.5e-9), number(0.0), number(float("nan"))
+        ('113,100', '0.001235', '1.5 × 10⁻⁹', '0', 'nan')
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.3e}".split("e")
+    if not -5 < int(exponent) < 7:
+        return f"{float(mantissa):g} × 10{str(int(exponent)).translate(_RAISED)}"
+    return f"{float(f'{value:.3e}'):,.{max(0, 3 - int(exponent))}f}"
+
+
+def _per_task(run: Run, chart: Chart, change: Callable[[float], float] = float) -> Chart:
+    for index, task in enumerate(run.tasks):
+        chart.add(task, index, _map(run.training(chart.id, task), change), "line")
+    return chart
+
+
+def _sigma(run: Run, chart: Chart) -> Chart:
+    _per_task(run, chart)
+    for index, task in enumerate(run.tasks):
+        chart.add(task, index, _optimum(run, task), "dotted")
+    return chart
+
+
+def _shares(run: Run, chart: Chart) -> Chart:
+    """Stack percentages over the same steps, so that they add up to 100."""
+    curves = {task: _map(run.training("weight_share", task), lambda share: 100 * share) for task in run.tasks}
+    steps = _thinned(sorted({step for curve in curves.values() if curve for step in curve.steps}))
+    for index, task in enumerate(run.tasks):
+        chart.add(task, index, curves[task], "area", steps)
+    return chart
+
+
+def _held_out_losses(run: Run, chart: Chart) -> Chart:
+    for (stage, task, metric), curve in run.held_out.items():
+        if metric == "loss":
+            chart.add(f"{task}, {stage}", run.tasks.index(task), curve, _LOOKS[stage])
+    return chart
+
+
+def _balanced(run: Run, chart: Chart) -> Chart:
+    for stage, curve in run.balanced.items():
+        chart.add(stage, None, curve, _LOOKS[stage])
+    return chart
+
+
+def _metrics(run: Run) -> Iterable[Chart]:
+    """Return one chart for each metric of each task: their units differ."""
+    for task, metric in dict.fromkeys((task, metric) for _, task, metric in run.held_out if metric != "loss"):
+        stages = {stage: run.held_out[stage, task, metric] for stage in STAGES if (stage, task, metric) in run.held_out}
+        latest = ", ".join(f"{number(curve.values[-1])} ({stage})" for stage, curve in stages.items())
+        chart = Chart(f"metric-{task}-{metric}", "Metrics", metric, METRIC.format(latest), "linear", small=True)
+        for stage, curve in stages.items():
+            chart.add(f"{task}, {stage}", run.tasks.index(task), curve, _LOOKS[stage])
+        yield chart
+
+
+def _optimum(run: Run, task: str) -> Curve | None:
+    """σ* = σ / (1 + gap), at the steps that have both."""
+    sigma, gap = run.training("sigma", task), run.training("sigma_gap", task)
+    if sigma is None or gap is None:
+        return None
+    gaps = dict(zip(gap.steps, gap.values, strict=True))
+    both = [(step, value) for step, value in zip(sigma.steps, sigma.values, strict=True) if gaps.get(step, -1) != -1]
+    return Curve([step for step, _ in both], [value / (1 + gaps[step]) for step, value in both])
+
+
+def _map(curve: Curve | None, change: Callable[[float], float]) -> Curve | None:
+    return curve and Curve(curve.steps, [change(value) for value in curve.values])
+
+
+def _thinned(steps: Sequence[int]) -> list[int]:
+    """Every k-th step and the last, so many that a line stays drawable."""
+    stride = -(-len(steps) // _POINTS)
+    return [*steps[::stride], steps[-1]] if stride > 1 else list(steps)
+
+
+def _json(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None

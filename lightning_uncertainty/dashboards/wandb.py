@@ -1,0 +1,159 @@
+"""wandb's saved view and table."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lightning_uncertainty.dashboards.charts import KINDS, LOG_KINDS, TaskNames, metrics_by_task
+
+__all__ = ["log_comparison", "log_task_table", "save_wandb_workspace", "wandb_workspace"]
+
+_STEP = "trainer/global_step"  # the x axis of WandbLogger
+
+
+def wandb_workspace(
+    entity: str, project: str, tasks: TaskNames, *, prefix: str = "", name: str = "Uncertainty weighting"
+) -> Any:
+    """Build the view of a wandb project that shows all tasks in one chart; `save_wandb_workspace` puts it there.
+
+    Args:
+        entity: user or team that owns the project.
+        project: name of the project.
+        tasks: task names, or a mapping from task name to the names of its metrics, which gives each such task a chart
+            of `val/<task>/<metric>`.
+        prefix: that of the `UncertaintyMonitor`.
+        name: title of the view and of its section.
+
+    Returns:
+        A `wandb_workspaces.workspaces.Workspace`; building it needs no account.
+
+    Raises:
+        ValueError: there is no task, a task is there twice, or names are one text instead of a list.
+        ModuleNotFoundError: wandb-workspaces is not installed.
+
+    Example:
+        >>> workspace = wandb_workspace("me", "scenes", {"depth": ["MeanAbsoluteError"], "normals": []})
+        >>> [panel.y for panel in workspace.sections[0].panels][0]
+        ['sigma/depth', 'sigma/normals']
+    """
+    metrics = metrics_by_task(tasks)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, for wandb_workspaces itself
+            import wandb_workspaces.reports.v2 as reports
+            import wandb_workspaces.workspaces as workspaces
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "a wandb workspace needs wandb-workspaces: pip install 'lightning-uncertainty[workspace]'"
+        ) from error
+
+    def chart(title: str, keys: Iterable[str], **options: Any) -> Any:
+        return reports.LinePlot(title=title, x=_STEP, y=list(keys), title_x="step", **options)  # type: ignore[attr-defined]
+
+    def training(kind: str, **options: Any) -> Any:
+        if kind in LOG_KINDS:
+            options["log_y"] = True
+        return chart(KINDS[kind], (f"{prefix}{kind}/{task}" for task in metrics), **options)
+
+    panels = [
+        training("sigma"),
+        training("sigma_gap"),
+        training("weight"),
+        training("weight_share", plot_type="pct-area"),
+        training("loss"),
+        chart("held-out loss", (f"val/{task}/loss" for task in metrics), log_y=True),
+        chart("held-out balanced loss", ["val/balanced_loss"]),
+        *(
+            chart(f"held-out {task}", (f"val/{task}/{metric}" for metric in names))
+            for task, names in metrics.items()
+            if names
+        ),
+    ]
+    section = workspaces.Section(
+        name=name,
+        panels=panels,
+        is_open=True,
+        pinned=True,
+        layout_settings=workspaces.SectionLayoutSettings(columns=2, rows=-(-len(panels) // 2)),
+    )
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=name,
+        sections=[section],
+        settings=workspaces.WorkspaceSettings(x_axis=_STEP, group_by_prefix="first"),
+        auto_generate_panels=True,
+    )
+
+
+def save_wandb_workspace(
+    entity: str, project: str, tasks: TaskNames, *, prefix: str = "", name: str = "Uncertainty weighting"
+) -> str:
+    """Build the view as `wandb_workspace` does, save it in the project, and return its address; once is enough.
+
+    Raises:
+        ValueError: as `wandb_workspace`.
+        ModuleNotFoundError: wandb-workspaces is not installed.
+        RuntimeError: wandb knows no account on this machine, or its server refuses the view.
+    """
+    workspace = wandb_workspace(entity, project, tasks, prefix=prefix, name=name)
+    from wandb.errors import AuthenticationError, UsageError
+
+    try:
+        return str(workspace.save().url)
+    except (AuthenticationError, UsageError) as error:
+        raise RuntimeError(
+            f"saving a wandb workspace needs an account: found none that works ({_one_line(error)}); run `wandb login` "
+            "or set WANDB_API_KEY"
+        ) from error
+    except Exception as error:  # wandb's releases raise different classes when a server refuses
+        raise RuntimeError(
+            f"wandb should take the workspace for {entity}/{project}: found a refusal ({_one_line(error)}); look "
+            "whether both names are right and your account may write there"
+        ) from error
+
+
+def log_task_table(logger: Any, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Log a table to a logger of wandb; other loggers, and one whose experiment only resembles a wandb run, get none.
+
+    Rows hold numbers and texts by column, None where a row has no such entry.
+    """
+    if "wandb" not in sys.modules:
+        return
+    from wandb.sdk.wandb_run import Run
+
+    if isinstance(getattr(logger, "experiment", None), Run):
+        logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
+
+
+def log_comparison(
+    logger: Any, columns: Sequence[str], rows: Sequence[Sequence[Any]], figure: Any, summary: Mapping[str, float]
+) -> None:
+    """Give a run of wandb the table and the picture of a comparison, and single numbers to its summary.
+
+    Args:
+        logger: the run, or a WandbLogger of either Lightning package.
+        columns: of the table.
+        rows: of the table.
+        figure: of matplotlib.
+        summary: by key.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    import wandb
+    from wandb.sdk.wandb_run import Run
+
+    run = logger if isinstance(logger, Run) else getattr(logger, "experiment", None)
+    if not isinstance(run, Run):
+        raise ValueError(f"a comparison should be logged to a WandbLogger or a run of wandb: found {logger!r}")
+    table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+    run.log({"comparison": table, "comparison_plot": wandb.Image(figure)})
+    run.summary.update(dict(summary))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,38 @@
+"""Likelihoods by name."""
+
+from __future__ import annotations
+
+from lightning_uncertainty.likelihoods._base import Likelihood
+from lightning_uncertainty.likelihoods.bernoulli import Bernoulli
+from lightning_uncertainty.likelihoods.categorical import Categorical, CategoricalHalf
+from lightning_uncertainty.likelihoods.gaussian import Gaussian
+from lightning_uncertainty.likelihoods.generic import Generic
+from lightning_uncertainty.likelihoods.laplace import L1Kendall, Laplace
+from lightning_uncertainty.likelihoods.poisson import Poisson
+
+__all__ = ["LIKELIHOODS", "as_likelihood"]
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    kind._name: kind
+    for kind in (Gaussian, Laplace, L1Kendall, Categorical, CategoricalHalf, Bernoulli, Poisson, Generic)
+}
+"""Likelihoods by name."""
+
+
+def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
+    """Return a likelihood given by its name or as itself.
+
+    Raises:
+        ValueError: no likelihood has that name.
+
+    Example:
+        >>> as_likelihood("laplace")
+        Laplace()
+    """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if not isinstance(likelihood, str) or likelihood not in LIKELIHOODS:
+        raise ValueError(
+            f"a likelihood should be one of {', '.join(LIKELIHOODS)}, or a Likelihood: found {likelihood!r}"
+        )
+    return LIKELIHOODS[likelihood]()

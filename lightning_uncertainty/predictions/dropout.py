@@ -1,0 +1,57 @@
+"""Dropout that stays on when the rest of the network predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from lightning_uncertainty.predictions._modes import switched
+
+__all__ = ["mc_dropout"]
+
+
+@contextmanager
+def mc_dropout(module: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> Iterator[None]:
+    """Let dropout drop inside the block, and everything else evaluate, BatchNorm above all.
+
+    Dropout is every dropout layer of torch, and what drops inside `nn.MultiheadAttention`, the recurrent layers and
+    `nn.TransformerEncoderLayer`. After the block every module is in the mode it was in.
+
+    Source: Gal & Ghahramani, "Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep Learning",
+    ICML 2016.
+
+    Args:
+        module: the network.
+        also: classes whose own training mode makes them drop, such as a DropPath, or a block that calls
+            `torch.nn.functional.dropout(x, p, self.training)`. Their children are not meant.
+
+    Raises:
+        ValueError: nothing inside would drop.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5)).eval()
+        >>> with mc_dropout(net):
+        ...     [part.training for part in net]
+        [False, True]
+        >>> net[1].training
+        False
+    """
+    if not any(_drops(part) or isinstance(part, also) for part in module.modules()):
+        raise ValueError(
+            f"{type(module).__name__} should have dropout with p > 0: found none; add nn.Dropout, name classes that "
+            "drop by themselves in also=(...), since a call of functional dropout cannot be seen, or use DeepEnsemble"
+        )
+    fused = nn.TransformerEncoderLayer  # its own mode decides on a path that skips the dropout of its children
+    with switched(module, lambda part: _drops(part) or isinstance(part, (fused, *also))):
+        yield
+
+
+def _drops(part: nn.Module) -> bool:
+    if isinstance(part, _DropoutNd):
+        return part.p > 0
+    if isinstance(part, nn.RNNBase):
+        return part.dropout > 0 and part.num_layers > 1  # between its layers
+    return isinstance(part, nn.MultiheadAttention) and part.dropout > 0

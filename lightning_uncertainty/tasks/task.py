@@ -1,0 +1,161 @@
+"""What a task is: its likelihood, and what it may own of head, labels and metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
+from lightning_uncertainty.tasks.by_name import TaskHeads
+
+__all__ = ["Task", "Tasks", "check_renamed", "deep_supervision", "pick", "specify"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that owns its head, its likelihood and its metrics.
+
+    Args:
+        likelihood: a name in `LIKELIHOODS` or a `Likelihood`, for example `Categorical(ignore_index=255)`.
+        head: module from the shared features to the task's output.
+        target: key of the batch, or function of the batch, that gives the labels; the task's name where None. Missing
+            labels are NaN (class indices: `ignore_index`), or None for all of them.
+        mask: key or function that gives a boolean tensor, True where a label is observed.
+        metrics: torchmetrics, given predictions in label space (probabilities for classes) and labels of the observed
+            scalars, flat.
+        auxiliary: whether the task only helps the others: it is trained like them, and left out of `MultiTaskGain`.
+
+    Raises:
+        ValueError: there is no such likelihood.
+
+    Example:
+        >>> Task("laplace", head=nn.Linear(8, 1), target="depth_m").likelihood
+        Laplace()
+    """
+
+    likelihood: str | Likelihood
+    head: nn.Module | None = None
+    target: str | Callable[[Any], Any] | None = None
+    mask: str | Callable[[Any], Any] | None = None
+    metrics: Metric | MetricCollection | None = None
+    auxiliary: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "likelihood", as_likelihood(self.likelihood))
+
+    def labels(self, name: str, batch: Any) -> tuple[Any, Any]:
+        """Return labels and mask of a batch for the task of this name; each may be None.
+
+        Raises:
+            ValueError: the batch has nothing there.
+        """
+        mend = "name another key, give a function of the batch, or put None there where a batch has none"
+        target = pick(batch, name if self.target is None else self.target, f"labels of task {name!r}", mend)
+        return target, None if self.mask is None else pick(batch, self.mask, f"mask of task {name!r}", mend)
+
+    def observed(self, name: str, output: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return predictions in label space and labels of a batch's observed scalars, flat; what metrics are given."""
+        target, mask = self.labels(name, batch)
+        if target is None:
+            return output.new_zeros(0), output.new_zeros(0)
+        return as_likelihood(self.likelihood).observed(output, target, mask)
+
+
+Tasks = Mapping[str, str | Likelihood | Task] | Iterable[tuple[str, str | Likelihood | Task]]
+
+
+def specify(tasks: Tasks) -> dict[str, Task]:
+    """Check the names of tasks and return a `Task` for each.
+
+    Raises:
+        ValueError: there is none, or a name cannot be used or is there twice.
+    """
+    pairs = list(tasks.items()) if isinstance(tasks, Mapping) else list(tasks)
+    if not pairs:
+        raise ValueError("tasks should be at least one: found none; name them, as in {'depth': 'laplace'}")
+    specified: dict[str, Task] = {}
+    for name, task in pairs:
+        usable = isinstance(name, str) and re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)
+        if not usable or name in dir(TaskHeads()):
+            raise ValueError(
+                "a task's name should be letters, digits and underscores, not starting with a digit, and no attribute "
+                f"of torch.nn.ModuleDict (such as 'type', 'train' or 'values'): found {name!r}; rename it"
+            )
+        if name in specified:
+            raise ValueError(f"tasks should be named once each: found {name!r} twice; rename one")
+        specified[name] = task if isinstance(task, Task) else Task(task)
+    return specified
+
+
+def deep_supervision(tasks: Tasks, predictions: Mapping[str, str]) -> dict[str, Task]:
+    """Return a task for every prediction of a network that makes several for a task, some of them on its way.
+
+    An intermediate prediction has its task's likelihood and labels, no metrics, and is auxiliary. Each is weighed like
+    any loss and learns a σ of its own; `UncertaintyWeighting(shared=net.by_task())` gives those of a task one.
+
+    Args:
+        tasks: as for `register_tasks`.
+        predictions: the task by the name of each prediction, as an `Architecture` has it.
+
+    Raises:
+        ValueError: a task has a head, or no prediction of its name, or a prediction is of no task.
+
+    Example:
+        >>> tasks = deep_supervision({"depth": "laplace"}, {"depth": "depth", "depth_initial": "depth"})
+        >>> tasks["depth_initial"]
+        Task(likelihood=Laplace(), head=None, target='depth', mask=None, metrics=None, auxiliary=True)
+    """
+    specified = specify(tasks)
+    lost = [name for name in specified if predictions.get(name) != name]
+    unknown = sorted({task for task in predictions.values() if task not in specified})
+    if lost or unknown:
+        raise ValueError(
+            f"tasks should be those of the predictions ({', '.join(dict.fromkeys(predictions.values()))}): found "
+            f"{', '.join(specified)}; name the same"
+        )
+    owners = [name for name, task in specified.items() if task.head is not None]
+    if owners:
+        raise ValueError(
+            f"a task whose predictions are made by the network should have no head: found one for {', '.join(owners)}; "
+            "leave it out"
+        )
+    supervised = {}
+    for prediction, name in predictions.items():
+        task = specified[name]
+        on_the_way = replace(task, target=name if task.target is None else task.target, metrics=None, auxiliary=True)
+        supervised[prediction] = task if prediction == name else on_the_way
+    return specify(supervised)
+
+
+def check_renamed(renamed: Mapping[str, str], tasks: Mapping[str, Task]) -> dict[str, str]:
+    """Return today's names by older ones.
+
+    Raises:
+        ValueError: a new name is no task, or an old one is.
+    """
+    wrong = [f"{old!r} to {new!r}" for old, new in renamed.items() if old in tasks or new not in tasks]
+    if wrong:
+        raise ValueError(
+            f"renamed should lead from older names to registered tasks ({', '.join(tasks)}): found {', '.join(wrong)}; "
+            "write {'old': 'new'}"
+        )
+    return dict(renamed)
+
+
+def pick(batch: Any, where: str | Callable[[Any], Any], what: str, mend: str) -> Any:
+    """Return what a batch has under a key, or a function of it.
+
+    Raises:
+        ValueError: the batch has nothing there; the sentence says what it should be, and how to mend it.
+    """
+    if callable(where):
+        return where(batch)
+    if not isinstance(batch, Mapping) or where not in batch:
+        found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(f"{what} should be under {where!r} in the batch: found {found}; {mend}")
+    return batch[where]

@@ -1,0 +1,264 @@
+"""How weightings compare: the table of every task's metrics, gain and mean rank, and its forms."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from lightning_uncertainty._show import load_pyplot, render
+from lightning_uncertainty.dashboards.wandb import log_comparison
+from lightning_uncertainty.metrics import MeanRank, MultiTaskGain
+from lightning_uncertainty.trials._folder import Trial
+from lightning_uncertainty.trials._mean import Mean
+from lightning_uncertainty.trials._measures import Measure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison", "Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a weighting comes to.
+
+    Attributes:
+        name: of the weighting.
+        values: by measure, those that its trials have.
+        gain: in percent over the baseline, + is better; None without a baseline.
+        rank: mean rank among the weightings, 1 the best; None for the single tasks, which are not ranked.
+        step_time: median seconds of a training batch.
+        peak_memory: bytes on a CUDA device at most; None elsewhere.
+    """
+
+    name: str
+    values: dict[Measure, Mean]
+    gain: Mean | None
+    rank: float | None
+    step_time: float | None
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Weightings of one model, each trained with several seeds; `print` shows the table.
+
+    Attributes:
+        trials: all of them.
+        measures: what the tasks are judged by.
+        auxiliary: names of the tasks that count neither in the gain nor in the rank.
+        baseline: name of what the gain is relative to; None without one.
+        best_by: log key that chose the epoch; None is the last.
+    """
+
+    trials: tuple[Trial, ...]
+    measures: tuple[Measure, ...]
+    auxiliary: tuple[str, ...] = ()
+    baseline: str | None = None
+    best_by: str | None = None
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def results(self) -> tuple[Result, ...]:
+        """What each weighting comes to: single tasks first, then the best first."""
+        values = {name: self._values(trials) for name, trials in self._by_name.items()}
+        gains = self._gains(values)
+        ranks = self._ranks({name: found for name, found in values.items() if not self._is_single(name)})
+        results = [
+            Result(
+                name,
+                values[name],
+                gains.get(name),
+                ranks.get(name),
+                step_time=median(times) if (times := _given(trial.step_time for trial in trials)) else None,
+                peak_memory=max(_given(trial.peak_memory for trial in trials), default=None),
+            )
+            for name, trials in self._by_name.items()
+        ]
+        return tuple(sorted(results, key=lambda result: (not self._is_single(result.name), _order(result))))
+
+    @property
+    def best(self) -> Result:
+        """The weighting with the highest gain, or with the lowest mean rank where there is no gain."""
+        return next(result for result in self.results if not self._is_single(result.name))
+
+    def answer(self) -> str:
+        """Return in a sentence which weighting is best, and which others a t-test over seeds cannot tell from it."""
+        best = self.best
+        if best.gain is None:
+            return f"{best.name} has the lowest mean rank, {best.rank:.2f}."
+        verb = "gains most" if best.gain.mean >= 0 else "loses least"
+        text = f"{best.name} {verb}: {best.gain.text('+.2f')} % over {self.baseline}."
+        if len(best.gain.values) < 2:
+            return f"{text} One seed does not say how much of it is chance."
+        near = [
+            other.name
+            for other in self.results
+            if other is not best
+            and not self._is_single(other.name)
+            and other.gain is not None
+            and best.gain.near(other.gain)
+        ]
+        return f"{text} The seeds do not tell it from {', '.join(near)} (paired t-test, 5 %)." if near else text
+
+    # -- forms ---------------------------------------------------------------------------------------------------------
+
+    def table(self) -> str:
+        """Return the table as text, columns without a number left out: rich's where it is installed, plain else."""
+        seeds = len({trial.seed for trial in self.trials})
+        when = "the last epoch" if self.best_by is None else f"the best epoch by {self.best_by}"
+        columns = ["weighting", *(_header(measure) for measure in self.measures)]
+        columns += ["gain %", "mean rank", "step ms", "peak MiB"]
+        lines = []
+        for result in self.results:
+            cells = [found.text() if (found := result.values.get(measure)) else None for measure in self.measures]
+            cells += [
+                result.gain.text("+.2f") if result.gain else None,
+                None if result.rank is None else f"{result.rank:.2f}",
+                None if result.step_time is None else f"{1e3 * result.step_time:.2f}",
+                None if result.peak_memory is None else f"{result.peak_memory / 2**20:.0f}",
+            ]
+            lines.append([result.name, *(cell or "" for cell in cells)])
+        filled = [place for place in range(len(columns)) if any(line[place] for line in lines)]
+        columns, lines = [columns[place] for place in filled], [[line[place] for place in filled] for line in lines]
+        return render(f"Weightings at {when}, {seeds} seed{'s' if seeds > 1 else ''}", columns, lines)
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n\n{self.answer()}"
+
+    def rows(self) -> tuple[list[str], list[list[Any]]]:
+        """Return the columns of the CSV and its rows: numbers, None where there is none."""
+        columns = ["weighting", "seeds"]
+        for measure in self.measures:
+            columns += [f"{measure.task}/{measure.metric}", f"{measure.task}/{measure.metric} std"]
+        columns += ["gain", "gain std", "mean rank", "step seconds", "peak bytes"]
+        rows = []
+        for result in self.results:
+            row: list[Any] = [result.name, len({trial.seed for trial in self._by_name[result.name]})]
+            for found in [*(result.values.get(measure) for measure in self.measures), result.gain]:
+                row += [None, None] if found is None else [found.mean, None if math.isnan(found.std) else found.std]
+            rows.append([*row, result.rank, result.step_time, result.peak_memory])
+        return columns, rows
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the table as numbers, one row for each weighting."""
+        columns, rows = self.rows()
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([columns, *rows])
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw the gain of every weighting, mean and seeds, or its mean rank; into axes or a new figure; return both.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        pyplot = load_pyplot()
+        shown = [result for result in self.results if not self._is_single(result.name)][::-1]
+        if ax is None:
+            _, ax = pyplot.subplots(figsize=(6.4, 1.2 + 0.35 * len(shown)), layout="constrained")
+        places = range(len(shown))
+        for place, result in zip(places, shown, strict=True):
+            found = Mean.of([result.rank or math.nan]) if result.gain is None else result.gain
+            ax.plot(found.values, [place] * len(found.values), "o", color="0.6", markersize=4)
+            ax.plot([found.mean], [place], "|", color="C0", markersize=16, markeredgewidth=3)
+        ax.set_yticks(places, [result.name for result in shown])
+        ax.set_ylim(-0.5, len(shown) - 0.5)
+        if self.baseline is None:
+            ax.set_xlabel("mean rank, 1 is best")
+        else:
+            ax.axvline(0, color="0.3", linewidth=0.8)
+            ax.set_xlabel(f"gain over {self.baseline}, %: mean and seeds")
+        figure = ax.get_figure()
+        assert figure is not None
+        return figure, ax  # type: ignore[return-value]
+
+    def log(self, logger: Any) -> None:
+        """Give table and plot to a WandbLogger or a run of wandb, and each gain and mean rank to its summary.
+
+        Raises:
+            ValueError: it is neither.
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        columns, rows = self.rows()
+        figure, _ = self.plot()
+        numbers = {"gain": {r.name: r.gain.mean for r in self.results if r.gain is not None}}
+        numbers["mean rank"] = {r.name: r.rank for r in self.results if r.rank is not None}
+        summary = {f"{kind}/{name}": value for kind, found in numbers.items() for name, value in found.items()}
+        log_comparison(logger, columns, rows, figure, summary)
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Trial]]:
+        names = dict.fromkeys(trial.name for trial in self.trials)
+        return {name: [trial for trial in self.trials if trial.name == name] for name in names}
+
+    def _is_single(self, name: str) -> bool:
+        return self._by_name[name][0].task is not None
+
+    def _values(self, trials: Sequence[Trial]) -> dict[Measure, Mean]:
+        values = {}
+        for measure in self.measures:
+            rows = [trial.row(self.best_by) for trial in trials if trial.task in (None, measure.task)]
+            if rows:
+                values[measure] = Mean.of(row.get(measure.key, math.nan) for row in rows)
+        return values
+
+    @property
+    def _counted(self) -> list[Measure]:
+        return [measure for measure in self.measures if measure.task not in self.auxiliary]
+
+    @property
+    def _directions(self) -> dict[str, dict[str, bool]]:
+        return _nested({measure: measure.higher_is_better for measure in self._counted})
+
+    def _gains(self, values: dict[str, dict[Measure, Mean]]) -> dict[str, Mean]:
+        if self.baseline is None:
+            return {}
+        means = {measure: values[self.baseline][measure].mean for measure in self._counted}
+        metric = MultiTaskGain(_nested(means), self._directions)
+        gains = {}
+        for name, found in values.items():
+            by_seed = zip(*(found[measure].values for measure in self._counted), strict=True)
+            gains[name] = Mean.of(_value(metric, dict(zip(self._counted, seed, strict=True))) for seed in by_seed)
+        return gains
+
+    def _ranks(self, values: dict[str, dict[Measure, Mean]]) -> dict[str, float]:
+        metric = MeanRank(values, self._directions)
+        metric.update({name: _nested({m: found[m].mean for m in self._counted}) for name, found in values.items()})
+        return dict(zip(values, metric.compute().reshape(-1).tolist(), strict=True))
+
+
+def _value(metric: MultiTaskGain, values: dict[Measure, float]) -> float:
+    metric.reset()
+    metric.update(_nested(values))
+    return metric.compute().item()
+
+
+def _nested(values: dict[Measure, Any]) -> dict[str, dict[str, Any]]:
+    """Return values by task and metric."""
+    nested: dict[str, dict[str, Any]] = {}
+    for measure, value in values.items():
+        nested.setdefault(measure.task, {})[measure.metric] = value
+    return nested
+
+
+def _header(measure: Measure) -> str:
+    return f"{measure.task} {measure.metric} {'↑' if measure.higher_is_better else '↓'}"
+
+
+def _order(result: Result) -> tuple[float, float]:
+    gain = -math.inf if result.gain is None or math.isnan(result.gain.mean) else result.gain.mean
+    return -gain, math.inf if result.rank is None else result.rank
+
+
+def _given(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if value is not None]

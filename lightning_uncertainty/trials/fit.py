@@ -1,0 +1,145 @@
+"""One fit: a new model of the user's, under one weighting and one seed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+from pytorch_lightning import seed_everything
+
+from lightning_uncertainty.callbacks.base import check_module
+from lightning_uncertainty.weightings import Weighting
+
+__all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "fit", "new_weighting"]
+
+Make = Callable[[Weighting], Any]
+Data = Any  # a LightningDataModule, a pair of loaders, or a function that returns either
+NewWeighting = Weighting | Callable[[], Weighting]
+
+PACKAGES = ("pytorch_lightning", "lightning.pytorch")
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+}
+
+
+def new_weighting(name: str, given: NewWeighting) -> Weighting:
+    """Return a weighting that belongs to no module: what a function makes, or the copy of one.
+
+    Raises:
+        ValueError: it belongs to a module already, or is none.
+    """
+    weighting = deepcopy(given) if isinstance(given, Weighting) else given() if callable(given) else given
+    if not isinstance(weighting, Weighting):
+        raise ValueError(
+            f"weightings should be weightings, or functions without arguments that make them: found "
+            f"{type(weighting).__name__} for {name!r}; write {{'uncertainty': UncertaintyWeighting}}"
+        )
+    if weighting.tasks:
+        raise ValueError(
+            f"a weighting should belong to no module yet: found {name!r} bound to {', '.join(weighting.tasks)}; give a "
+            "function that makes a new one, as its class"
+        )
+    return weighting
+
+
+class Maker:
+    """Calls the user's function, and looks at what it returns.
+
+    Args:
+        make: from a weighting to a LightningModule that is a `MultiTaskMixin`.
+    """
+
+    def __init__(self, make: Make) -> None:
+        self.make = make
+        self._last: list[Callable[[], Any]] = []  # parameters of the last module, as long as they live
+
+    def __call__(self, weighting: Weighting) -> Any:
+        """Return a new module with this weighting.
+
+        Raises:
+            TypeError: it is no `MultiTaskMixin`.
+            ValueError: it has another weighting, or parameters of the module before it.
+        """
+        module = self.make(weighting)
+        check_module("a trial", module)
+        if module.task_weighting is not weighting:
+            raise ValueError(
+                f"make should give its argument to register_tasks: found {module.task_weighting!r} in the module and "
+                f"not the {type(weighting).__name__} that it was called with; write register_tasks(..., "
+                "weighting=weighting)"
+            )
+        parameters = list(module.parameters())
+        last = {id(parameter) for reference in self._last if (parameter := reference()) is not None}
+        if any(id(parameter) in last for parameter in parameters):
+            raise ValueError(
+                "make should build every network anew: found parameters that the module before had too, which would go "
+                "on from what that one learnt; build backbone and heads inside make"
+            )
+        self._last = [weakref.ref(parameter) for parameter in parameters]
+        return module
+
+
+def fit(
+    maker: Maker, weighting: Weighting, data: Data, seed: int, options: Mapping[str, Any], callbacks: Sequence[Any]
+) -> Any:
+    """Train a new module, and return it.
+
+    The Trainer is that of the package which the module is of. Its callbacks are ours and copies of the user's.
+
+    Raises:
+        ValueError: as `Maker`, or the Trainer has several processes.
+    """
+    seed_everything(seed, workers=True, verbose=False)
+    module = maker(weighting)
+    loaders = data() if callable(data) else data
+    own = deepcopy(_as_list(options.get("callbacks")))
+    with _silent():
+        trainer = _trainer_of(module)(**{**QUIET, **options, "callbacks": [*callbacks, *own]})
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"a trial should run in one process: found {trainer.world_size}; give the Trainer devices=1, and start "
+                "several programs on the same folder or storage to use several devices"
+            )
+        if isinstance(loaders, tuple | list):
+            trainer.fit(module, *loaders)
+        else:
+            trainer.fit(module, datamodule=loaders)
+    return module
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the news that each Trainer has, once for every trial; warnings stay."""
+    loggers = [logging.getLogger(f"{package}.utilities.rank_zero") for package in PACKAGES]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _as_list(callbacks: Any) -> list[Any]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, tuple | list) else [callbacks]
+
+
+def _trainer_of(module: Any) -> Any:
+    """Return the Trainer class of the Lightning package that a module is of."""
+    other = sys.modules.get("lightning.pytorch")
+    if other is not None and isinstance(module, other.LightningModule):
+        return other.Trainer
+    from pytorch_lightning import Trainer
+
+    return Trainer

@@ -1,0 +1,68 @@
+"""Losses by name become vectors in the order of registration."""
+
+import pytest
+import torch
+
+from lightning_uncertainty._step import check_known, stack_losses
+
+TASKS = {"depth": "gaussian", "kind": "categorical"}
+CPU = torch.device("cpu")
+
+
+def test_means_alone_have_no_counts_and_come_in_the_order_of_registration():
+    sums, counts = stack_losses({"kind": torch.tensor(2.0), "depth": torch.tensor(1.0)}, TASKS, CPU)
+    assert sums.tolist() == [1.0, 2.0]
+    assert counts is None
+
+
+def test_beside_a_pair_a_mean_counts_one_and_none_nothing():
+    sums, counts = stack_losses({"depth": (torch.tensor(6.0), torch.tensor(4)), "kind": torch.tensor(1.0)}, TASKS, CPU)
+    assert (sums.tolist(), counts.tolist()) == ([6.0, 1.0], [4.0, 1.0])
+    sums, counts = stack_losses({"depth": None, "kind": (torch.tensor(1.0), 3)}, TASKS, CPU)
+    assert (sums.tolist(), counts.tolist()) == ([0.0, 1.0], [0.0, 3.0])
+
+
+@pytest.mark.parametrize("default", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [4097.0, 70_000])
+def test_counts_keep_their_digits_whatever_the_default_type_is(default, count):
+    """The Trainer makes a half type the default one inside a step of half precision."""
+    torch.set_default_dtype(default)
+    try:
+        _, counts = stack_losses({"depth": (torch.tensor(1.0, dtype=default), count), "kind": None}, TASKS, CPU)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert counts.tolist() == [count, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("own", "stacked"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_half_losses_are_widened_and_wide_ones_kept(own, stacked):
+    loss = torch.tensor(1.0, dtype=own)
+    assert stack_losses({"depth": loss, "kind": loss}, TASKS, CPU)[0].dtype == stacked
+    assert stack_losses({"depth": loss, "kind": None}, TASKS, CPU)[0].dtype == stacked
+
+
+def test_gradients_reach_the_losses():
+    depth, kind = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
+    stack_losses({"kind": (kind, 2), "depth": depth}, TASKS, CPU)[0].dot(torch.tensor([5.0, 7.0])).backward()
+    assert (depth.grad.item(), kind.grad.item()) == (5.0, 7.0)
+
+
+def test_names_are_checked():
+    with pytest.raises(ValueError, match="among depth, kind: found knd; register them all"):
+        check_known(["depth", "knd"], TASKS)
+    with pytest.raises(ValueError, match="found none for depth; give None"):
+        stack_losses({"kind": torch.tensor(1.0)}, TASKS, CPU)
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [(1.0, "a float"), (torch.ones(1), r"a tensor \[1\]"), ((torch.ones(2), 2), r"\(a tensor \[2\], a int\)")],
+)
+def test_what_is_no_scalar_is_refused_by_name(loss, found):
+    with pytest.raises(
+        ValueError, match=f"should be a 0-dimensional tensor or a pair .*: found {found} for task 'depth'"
+    ):
+        stack_losses({"depth": loss, "kind": None}, TASKS, CPU)

@@ -1,0 +1,179 @@
+"""The page, as a browser shows it: whole, offline, readable on a phone and in the dark."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_uncertainty.dashboards import Run, write_report
+from tests._browser import opened
+from tests.dashboards.report._runs import by_hand
+
+ABOUT = {
+    "weighting": "UncertaintyWeighting(decay=0.5)",
+    "prefix": "",
+    "likelihood": {"task_0": "gaussian", "task_1": "<i>poisson</i>"},
+    "sigma_is": {"task_0": "RMSE [label]"},
+}
+HOSTILE = """</script></title><script>alert(1)</script><b>"&'"""
+DRAWN = "main[aria-busy=false]"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    path = tmp_path_factory.mktemp("made") / "on the way" / "report.html"
+    write_report(by_hand(uncertainty=ABOUT, note="</script><script>alert(1)</script>", net={"sizes": [1, 2]}), path)
+    return path
+
+
+def lines(page, chart):
+    return page.locator(f'figure[data-chart="{chart}"] .scatterlayer .trace').count()
+
+
+def test_every_chart_is_drawn_without_a_complaint_or_a_request(report):
+    complaints = []
+    with opened(report, complaints=complaints) as page:
+        page.wait_for_selector(DRAWN)
+        counts = {
+            chart: lines(page, chart)
+            for chart in page.eval_on_selector_all("figure", "f => f.map(e => e.dataset.chart)")
+        }
+        assert counts == {
+            "sigma": 4, "sigma_gap": 2, "weight": 2, "weight_share": 2, "loss": 2, "held_out_loss": 2,
+            "balanced_loss": 1, "metric-task_0-MeanAbsoluteError": 1, "metric-task_1-MeanAbsoluteError": 1,
+        }  # fmt: skip
+        assert page.locator(".scatterlayer .js-line").count() >= sum(counts.values())
+        types = page.eval_on_selector_all(".js-plotly-plot", "plots => plots.map(plot => plot._fullLayout.yaxis.type)")
+        assert types == ["log", "log", "log", "linear", "log", "log", "linear", "linear", "linear"]
+        assert page.evaluate("Plotly.toImage(document.querySelector('.js-plotly-plot'))").startswith("data:image/png")
+        assert page.title() == "by hand – task uncertainty"
+        assert page.get_attribute("html", "lang") == "en"
+        assert all(
+            page.eval_on_selector_all(".plot", "plots => plots.map(p => p.getAttribute('aria-label').length > 40)")
+        )
+    assert complaints == []
+
+
+def test_no_script_but_ours_runs_and_no_request_can_leave(report):
+    complaints = []
+    with opened(report, complaints=complaints) as page:
+        page.wait_for_selector(DRAWN)
+        page.evaluate("fetch('data:text/plain,hello').catch(() => 0)")
+        assert any("Content Security Policy" in complaint for complaint in complaints)
+        assert "</script><script>alert(1)</script>" in page.inner_text("#configuration")
+        assert "<i>poisson</i>" in page.inner_text("#tasks")
+    assert "<script>alert" not in report.read_text(encoding="utf-8")
+
+
+def test_the_table_tells_the_last_numbers_with_all_their_digits(report):
+    with opened(report) as page:
+        cells = page.eval_on_selector_all(
+            "#tasks tbody tr", "rows => rows.map(row => [...row.querySelectorAll('data')].map(data => data.value))"
+        )
+        assert [[float(cell) for cell in row] for row in cells] == [
+            [0.2, 2.0, 0.25, 1e-6, 1 / 3, 3.0],
+            [2.0, 3.0, 0.25, 2e-6, 2 / 3, 4.0],
+        ]
+        first = " ".join(page.locator("#tasks tbody tr").first.inner_text().split())
+        named = "task_0 gaussian 0.2000 2.000 RMSE [label] +25.0 % 1 × 10⁻⁶ 33.3 % MeanAbsoluteError 3.000 val"
+        assert first == named
+        assert page.eval_on_selector(".number data", "e => getComputedStyle(e.closest('td')).textAlign") == "right"
+        head = page.inner_text("header")
+        assert "UncertaintyWeighting(decay=0.5)" in head
+        assert "lowest -2.000 at step 4" in head
+        assert "net.sizes 1, 2" in " ".join(page.inner_text("#configuration").split())
+
+
+def test_a_phone_needs_no_sideways_scrolling_and_shows_one_column(report):
+    with opened(report, width=390, height=844) as page:
+        page.wait_for_selector(DRAWN)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        boxes = [figure.bounding_box() for figure in page.query_selector_all("figure")]
+        assert len({box["x"] for box in boxes}) == 1
+        assert all(box["width"] > 340 for box in boxes)
+        assert page.eval_on_selector("#tasks .scroll", "box => box.scrollWidth > box.clientWidth")
+
+
+def test_light_and_dark_follow_the_reader_even_while_the_page_is_open(report):
+    look = """() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,
+                     document.querySelector('.js-plotly-plot').data[0].line.color,
+                     getComputedStyle(document.querySelector('#tasks .swatch')).stroke]"""
+    with opened(report) as page:
+        page.wait_for_selector(DRAWN)
+        light = page.evaluate(look)
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_function(f"before => ({look})()[2] !== before", arg=light[2])
+        changed = page.evaluate(look)
+        page.reload()
+        page.wait_for_selector(DRAWN)
+        dark = page.evaluate(look)
+    assert changed == dark
+    assert all(one != other for one, other in zip(light, dark, strict=True))
+    for _, _, line, swatch in (light, dark):
+        assert "rgb({}, {}, {})".format(*bytes.fromhex(line[1:])) == swatch
+
+
+def test_a_task_that_is_selected_stands_alone_in_every_chart(report):
+    with opened(report) as page:
+        page.wait_for_selector(DRAWN)
+        page.click('figure[data-chart="sigma"] button[data-task="1"]')
+        assert [lines(page, chart) for chart in ("sigma", "weight_share", "loss", "balanced_loss")] == [2, 1, 1, 1]
+        assert page.locator("figure:visible").count() == 8  # without the other task's metric
+        page.click('figure[data-chart="sigma"] button[data-optima]')
+        assert lines(page, "sigma") == 1
+        assert page.get_attribute('figure[data-chart="loss"] button[data-task="1"]', "aria-pressed") == "true"
+        page.click('figure[data-chart="loss"] button[data-all]')
+        assert [lines(page, chart) for chart in ("sigma", "loss")] == [2, 2]
+
+
+@pytest.mark.slow
+def test_forty_tasks_differ_by_colour_or_line_and_keep_their_legends_small(tmp_path):
+    write_report(by_hand(tasks=40, rows=3), tmp_path / "report.html")
+    complaints = []
+    with opened(tmp_path / "report.html", width=390, height=844, complaints=complaints) as page:
+        page.wait_for_selector(DRAWN, timeout=60_000)
+        looks = page.evaluate(
+            "document.querySelectorAll('.js-plotly-plot')[1].data.map(t => t.line.color + t.line.dash)"
+        )
+        assert len(looks) == len(set(looks)) == 40
+        shares = "document.querySelector('[data-chart=weight_share] .plot').data"
+        fills = page.evaluate(f"{shares}.map(trace => trace.fillcolor + trace.fillpattern?.shape)")
+        assert len(set(fills)) == 40
+        assert page.locator('figure[data-chart="loss"] .legend').bounding_box()["height"] < 200
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert complaints == []
+
+
+def test_odd_numbers_and_hostile_names_break_nothing(tmp_path):
+    rows = [
+        {"step": step, "weight/a": math.nan, "loss/a": math.inf, "sigma/a": 1.0, "sigma_gap/a": -math.inf}
+        for step in (0, 1)
+    ]
+    odd = {"rate": math.nan, "none": None, "empty": {}, "uncertainty": {"likelihood": {HOSTILE: HOSTILE}}}
+    write_report(Run(HOSTILE, rows, {HOSTILE: HOSTILE, **odd}), tmp_path / "report.html")
+    complaints = []
+    with opened(tmp_path / "report.html", complaints=complaints) as page:
+        page.wait_for_selector(DRAWN)
+        assert "nan" in page.inner_text("#tasks")
+        shown = [page.inner_text(place) for place in ("h1", "#tasks tbody tr", "#configuration tbody tr")]
+        assert all(HOSTILE in text for text in (page.title(), *shown))
+        assert page.locator("b").count() == 0
+    assert complaints == []
+
+
+def test_nothing_is_written_where_a_report_cannot_be(tmp_path, monkeypatch):
+    with pytest.raises(IsADirectoryError, match=r"should be written to a file: found the folder .*; name a file in it"):
+        write_report(by_hand(), tmp_path)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(ModuleNotFoundError, match=r"write_report needs plotly: pip install .*\[report\]"):
+        write_report(by_hand(), tmp_path / "deep" / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_report_is_replaced_whole(tmp_path):
+    path = Path("report.html")
+    path.write_text("old")
+    write_report(by_hand(), str(path))
+    assert path.read_text(encoding="utf-8").endswith("</html>\n")
+    assert [file.name for file in Path().iterdir()] == ["report.html"]
