@@ -212,6 +212,10 @@ def test_a_task_without_labels_neither_pulls_nor_drifts():
         ({"depth": torch.tensor(-1.0), "kind": torch.tensor(1.0)}, "'depth' should be finite and at least 0: found -1"),
         ({"depth": torch.tensor(1.0), "kind": torch.tensor(float("nan"))}, "'kind' should be finite.*found nan"),
         ({"depth": torch.tensor(1.0), "kind": torch.tensor(float("inf"))}, "'kind' should be finite.*found inf"),
+        *(
+            ({"depth": torch.tensor(1.0), "kind": (torch.tensor(1.0), count)}, "'kind' should be finite.*found nan")
+            for count in (-1, NAN, math.inf, -math.inf)
+        ),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
