@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 
@@ -30,8 +31,13 @@ class Broken(LightningDataModule):
         raise ValueError("a bug of the user's own")
 
 
+MADE: list[tuple[Trunk, Trunk]] = []  # each beside what it was at first
+
+
 def make_trunk(dropout: float = 0.5) -> Trunk:
-    return Trunk(dropout)
+    trunk = Trunk(dropout)
+    MADE.append((trunk, deepcopy(trunk)))
+    return trunk
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -187,7 +193,11 @@ def test_a_backbone_may_come_from_a_function(fitted, tmp_path):
     config = yaml.safe_load((fitted / "penguins.yaml").read_text())
     config["model"]["backbone"] = {"class_path": "tests.test_cli.make_trunk", "init_args": {"dropout": 0.1}}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    MADE.clear()
     run("fit", "--config", tmp_path / "x.yaml", "--trainer.fast_dev_run", 1)
+    ((trunk, first),) = MADE
+    assert trunk[2].p == 0.1
+    assert not any(map(torch.equal, trunk.parameters(), first.parameters()))
 
 
 # -- compare -----------------------------------------------------------------------------------------------------------

@@ -211,6 +211,10 @@ def test_a_task_without_labels_neither_pulls_nor_drifts():
         ({"depth": torch.tensor(-1.0), "kind": torch.tensor(1.0)}, "'depth' should be finite and at least 0: found -1"),
         ({"depth": torch.tensor(1.0), "kind": torch.tensor(float("nan"))}, "'kind' should be finite.*found nan"),
         ({"depth": torch.tensor(1.0), "kind": torch.tensor(float("inf"))}, "'kind' should be finite.*found inf"),
+        *(
+            ({"depth": torch.tensor(1.0), "kind": (torch.tensor(1.0), count)}, "'kind' should be finite.*found nan")
+            for count in (-1, NAN, math.inf, -math.inf)
+        ),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
@@ -276,7 +280,13 @@ def test_training_reads_only_the_error_flag_and_started(weighting, monkeypatch):
 @pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
 def test_elsewhere_than_on_eager_cpu_no_value_is_read(weighting, monkeypatch):
     """Tensors without values stand for those of a device: any read of one raises."""
-    where = ("mixin", "likelihoods._labels", "likelihoods._elementwise", "weightings._learnt")
+    where = (
+        "mixin",
+        "likelihoods._labels",
+        "likelihoods._elementwise",
+        "likelihoods.categorical",
+        "weightings._learnt",
+    )
     for module in where:
         monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
     net = Owning(weighting())

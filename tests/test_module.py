@@ -162,8 +162,14 @@ def test_lightnings_reduce_on_plateau_follows_what_it_names():
 
 
 def test_the_monitor_finds_nothing_wrong_with_any_decay():
-    fitting = trainer(callbacks=[UncertaintyMonitor(table=False)])
-    fitting.fit(module(optimizer=partial(AdamW, weight_decay=0.3)), dicts())  # a warning would be an error here
+    monitor = UncertaintyMonitor(table=False)
+    fitting = trainer(callbacks=[monitor])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitting.fit(module(optimizer=partial(AdamW, weight_decay=0.3)), dicts())
+    assert [str(warning.message) for warning in caught if "decay" in str(warning.message)] == []
+    assert [group["weight_decay"] for group in fitting.optimizers[0].param_groups] == [0.3, 0.0]
+    assert len(monitor.history.rows) == 8
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------

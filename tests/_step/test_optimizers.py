@@ -1,5 +1,7 @@
 """Parameter groups, clipping apart, and guard rails about optimizers."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -101,14 +103,33 @@ def test_a_group_should_hold_parameters_of_the_network_once(groups):
         net.parameter_groups(lr=0.1, groups=groups(net))
 
 
+class Lbfgs(Plain):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters())
+
+
 @pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting])
 def test_lbfgs_is_refused_by_what_a_step_changes(weighting):
     with pytest.raises(RuntimeError, match=r"evaluate a batch once a step: found LBFGS"):
-        fit_with(lambda self: torch.optim.LBFGS(self.parameters()), weighting=weighting())
+        trainer(max_epochs=1).fit(Lbfgs(weighting()), tuples())
 
 
 def test_lbfgs_takes_constant_weights():
-    fit_with(lambda self: torch.optim.LBFGS(self.parameters()), weighting=FixedWeighting())
+    """And takes the steps of the plain sum."""
+    net, alone, data = Lbfgs(FixedWeighting()), Plain(FixedWeighting()), tuples()
+    alone.load_state_dict(net.state_dict())
+    trainer(max_epochs=1).fit(net, data)
+    optimizer = torch.optim.LBFGS(alone.parameters())
+
+    def evaluate(batch):
+        optimizer.zero_grad()
+        total = sum(alone.losses(batch).values())
+        total.backward()
+        return total
+
+    for batch in data:
+        optimizer.step(partial(evaluate, batch))
+    torch.testing.assert_close(list(net.parameters()), list(alone.parameters()))
 
 
 # -- clipping ---------------------------------------------------------------------------------------------------------

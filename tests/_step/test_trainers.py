@@ -1,5 +1,6 @@
 """What is asked of a Trainer."""
 
+from copy import copy
 from types import SimpleNamespace
 
 import pytest
@@ -30,8 +31,10 @@ def test_what_is_logged_within_belongs_to_all_dataloaders_and_no_more(fails):
 
 @pytest.mark.parametrize("own", [None, SimpleNamespace(_results=None)])
 def test_without_results_nothing_is_changed(own):
+    before = copy(own)
     with all_dataloaders(own):
-        pass
+        assert own == before
+    assert own == before
 
 
 @pytest.mark.parametrize(

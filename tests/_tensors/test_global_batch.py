@@ -24,3 +24,11 @@ def test_a_nan_sum_of_no_labels_has_no_gradient():
     sums = torch.tensor([2.0, torch.nan], requires_grad=True)
     mean_losses(sums, torch.tensor([2.0, 0.0]), over_ranks=True)[0].sum().backward()
     assert sums.grad.tolist() == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("over_ranks", [True, False])
+@pytest.mark.parametrize("count", [-1.0, torch.nan, torch.inf, -torch.inf])
+def test_a_count_that_makes_no_sense_is_neither_no_label_nor_a_small_loss(count, over_ranks):
+    means, _ = mean_losses(torch.tensor([6.0, 6.0]), torch.tensor([count, 2.0]), over_ranks=over_ranks)
+    assert means.isnan().tolist() == [True, False]
+    assert means[1] == 3

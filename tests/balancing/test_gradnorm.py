@@ -42,6 +42,12 @@ def norms_of(net, batch):
     return [torch.autograd.grad(total / count, features)[0].norm().item() for total, count in pairs.values()]
 
 
+def losses_of(net, batch):
+    with torch.no_grad():
+        pairs = net.task_losses(net.task_outputs(net.trunk(batch["x"]).tanh()), batch)
+        return torch.stack([total / count for total, count in pairs.values()])
+
+
 def test_a_step_as_worked_out_by_hand():
     inputs, expected = VECTOR["inputs"], VECTOR["expected"]
     weighting = GradNorm(inputs["alpha"], inputs["lr"]).bind(dict.fromkeys(NAMES, Task("gaussian").likelihood)).double()
@@ -52,6 +58,45 @@ def test_a_step_as_worked_out_by_hand():
     norms = torch.tensor(inputs["grad_norms_unweighted"], dtype=torch.float64)
     assert weighting.take_gramian(norms.square().diag()) is None
     assert weighting.weight.tolist() == pytest.approx(expected["w_renormalised"], rel=1e-9)
+
+
+def published(weights, norms, rates, alpha, lr):
+    """A step of Algorithm 1: down the gradient of `|G - mean(G) r^alpha|`, the target held constant, then rescaled."""
+    weights = weights.clone().requires_grad_()
+    sizes = weights * norms
+    target = (sizes.mean() * (rates / rates.mean()) ** alpha).detach()
+    (slope,) = torch.autograd.grad((sizes - target).abs().sum(), weights)
+    moved = weights.detach() - lr * slope
+    return moved * weights.detach().sum() / moved.sum()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 3.0])
+def test_steps_of_any_numbers_are_the_published_ones(alpha):
+    weighting = GradNorm(alpha, lr=0.01).bind(dict.fromkeys(NAMES, Task("gaussian").likelihood)).double()
+    for _ in range(20):
+        weights, norms, begun, losses = 0.5 + torch.rand(4, 3, dtype=torch.float64)
+        weighting.weight.copy_(weights)
+        weighting.first_loss.copy_(begun)
+        weighting.note(losses, weights)
+        weighting.take_gramian((weights * norms).square().diag())
+        expected = published(weights, norms, losses / begun, alpha, 0.01)
+        assert weighting.weight.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+def test_training_takes_the_published_steps_from_unequal_weights():
+    """The second batch has other losses: rates are relative to those of the first."""
+    net = Net(alpha=1.5, lr=0.01)
+    weighting, weights = net.task_weighting, torch.tensor([0.5, 1.5, 1.0], dtype=torch.float64)
+    weighting.weight.copy_(weights)
+    first = batch_of()
+    begun = losses_of(net, first)
+    for batch in (first, batch_of((3.0, 1.0, 0.3), seed=1)):
+        rates = losses_of(net, batch) / begun
+        weights = published(weights, torch.tensor(norms_of(net, batch), dtype=torch.float64), rates, 1.5, 0.01)
+        net.total(batch).backward()
+        assert weighting.weight.tolist() == pytest.approx(weights.tolist(), rel=1e-9)
+        assert weighting.first_loss.tolist() == pytest.approx(begun.tolist(), rel=1e-12)
+    assert rates.max() > 2 * rates.min()
 
 
 def test_the_norms_are_those_of_the_features():

@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule
 
 from lightning_uncertainty import FixedWeighting, MultiTaskMixin, UncertaintyWeighting
 from lightning_uncertainty.calibration import assess, recalibrate
+from lightning_uncertainty.likelihoods import HeteroscedasticCategorical, HeteroscedasticGaussian
 
 N = 4000
 
@@ -72,8 +73,6 @@ def test_the_factor_of_counts_is_that_of_their_dispersion():
 
 
 def test_heteroscedastic_tasks_are_corrected_by_their_own_sigma():
-    from lightning_uncertainty.likelihoods import HeteroscedasticGaussian
-
     torch.manual_seed(0)
     s = torch.randn(N)
     net = Passing({"depth": HeteroscedasticGaussian()}, FixedWeighting())
@@ -96,6 +95,21 @@ def test_logits_that_are_three_times_too_large_are_divided_by_three():
     own = logits.gather(1, labels[:, None]).squeeze(1)
     slope = ((p * logits).sum(1) - own).mean()  # of the NLL in log(1 / T): zero at its optimum
     assert abs(slope.item()) < 1e-4
+
+
+def test_noisy_logits_get_one_temperature_whatever_was_drawn_before():
+    net = Passing({"kind": HeteroscedasticCategorical()}, FixedWeighting())
+    (batch,) = classes(3.0)
+    noisy = {"kind": torch.cat([batch["outputs"]["kind"], torch.ones(N, 3)], 1)}
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(recalibrate(net, held_out(noisy, kind=batch["kind"]), inputs="outputs").tasks["kind"])
+        assert torch.equal(torch.get_rng_state(), before)
+        net.task_calibration.reset_parameters()
+    assert found[0] == found[1]
+    assert found[0].nll_after < found[0].nll_before
 
 
 def test_events_and_missing_labels():

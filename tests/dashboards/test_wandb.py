@@ -171,8 +171,12 @@ def test_saving_sends_the_view_to_the_server_and_says_what_a_refusal_means(tmp_p
 @pytest.mark.parametrize("experiment", [None, SimpleNamespace(log=print), "no attribute"])
 def test_only_a_wandb_run_gets_a_table(experiment):
     importlib.import_module("wandb")  # before it is imported no logger is asked at all
-    logger = SimpleNamespace() if experiment == "no attribute" else SimpleNamespace(experiment=experiment)
-    log_task_table(logger, "tasks", ["task"], [["depth"]])  # has no log_table
+    given = []
+    logger = SimpleNamespace(log_table=lambda *args, **kwargs: given.append(args))
+    if experiment != "no attribute":
+        logger.experiment = experiment
+    log_task_table(logger, "tasks", ["task"], [["depth"]])
+    assert given == []
 
 
 # -- TensorBoard -------------------------------------------------------------------------------------------------------

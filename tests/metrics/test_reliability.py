@@ -116,7 +116,12 @@ def test_confidence_keeps_its_digits_after_many_batches():
 
 
 def test_a_diverged_network_shows():
-    assert value(ReliabilityDiagram(), torch.tensor([[NAN, NAN], [0.3, 0.7]]), torch.tensor([0, 1])).ece.isnan()
+    """What is not a number spoils the error, stays beside the numbers, and does not fall out of the count."""
+    found = value(ReliabilityDiagram(bins=4), torch.tensor([[NAN, NAN], [0.3, 0.7]]), torch.tensor([0, 1]))
+    assert found.ece.isnan()
+    assert found.counts.tolist() == [0, 0, 1, 0, 1]
+    assert found.confidence.isnan().tolist() == [True, True, False, True, True]
+    assert (found.confidence[2].item(), found.accuracy[2].item()) == (pytest.approx(0.7), 1)
 
 
 def test_rounding_above_one_is_certainty():

@@ -43,10 +43,13 @@ def test_members_evaluate_and_get_their_modes_back():
 
 
 def test_works_in_inference_mode_and_moves_with_the_module():
-    ensemble = DeepEnsemble([Net(), Net()]).double()
+    members, inputs = [Net(), Net()], torch.randn(2, 4).double()
+    ensemble = DeepEnsemble(members).double()
     with torch.inference_mode():
-        assert ensemble.sample(torch.ones(2, 4).double())["depth"].dtype is torch.float64
-    assert len(list(ensemble.parameters())) == 8
+        outputs = ensemble.sample(inputs)["depth"]
+    assert outputs.dtype is torch.float64
+    assert torch.equal(outputs, torch.stack([member.eval()(inputs)["depth"] for member in members]))
+    assert set(ensemble.parameters()) == {parameter for member in members for parameter in member.parameters()}
 
 
 def test_recovers_the_posterior_of_a_bayesian_linear_model():
