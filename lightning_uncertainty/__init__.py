@@ -1,5 +1,6 @@
 """Any Lightning model becomes uncertainty-weighted."""
 
+from lightning_uncertainty._moved import install
 from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.callbacks import GradientConflictMonitor, UncertaintyMonitor, UncertaintyWarmUp
 from lightning_uncertainty.likelihoods import masked_sum
@@ -23,3 +24,5 @@ __all__ = [
     "deep_supervision",
     "masked_sum",
 ]
+
+install()

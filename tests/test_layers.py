@@ -14,7 +14,7 @@ from lightning_uncertainty.weightings import Weighting
 
 PACKAGE = Path(lightning_uncertainty.__file__).parent
 FLOORS = [
-    {"_tensors", "_show", "architectures"},
+    {"_moved", "_tensors", "_show", "architectures"},
     {"likelihoods", "metrics"},
     {"weightings", "tasks"},
     {"balancing", "_step", "predictions"},

@@ -31,7 +31,7 @@ from lightning_uncertainty import (
 from lightning_uncertainty.likelihoods import Categorical, HeteroscedasticGaussian
 from lightning_uncertainty.predictions import DeepEnsemble
 from lightning_uncertainty.weightings import SoftOptimalUncertaintyWeighting
-from tests._nets import Owning, Plain, columns, dicts, tensors, trainer, tuples
+from tests._nets import Owning, Plain, columns, dicts, read_nothing, tensors, trainer, tuples
 from tests.trainer._weightings import BALANCING, FOLLOWING, WEIGHTINGS
 
 NAN = float("nan")
@@ -280,15 +280,7 @@ def test_training_reads_only_the_error_flag_and_started(weighting, monkeypatch):
 @pytest.mark.parametrize("weighting", [UncertaintyWeighting, AnalyticUncertaintyWeighting, FixedWeighting])
 def test_elsewhere_than_on_eager_cpu_no_value_is_read(weighting, monkeypatch):
     """Tensors without values stand for those of a device: any read of one raises."""
-    where = (
-        "mixin",
-        "likelihoods._labels",
-        "likelihoods._elementwise",
-        "likelihoods.categorical",
-        "weightings._learnt",
-    )
-    for module in where:
-        monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
+    read_nothing(monkeypatch)
     net = Owning(weighting())
     net._setup_checked = True  # names are compared once a fit
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Accuracy, MeanSquaredError
 
-from lightning_uncertainty.mixin import MultiTaskMixin
-from lightning_uncertainty.tasks import Rescale, Stage, Task
+from lightning_uncertainty import MultiTaskMixin, Task
+from lightning_uncertainty.tasks import Rescale, Stage
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["MEASURES", "Birds", "PenguinData", "PenguinNet", "RegressionHead", "Trunk", "load_penguins"]
+__all__ = ["MEASURES", "Birds", "PenguinData", "PenguinNet", "RegressionHead", "Trunk", "load_penguins", "mean_and_std"]
 
 ISLANDS = ("Biscoe", "Dream", "Torgersen")
 SPECIES = ("Adelie", "Chinstrap", "Gentoo")

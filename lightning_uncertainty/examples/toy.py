@@ -36,7 +36,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uncertainty.mixin import MultiTaskMixin
+from lightning_uncertainty import MultiTaskMixin
 from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, UncertaintyWeighting, Weighting
 
 WEIGHTINGS: Mapping[str, Callable[[], Weighting]] = {

@@ -1,5 +1,9 @@
 """How T task losses become one scalar to minimise."""
 
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lightning_uncertainty._moved import moved_name
 from lightning_uncertainty.weightings._base import Weighted, Weighting
 from lightning_uncertainty.weightings.analytic import AnalyticUncertaintyWeighting
 from lightning_uncertainty.weightings.bounded import BoundedUncertaintyWeighting
@@ -32,3 +36,6 @@ __all__ = [
     "Weighted",
     "Weighting",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(moved_name, __name__)

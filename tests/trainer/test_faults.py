@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty import MultiTaskMixin, UncertaintyMonitor
-from tests._nets import Owning, dicts, tensors, trainer
+from tests._nets import Owning, dicts, read_nothing, tensors, trainer
 from tests.trainer._weightings import WEIGHTINGS
 
 NAN, INF = float("nan"), float("inf")
@@ -138,8 +138,7 @@ def test_a_negative_loss_is_no_fault_to_skip():
 
 
 def test_elsewhere_than_on_eager_cpu_steps_are_skipped_at_once_and_errors_told_with_the_next_row(monkeypatch):
-    for module in ("mixin", "likelihoods", "weightings._learnt"):
-        monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
+    read_nothing(monkeypatch)
     net, _ = fit(FAULTS, None)
     assert net.skipped_steps == 5
     with pytest.raises(
