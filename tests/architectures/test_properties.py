@@ -10,7 +10,6 @@ import torch
 from lightning_uncertainty.architectures import BranchingArchitecture
 from lightning_uncertainty.weightings import FixedWeighting, GradientBalancing, UncertaintyWeighting
 from tests._nets import trainer
-from tests._ranks import rank_environments, results
 from tests.architectures._architectures import (
     ARCHITECTURES,
     BRANCHING,
@@ -250,18 +249,10 @@ def test_decoding_branches_is_the_forward(name):
 # -- several processes -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    return results(
-        "tests.architectures._ddp", tmp_path_factory.mktemp("ranks") / "out.pt", rank_environments(), timeout=300
-    )
-
-
-@pytest.mark.multiprocess
-@pytest.mark.timeout(400)
+@pytest.mark.cells("tests.architectures._ddp", "{name}, {tasks}")
 @each_cell
-def test_two_processes_equal_one_and_need_not_look_for_unused_parameters(name, tasks, ranks):
-    one, two = fit(name, tasks, devices=1), ranks[name, tasks]
+def test_two_processes_equal_one_and_need_not_look_for_unused_parameters(name, tasks, found):
+    one, two = fit(name, tasks, devices=1), found(f"{name}, {tasks}")
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-6, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}")
