@@ -22,6 +22,7 @@ from lightning_uncertainty.likelihoods import (
     masked_sum,
     optimal_log_variance,
 )
+from tests._tensors import float64
 
 VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text(encoding="utf-8"))
 NAN = float("nan")
@@ -68,10 +69,6 @@ def close(actual, expected, **kwargs):
 def vector_close(actual, expected, vector):
     actual, expected = (torch.as_tensor(x, dtype=torch.float64) for x in (actual, expected))
     close(actual, expected, rtol=vector["rtol"], atol=vector["atol"])
-
-
-def float64(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # -- the form J = c e^{-a s} L + r s -----------------------------------------------------------------------------------

@@ -57,6 +57,11 @@ class Pyramid(nn.Module):
         return features
 
 
+def one_feature() -> nn.Module:
+    """A backbone that returns one feature of 8 channels."""
+    return nn.Conv2d(3, 8, 3, stride=4)
+
+
 def heads(tasks, channels: int = CHANNELS[-1]) -> dict[str, nn.Module]:
     return {task: nn.Sequential(block(channels, 16), nn.Conv2d(16, OUTPUTS[task], 1)) for task in tasks}
 
