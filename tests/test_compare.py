@@ -481,15 +481,3 @@ def test_a_mixin_knows_its_auxiliary_tasks():
             self.register_tasks({"depth": "gaussian", "edges": Task("bernoulli", auxiliary=True)})
 
     assert Net().auxiliary_tasks() == ["edges"]
-
-
-# -- a GPU -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_time_and_memory_of_a_gpu():
-    found = run(seeds=[0], baseline=None, trainer={"max_epochs": 2, "accelerator": "gpu", "devices": 1})
-    for one in found.trials:
-        assert 0 < one.step_time < 1
-        assert 0 < one.peak_memory < 2**30
