@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_uncertainty.architectures.cross_stitch import CrossStitch, CrossStitchUnit
-from tests.architectures._two_backbones import FEATURES, NAMES, heads, stages
+from tests.architectures._two_backbones import FEATURES, NAMES, heads, run_beside, stages
 
 AT_THE_START = [
     [[[[0.1, 0.95], [1.8, 2.65]], [[3.5, 4.35], [5.2, 6.05]]]],
@@ -101,13 +101,7 @@ def test_identity_units_are_separate_networks(tasks):
     own = {task: stages() for task in NAMES[:tasks]}
     net = CrossStitch(own, heads(tasks), [4, 6], self_weight=1.0)
     separate = {task: copy.deepcopy(nn.Sequential(*own[task], net.heads[task])) for task in own}
-    images = torch.randn(2, 3, 9, 11)
-    outputs = net.predict(images)
-    for task, network in separate.items():
-        expected = network(images)
-        torch.testing.assert_close(outputs[task], expected)
-        expected.square().sum().backward()
-    sum(output.square().sum() for output in outputs.values()).backward()
+    run_beside(net, separate)
     for task, network in separate.items():
         parameters = [*net.backbones[task].parameters(), *net.heads[task].parameters()]
         for parameter, other in zip(parameters, network.parameters(), strict=True):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_uncertainty.architectures.nddr import NDDR, NDDRLayer
-from tests.architectures._two_backbones import FEATURES, NAMES, heads, stages
+from tests.architectures._two_backbones import FEATURES, NAMES, heads, run_beside, stages
 
 WEIGHT_OF_THE_FIRST = [[0.9, 0.0, 0.1, 0.0], [0.0, 0.9, 0.0, 0.1]]
 WITHOUT_BATCH_NORM = [
@@ -104,19 +104,13 @@ def test_layer_takes_features_of_one_shape(shapes, message):
 def test_no_weight_of_others_is_separate_networks(tasks):
     own = {task: stages() for task in NAMES[:tasks]}
     net = NDDR(own, heads(tasks), [4, 6], alpha=1.0)
-    images = torch.randn(2, 3, 9, 11)
     separate = {
         task: copy.deepcopy(
             nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), second, nn.BatchNorm2d(6), nn.ReLU(), net.heads[task])
         )
         for task, (first, second) in own.items()
     }
-    outputs = net.predict(images)
-    for task, network in separate.items():
-        expected = network(images)
-        torch.testing.assert_close(outputs[task], expected)
-        expected.square().sum().backward()
-    sum(output.square().sum() for output in outputs.values()).backward()
+    run_beside(net, separate)
     for task, network in separate.items():
         for stage, other in zip([*net.backbones[task], net.heads[task]], network[::3], strict=True):
             gradients = [[parameter.grad for parameter in module.parameters()] for module in (stage, other)]

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_uncertainty.architectures.pad_net import Distillation, PADNet, distil
 from tests._tensors import float64
-from tests.architectures._architectures import one_feature
+from tests.architectures._architectures import check_shared, one_feature
 
 PIXELS = {
     "k": [[[0.0, 0.1], [0.2, 0.3]], [[0.4, 0.5], [0.6, 0.7]]],
@@ -160,17 +160,7 @@ def test_shared_parameters_are_those_of_several_final_predictions(outputs, auxil
     distillation = partial(Distillation, gate=gate, message_conv=message_conv)
     net = PADNet(one_feature(), 8, outputs, auxiliary=auxiliary, width=4, distillation=distillation)
     predictions = net(torch.randn(2, 3, 9, 13))
-    parameters = dict(net.named_parameters())
-    users = dict.fromkeys(parameters, 0)
-    for task in (*outputs, *auxiliary):
-        loss = predictions[task].square().sum()
-        gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            users[name] += gradient is not None
-    shared = net.shared_parameters()
-    assert len(shared) == len({id(parameter) for parameter in shared})
-    names = {name for name, parameter in parameters.items() if any(parameter is other for other in shared)}
-    assert names == {name for name, users_of in users.items() if users_of > 1}
+    check_shared([predictions[task] for task in (*outputs, *auxiliary)], net)
 
 
 def test_a_task_that_is_auxiliary_as_well_is_refused():

@@ -7,7 +7,7 @@ from torch import nn
 from lightning_uncertainty.architectures import pap_net
 from lightning_uncertainty.architectures.pap_net import PAPNet, Propagation, affinity, diffuse, mix
 from tests._tensors import float64
-from tests.architectures._architectures import one_feature
+from tests.architectures._architectures import check_shared, one_feature
 
 TASKS = {"depth": 1, "semantics": 5, "normals": 3}
 X = [[[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]], [[2.0, 1.0], [-1.0, 0.5], [0.0, 1.0]]]
@@ -223,17 +223,7 @@ def test_shared_parameters_are_those_of_several_final_predictions(count):
     tasks = dict(list(TASKS.items())[:count])
     net = PAPNet(one_feature(), 8, tasks, width=8)
     predictions = net(torch.randn(2, 3, 9, 13))
-    parameters = dict(net.named_parameters())
-    users = dict.fromkeys(parameters, 0)
-    for task in tasks:
-        loss = predictions[task].square().sum()
-        gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            users[name] += gradient is not None and bool(gradient.any())
-    shared = net.shared_parameters()
-    assert len(shared) == len({id(parameter) for parameter in shared})
-    names = {name for name, parameter in parameters.items() if any(parameter is other for other in shared)}
-    assert names == {name for name, users_of in users.items() if users_of > 1}
+    check_shared([predictions[task] for task in tasks], net)
 
 
 def test_an_odd_width_is_refused():

@@ -20,6 +20,7 @@ from tests.architectures._architectures import (
     TWO,
     Scenes,
     batch_of,
+    check_shared,
     make,
 )
 from tests.architectures._ddp import fit
@@ -97,16 +98,8 @@ def test_every_parameter_gets_a_gradient(name, tasks):
 @each_cell
 def test_shared_parameters_are_those_that_several_final_predictions_reach(name, tasks):
     net = make(name, tasks)
-    predictions, parameters = net(IMAGES), list(net.parameters())
-    reached = [
-        torch.autograd.grad(predictions[task].square().sum(), parameters, retain_graph=True, allow_unused=True)
-        for task in tasks
-    ]
-    counts = [sum(gradient is not None for gradient in gradients) for gradients in zip(*reached, strict=True)]
-    expected = {id(parameter) for parameter, count in zip(parameters, counts, strict=True) if count > 1}
-    found = [id(parameter) for parameter in net.shared_parameters()]
-    assert len(found) == len(set(found))
-    assert set(found) == expected
+    predictions = net(IMAGES)
+    assert check_shared([predictions[task] for task in tasks], net)
 
 
 @each_cell
