@@ -416,6 +416,14 @@ def test_the_best_epoch_is_that_of_the_key_or_of_the_own_loss():
     assert depths(KIND.key) == [7.0, 7.0]  # higher is better
 
 
+@pytest.mark.parametrize("epoch", range(3))
+def test_an_epoch_that_diverged_is_never_the_best(epoch):
+    loss = [2.0, 1.0, 1.5]
+    loss[epoch] = math.nan
+    row = trial("w", 0, [5.0, 6.0, 7.0], [0.1, 0.2, 0.3], loss=loss).row("val/balanced_loss")
+    assert row[DEPTH.key] == [6.0, 7.0, 6.0][epoch]
+
+
 def test_the_plot_shows_means_and_seeds():
     from matplotlib import pyplot
 
