@@ -1,15 +1,24 @@
 # Each target sets everything up by itself, from a bare checkout.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
+BEGAN := $(shell date +%s)
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export WANDB_MODE ?= offline
 
-.PHONY: demo test lint docs notebooks bench browser clean
+.PHONY: demo test test-all ready lint docs notebooks bench browser clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/lightning-uncertainty demo
 
-test: lint browser $(VENV)/transformers
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+test: ready # the fast tier
+	$(PYTEST) --hypothesis-profile fast -m "smoke or not (slow or multiprocess or matrix)"
+
+test-all: ready
+	$(PYTEST)
+
+ready: lint browser $(VENV)/transformers
+	@echo "set up, linted and type-checked in $$(($$(date +%s) - $(BEGAN))) s"
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --check .

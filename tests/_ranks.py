@@ -1,15 +1,8 @@
-"""Modules whose batches are dealt out to the ranks, unequally labelled, and how the ranks are run."""
+"""Modules whose batches are dealt out to the ranks, unequally labelled."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import torch
@@ -22,9 +15,9 @@ from torchmetrics import Accuracy, MeanAbsoluteError
 
 from lightning_uncertainty import MultiTaskMixin, Task, masked_sum
 from lightning_uncertainty.weightings import Weighting
+from tests._launch import RANKS
+from tests._nets import tensors
 
-ROOT = Path(__file__).parents[1]
-RANKS = 2
 STEPS = 20
 BATCH = 12  # of all ranks together
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce", "reduce_scatter_tensor")
@@ -194,55 +187,9 @@ class Together(Dealt):
         return own + others
 
 
-def tensors(module: nn.Module) -> Rows:
-    """The state without the task names beside it."""
-    return {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
-
-
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Rows:
     """What an optimizer remembers, as Adam's moments and steps, by position and name."""
     state = optimizer.state_dict()["state"]
     return {
         f"{i}.{name}": value.clone() for i, own in state.items() for name, value in own.items() if value is not None
     }
-
-
-def run(command: list[str], environments: list[dict[str, str]], folder: Path, timeout: float) -> None:
-    """Run a command in every environment at once; fail with what they said last when one fails or time is up."""
-    logs = [folder / f"rank{rank}.log" for rank in range(len(environments))]
-    processes = []
-    try:
-        for environment, log in zip(environments, logs, strict=True):
-            whole = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-            with log.open("w") as file:
-                options = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-                processes.append(subprocess.Popen(command, env=whole, **options))
-        deadline = time.monotonic() + timeout
-        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-            if any(process.poll() for process in processes):
-                deadline = min(deadline, time.monotonic() + 2)  # for the others to say the same
-            time.sleep(0.05)
-        codes = [process.poll() for process in processes]
-    finally:
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
-            process.wait()
-    said = "\n".join(f"-- rank {rank}, code {codes[rank]}\n{log.read_text()[-4000:]}" for rank, log in enumerate(logs))
-    assert not any(code is None or code for code in codes), f"after {timeout:g} s at most\n{said}"
-
-
-def rank_environments() -> list[dict[str, str]]:
-    """What torchrun would tell two ranks on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(RANKS), "TORCHELASTIC_RUN_ID": "test"}
-    common |= {"GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(RANKS)}
-    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(RANKS)]
-
-
-def results(program: str, out: Path, environments: list[dict[str, str]], timeout: float) -> dict:
-    """Run a module of the tests in every environment; return what it saved."""
-    run([sys.executable, "-W", "ignore", "-m", program, str(out)], environments, out.parent, timeout)
-    return torch.load(out, weights_only=False)

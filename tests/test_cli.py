@@ -180,8 +180,9 @@ def test_a_fit_is_resumed(fitted, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_example_trains_wherever_it_is_written(tmp_path):
-    printed = subprocess_of("example", cwd=tmp_path)
+def test_the_example_trains_wherever_it_is_written(tmp_path, capsys):
+    run("example")
+    printed = capsys.readouterr().out
     assert printed == EXAMPLE
     (tmp_path / "penguins.yaml").write_text(printed, encoding="utf-8")
     printed = subprocess_of("fit", "--config", "penguins.yaml", "--trainer.max_epochs", "5", cwd=tmp_path)

@@ -304,11 +304,9 @@ def test_elsewhere_than_on_eager_cpu_a_bad_loss_is_told_with_the_next_row(monkey
 # -- learnt weights as constants ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "weighting", [w for name, w in WEIGHTINGS.items() if name not in (*FOLLOWING, *BALANCING)], ids=str
-)
+@pytest.mark.parametrize("weighting", [name for name in WEIGHTINGS if name not in (*FOLLOWING, *BALANCING)])
 def test_learnt_weights_as_constants_give_the_network_the_same_gradient(weighting):
-    net = Plain(weighting())
+    net = Plain(WEIGHTINGS[weighting]())
     trainer().fit(net, tuples())
     before = tensors(net)
     exported = net.fixed_weighting()

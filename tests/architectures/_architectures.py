@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,11 @@ class Pyramid(nn.Module):
         return features
 
 
+def one_feature() -> nn.Module:
+    """A backbone that returns one feature of 8 channels."""
+    return nn.Conv2d(3, 8, 3, stride=4)
+
+
 def heads(tasks, channels: int = CHANNELS[-1]) -> dict[str, nn.Module]:
     return {task: nn.Sequential(block(channels, 16), nn.Conv2d(16, OUTPUTS[task], 1)) for task in tasks}
 
@@ -90,6 +96,22 @@ BRANCHING = [name for name, entry in ARCHITECTURES.items() if isinstance(entry.m
 def make(name: str, tasks=TWO, seed: int = 0) -> Architecture:
     torch.manual_seed(seed)
     return ARCHITECTURES[name].make(tasks)
+
+
+def gradients_of(output: torch.Tensor, net: nn.Module) -> dict[str, torch.Tensor]:
+    """Gradients of an output, by name of the parameters on which it depends."""
+    names, parameters = zip(*net.named_parameters(), strict=True)
+    found = torch.autograd.grad(output.square().sum(), parameters, allow_unused=True, retain_graph=True)
+    return {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+
+
+def check_shared(outputs: Iterable[torch.Tensor], net: Architecture) -> set[str]:
+    """Return the names of the parameters on which several of these outputs depend: those that are shared, each once."""
+    counts = Counter(name for output in outputs for name in gradients_of(output, net))
+    several = {name for name, count in counts.items() if count > 1}
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    assert sorted(names[parameter] for parameter in net.shared_parameters()) == sorted(several)
+    return several
 
 
 def batch_of(seed: int = 0, rows: int = 8) -> dict[str, torch.Tensor]:

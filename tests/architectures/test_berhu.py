@@ -3,14 +3,11 @@ import torch
 
 from lightning_uncertainty.architectures._berhu import berhu
 from lightning_uncertainty.likelihoods import Generic, masked_sum
+from tests._numbers import float64
 
 RESIDUAL = [0.05, -0.1, 0.4, -1.0, 0.15]  # c = 0.2
 PER_ELEMENT = [0.05, 0.1, 0.5, 2.6, 0.15]
 MEAN = 0.68
-
-
-def double(numbers):
-    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def with_largest_error_ten(error):
@@ -19,10 +16,10 @@ def with_largest_error_ten(error):
 
 
 def test_numbers_of_a_worked_example():
-    target = double([3.0, -1.0, 0.5, 2.0, 7.0])
-    loss = berhu(target + double(RESIDUAL), target)
-    torch.testing.assert_close(loss, double(PER_ELEMENT), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(loss.mean(), double(MEAN), rtol=1e-9, atol=1e-12)
+    target = float64([3.0, -1.0, 0.5, 2.0, 7.0])
+    loss = berhu(target + float64(RESIDUAL), target)
+    torch.testing.assert_close(loss, float64(PER_ELEMENT), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(loss.mean(), float64(MEAN), rtol=1e-9, atol=1e-12)
 
 
 def test_the_threshold_is_a_fifth_of_the_largest_error_of_the_whole_batch():
@@ -36,22 +33,22 @@ def test_the_threshold_is_a_fifth_of_the_largest_error_of_the_whole_batch():
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_value_and_slope_are_continuous_at_the_threshold(sign):
-    below, above = double(sign * (2 - 1e-7)).requires_grad_(), double(sign * (2 + 1e-7)).requires_grad_()
+    below, above = float64(sign * (2 - 1e-7)).requires_grad_(), float64(sign * (2 + 1e-7)).requires_grad_()
     losses = [with_largest_error_ten(below), with_largest_error_ten(above)]
     slopes = [torch.autograd.grad(loss, error)[0] for loss, error in zip(losses, (below, above), strict=True)]
-    torch.testing.assert_close(torch.stack(losses), double([2.0, 2.0]), rtol=0, atol=1e-6)
-    torch.testing.assert_close(torch.stack(slopes), double([1.0, 1.0]) * sign, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.stack(losses), float64([2.0, 2.0]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.stack(slopes), float64([1.0, 1.0]) * sign, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("error", [-7.0, -1.5, 0.3, 1.9, 2.1, 9.0])
 def test_gradient_equals_finite_differences(error):
-    assert torch.autograd.gradcheck(with_largest_error_ten, double(error).requires_grad_())
+    assert torch.autograd.gradcheck(with_largest_error_ten, float64(error).requires_grad_())
 
 
 def test_the_threshold_is_a_constant_to_the_gradient():
-    output = double([1.0, 4.0, 10.0]).requires_grad_()
+    output = float64([1.0, 4.0, 10.0]).requires_grad_()
     (gradient,) = torch.autograd.grad(berhu(output, torch.zeros_like(output)).sum(), output)
-    torch.testing.assert_close(gradient, double([1.0, 2.0, 5.0]))  # 1, then e / c with c = 2
+    torch.testing.assert_close(gradient, float64([1.0, 2.0, 5.0]))  # 1, then e / c with c = 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -68,7 +65,7 @@ def test_squares_neither_vanish_nor_overflow(scale):
     output = torch.tensor([0.4, 1.0]).mul(scale).requires_grad_()
     loss = berhu(output, torch.zeros(2))
     loss.sum().backward()
-    torch.testing.assert_close(loss.detach().double() / scale, double([0.5, 2.6]), rtol=0.01, atol=0)
+    torch.testing.assert_close(loss.detach().double() / scale, float64([0.5, 2.6]), rtol=0.01, atol=0)
     assert output.grad.isfinite().all()
 
 
@@ -84,13 +81,13 @@ def test_shapes_that_would_broadcast_are_refused():
 
 
 def test_is_the_error_of_a_generic_task():
-    total, count = Generic(berhu).loss(double(RESIDUAL), torch.zeros(5, dtype=torch.float64))
+    total, count = Generic(berhu).loss(float64(RESIDUAL), torch.zeros(5, dtype=torch.float64))
     assert (total / count).item() == pytest.approx(MEAN, rel=1e-9)
 
 
 def test_missing_labels_enter_the_threshold_unless_they_are_kept_out():
-    target = double([1.0, 1.0, float("nan")])
-    output = double([1.4, 2.0, 500.0])
+    target = float64([1.0, 1.0, float("nan")])
+    output = float64([1.4, 2.0, 500.0])
     total, _ = Generic(berhu).loss(output, target)
     assert total.item() == pytest.approx(0.4 + 1.0)  # c = 100 of a label that nobody knows
     known = Generic(lambda output, target: berhu(output, target, observed=target > 0))
@@ -99,7 +96,7 @@ def test_missing_labels_enter_the_threshold_unless_they_are_kept_out():
 
 
 def test_errors_of_missing_labels_have_no_loss_and_no_gradient():
-    output = double([3.0, 1.0, 1.0]).requires_grad_()
+    output = float64([3.0, 1.0, 1.0]).requires_grad_()
     observed = torch.tensor([False, True, True])
     loss = berhu(output, torch.ones_like(output), observed=observed)
     assert loss.tolist() == [0.0, 0.0, 0.0]

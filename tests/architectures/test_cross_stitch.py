@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_uncertainty.architectures.cross_stitch import CrossStitch, CrossStitchUnit
-from tests.architectures._two_backbones import FEATURES, NAMES, heads, stages
+from tests.architectures._two_backbones import FEATURES, NAMES, heads, run_beside, stages
 
 AT_THE_START = [
     [[[[0.1, 0.95], [1.8, 2.65]], [[3.5, 4.35], [5.2, 6.05]]]],
@@ -101,13 +101,7 @@ def test_identity_units_are_separate_networks(tasks):
     own = {task: stages() for task in NAMES[:tasks]}
     net = CrossStitch(own, heads(tasks), [4, 6], self_weight=1.0)
     separate = {task: copy.deepcopy(nn.Sequential(*own[task], net.heads[task])) for task in own}
-    images = torch.randn(2, 3, 9, 11)
-    outputs = net.predict(images)
-    for task, network in separate.items():
-        expected = network(images)
-        torch.testing.assert_close(outputs[task], expected)
-        expected.square().sum().backward()
-    sum(output.square().sum() for output in outputs.values()).backward()
+    run_beside(net, separate)
     for task, network in separate.items():
         parameters = [*net.backbones[task].parameters(), *net.heads[task].parameters()]
         for parameter, other in zip(parameters, network.parameters(), strict=True):
@@ -148,35 +142,6 @@ def test_one_number_for_all_channels():
     torch.testing.assert_close(net(images), per_channel(images))
 
 
-def test_every_task_gets_a_copy_of_the_stages():
-    given = stages()
-    net = CrossStitch(given, heads(3), [4, 6])
-    owners = [nn.ModuleList(given), *net.backbones.values()]
-    addresses = {parameter.data_ptr() for owner in owners for parameter in owner.parameters()}
-    assert len(addresses) == 4 * len(list(owners[0].parameters()))
-    for own in net.backbones.values():
-        torch.testing.assert_close(dict(own.state_dict()), dict(owners[0].state_dict()), rtol=0, atol=0)
-
-
-def test_pretrained_backbones_are_used_by_name():
-    own = {task: stages() for task in ["normals", "depth", "semantics"]}
-    net = CrossStitch(own, heads(3), [4, 6])
-    assert list(net.backbones) == list(net.predictions) == NAMES
-    for task, given in own.items():
-        assert all(stage is original for stage, original in zip(net.backbones[task], given, strict=True))
-
-
-@pytest.mark.parametrize("container", [list, tuple, nn.ModuleList, lambda given: nn.Sequential(*given)])
-def test_stages_come_in_any_sequence(container):
-    given = stages()
-    net = CrossStitch(container(given), heads(), [4, 6])
-    expected = CrossStitch(given, dict(net.heads.items()), [4, 6])
-    images = torch.randn(2, 3, 9, 11)
-    torch.testing.assert_close(net(images), expected(images))
-    own = CrossStitch({task: container(stages()) for task in net.predictions}, heads(), [4, 6])
-    assert [len(backbone) for backbone in own.backbones.values()] == [2, 2]
-
-
 def test_stages_may_work_in_place():
     gradients = []
     for inplace in [False, True]:
@@ -197,56 +162,9 @@ def test_units_can_have_a_learning_rate_of_their_own():
     assert units | others == set(net.parameters())
 
 
-@pytest.mark.parametrize("tasks", [2, 3])
-def test_several_tasks_depend_on_shared_parameters_and_on_no_others(tasks):
-    net = CrossStitch(stages(), heads(tasks), [4, 6])
-    parameters = list(net.parameters())
-    dependents = dict.fromkeys(parameters, 0)
-    for output in net(torch.randn(2, 3, 9, 11)).values():
-        gradients = torch.autograd.grad(output.sum(), parameters, retain_graph=True, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            dependents[parameter] += gradient is not None
-    assert set(net.shared_parameters()) == {parameter for parameter, count in dependents.items() if count > 1}
-
-
 @pytest.mark.parametrize("tasks", [0, 1])
 def test_one_task_has_nothing_to_be_mixed_with(tasks):
     with pytest.raises(ValueError, match="at least 2 tasks: found"):
         CrossStitch(stages(), heads(tasks), [4, 6])
     with pytest.raises(ValueError, match="at least 2 tasks: found"):
         CrossStitchUnit(tasks, 4)
-
-
-@pytest.mark.parametrize(
-    ("backbones", "message"),
-    [
-        ({"depth": stages(), "normals": stages()}, "heads, depth, semantics: found depth, normals"),
-        ({"depth": stages()}, "heads, depth, semantics: found depth;"),
-        ({task: stages() for task in NAMES}, "heads, depth, semantics: found depth, semantics, normals;"),
-        ({}, "heads, depth, semantics: found none"),
-        ({"depth": stages(), "semantics": stages((4,))}, "2 stages.*: found 2 for depth, 1 for semantics"),
-        (stages((4, 6, 6)), r"2 stages, one for each entry of channels \[4, 6\]: found 3 for depth, 3 for semantics"),
-        ([], "modules, at least one: found none"),
-        ([nn.Identity(), 3], "should be modules.*: found int"),
-        (nn.Conv2d(3, 4, 3), r"sequence of stages.*: found Conv2d; list its stages, as in \[nn.Sequential\("),
-        ({"depth": stages(), "semantics": nn.Conv2d(3, 4, 3)}, "sequence of stages.*: found Conv2d"),
-        (dict.fromkeys(["depth", "semantics"], stages()), "parameters of its own: .* give the stages once"),
-    ],
-)
-def test_wrong_backbones_are_named(backbones, message):
-    with pytest.raises(ValueError, match=message):
-        CrossStitch(backbones, heads(), [4, 6])
-
-
-def test_channels_should_be_as_declared():
-    net = CrossStitch(stages((4, 6)), heads(), [4, 5])
-    with pytest.raises(ValueError, match=r"stage 1 should have 5 channels.*: found \[2, 6, 3, 3\] for task depth"):
-        net(torch.ones(2, 3, 9, 11))
-
-
-def test_stages_of_tasks_should_end_alike():
-    own = {"depth": stages(), "semantics": [*stages()[:1], *stages(stride=1)[1:]]}
-    net = CrossStitch(own, heads(), [4, 6])
-    found = r"stage 1 .* one shape.*: found \[2, 6, 3, 3\] for task depth and \[2, 6, 5, 6\] for task semantics"
-    with pytest.raises(ValueError, match=found):
-        net(torch.ones(2, 3, 9, 11))

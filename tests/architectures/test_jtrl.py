@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_uncertainty.architectures.jtrl import JTRL
+from tests.architectures._architectures import check_shared
 
 OUTPUTS = {"depth": 1, "semantics": 3}
 
@@ -127,18 +128,9 @@ def test_features_may_be_given_in_place_of_images():
 
 @pytest.mark.parametrize("scales", [2, 3, 4])
 def test_shared_are_the_parameters_of_both_final_predictions(scales):
-    net, x = build(scales=scales), images(33, 47)
-    predictions, reached = net(x), {}
-    for task in OUTPUTS:
-        total = predictions[task].square().sum()
-        gradients = torch.autograd.grad(total, list(net.parameters()), retain_graph=True, allow_unused=True)
-        reached[task] = {
-            name for (name, _), grad in zip(net.named_parameters(), gradients, strict=True) if grad is not None
-        }
-    names = {parameter: name for name, parameter in net.named_parameters()}
-    shared = [names[parameter] for parameter in net.shared_parameters()]
-    assert len(shared) == len(set(shared))
-    assert set(shared) == reached["depth"] & reached["semantics"]
+    net = build(scales=scales)
+    predictions = net(images(33, 47))
+    assert check_shared([predictions[task] for task in OUTPUTS], net)
 
 
 @pytest.mark.parametrize("scales", [2, 4])

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_uncertainty.architectures.nddr import NDDR, NDDRLayer
-from tests.architectures._two_backbones import FEATURES, NAMES, heads, stages
+from tests.architectures._two_backbones import FEATURES, NAMES, heads, run_beside, stages
 
 WEIGHT_OF_THE_FIRST = [[0.9, 0.0, 0.1, 0.0], [0.0, 0.9, 0.0, 0.1]]
 WITHOUT_BATCH_NORM = [
@@ -104,19 +104,13 @@ def test_layer_takes_features_of_one_shape(shapes, message):
 def test_no_weight_of_others_is_separate_networks(tasks):
     own = {task: stages() for task in NAMES[:tasks]}
     net = NDDR(own, heads(tasks), [4, 6], alpha=1.0)
-    images = torch.randn(2, 3, 9, 11)
     separate = {
         task: copy.deepcopy(
             nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), second, nn.BatchNorm2d(6), nn.ReLU(), net.heads[task])
         )
         for task, (first, second) in own.items()
     }
-    outputs = net.predict(images)
-    for task, network in separate.items():
-        expected = network(images)
-        torch.testing.assert_close(outputs[task], expected)
-        expected.square().sum().backward()
-    sum(output.square().sum() for output in outputs.values()).backward()
+    run_beside(net, separate)
     for task, network in separate.items():
         for stage, other in zip([*net.backbones[task], net.heads[task]], network[::3], strict=True):
             gradients = [[parameter.grad for parameter in module.parameters()] for module in (stage, other)]
@@ -136,16 +130,6 @@ def test_a_layer_follows_every_stage_in_the_order_of_the_heads():
         features = {task: layer.layers[k](concatenated) for k, task in enumerate(NAMES)}
     expected = {task: net.heads[task](features[task]) for task in NAMES}
     torch.testing.assert_close(net.predict(images), expected)
-
-
-def test_every_task_gets_a_copy_of_the_stages():
-    given = stages()
-    net = NDDR(given, heads(3), [4, 6])
-    owners = [nn.ModuleList(given), *net.backbones.values()]
-    addresses = {parameter.data_ptr() for owner in owners for parameter in owner.parameters()}
-    assert len(addresses) == 4 * len(list(owners[0].parameters()))
-    for own in net.backbones.values():
-        torch.testing.assert_close(dict(own.state_dict()), dict(owners[0].state_dict()), rtol=0, atol=0)
 
 
 def test_shortcut_takes_all_layers_at_the_last_ones_size():
@@ -175,20 +159,6 @@ def test_heads_take_the_last_layer_without_a_shortcut():
     assert taken[0] is taken[1]
 
 
-@pytest.mark.parametrize("shortcut", [False, True])
-@pytest.mark.parametrize("tasks", [2, 3])
-def test_several_tasks_depend_on_shared_parameters_and_on_no_others(tasks, shortcut):
-    net = NDDR(stages(), heads(tasks), [4, 6], shortcut=shortcut)
-    parameters = list(net.parameters())
-    dependents = dict.fromkeys(parameters, 0)
-    for output in net(torch.randn(2, 3, 9, 11)).values():
-        gradients = torch.autograd.grad(output.sum(), parameters, retain_graph=True, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            dependents[parameter] += gradient is not None
-    assert set(net.shared_parameters()) == {parameter for parameter, count in dependents.items() if count > 1}
-    assert min(dependents.values()) == 1
-
-
 def test_layers_can_have_a_learning_rate_of_their_own():
     net = NDDR(stages(), heads(), [4, 6], shortcut=True)
     layers = set(net.fusions.parameters())
@@ -203,11 +173,3 @@ def test_one_task_has_nothing_to_be_fused_with():
         NDDR(stages(), heads(1), [4, 6])
     with pytest.raises(ValueError, match="at least 2 tasks: found 1"):
         NDDRLayer(1, 4, beta=0.1)
-
-
-def test_stages_of_tasks_should_end_alike():
-    own = {"depth": stages(), "semantics": [*stages()[:1], *stages(stride=1)[1:]]}
-    net = NDDR(own, heads(), [4, 6])
-    found = r"stage 1 .* one shape.*: found \[2, 6, 3, 3\] for task depth and \[2, 6, 5, 6\] for task semantics"
-    with pytest.raises(ValueError, match=found):
-        net(torch.ones(2, 3, 9, 11))

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from lightning_uncertainty.architectures.pad_net import Distillation, PADNet, distil
+from tests._numbers import float64
+from tests.architectures._architectures import check_shared, one_feature
 
 PIXELS = {
     "k": [[[0.0, 0.1], [0.2, 0.3]], [[0.4, 0.5], [0.6, 0.7]]],
@@ -30,22 +32,14 @@ WIRINGS = pytest.mark.parametrize(
 )
 
 
-def backbone():
-    return nn.Conv2d(3, 8, 3, stride=4)
-
-
-def numbers(nested):
-    return torch.tensor(nested, dtype=torch.float64)
-
-
 def with_weights(distillation):
     """Return a 1x1 distillation of float64 that has the weights W and V."""
     distillation.double()
     for task, gate in distillation.gates.items():
-        gate.weight.data = numbers(W[task])[..., None, None]
+        gate.weight.data = float64(W[task])[..., None, None]
     for task, message in distillation.messages.items():
         if isinstance(message, nn.Conv2d):
-            message.weight.data = numbers(V[task])[..., None, None]
+            message.weight.data = float64(V[task])[..., None, None]
     return distillation
 
 
@@ -59,15 +53,15 @@ def with_weights(distillation):
 )
 def test_published_wirings(gate, message_conv, expected):
     take = with_weights(Distillation(2, "k", ["l", "m"], gate=gate, message_conv=message_conv, kernel=1))
-    result = take({task: numbers(pixels)[None] for task, pixels in PIXELS.items()})
-    torch.testing.assert_close(result, numbers(expected)[None], rtol=1e-9, atol=1e-12)
+    result = take({task: float64(pixels)[None] for task, pixels in PIXELS.items()})
+    torch.testing.assert_close(result, float64(expected)[None], rtol=1e-9, atol=1e-12)
 
 
 def test_target_gate_without_messages():
     take = with_weights(Distillation(2, "k", ["l", "m"], gate="target", kernel=1))
-    own, first, second = (numbers(PIXELS[task]) for task in "klm")
-    gate = 1 / (1 + torch.exp(-torch.einsum("oi,ihw->ohw", numbers(W["k"]), own)))
-    result = take({task: numbers(pixels)[None] for task, pixels in PIXELS.items()})
+    own, first, second = (float64(PIXELS[task]) for task in "klm")
+    gate = 1 / (1 + torch.exp(-torch.einsum("oi,ihw->ohw", float64(W["k"]), own)))
+    result = take({task: float64(pixels)[None] for task, pixels in PIXELS.items()})
     torch.testing.assert_close(result, (own + gate * (first + second))[None], rtol=1e-12, atol=1e-12)
 
 
@@ -97,7 +91,7 @@ def test_gradient_of_the_distillation(gate, message_conv):
 
 
 def test_with_gates_shut_final_features_are_the_initial_ones():
-    net = PADNet(backbone(), 8, {"depth": 1, "semantics": 5}, auxiliary={"edges": 2}, width=4).eval()
+    net = PADNet(one_feature(), 8, {"depth": 1, "semantics": 5}, auxiliary={"edges": 2}, width=4).eval()
     images = torch.randn(2, 3, 17, 23)
     features = {task: block(net.backbone(images)) for task, block in net.task_features.items()}
     assert all((feature >= 0).all() and feature.any() for feature in features.values())
@@ -114,7 +108,7 @@ def test_with_gates_shut_final_features_are_the_initial_ones():
 @WIRINGS
 def test_tasks_take_from_all_others_and_auxiliary_tasks_take_nothing(gate, message_conv):
     net = PADNet(
-        backbone(),
+        one_feature(),
         8,
         {"depth": 1, "semantics": 5},
         auxiliary={"edges": 2},
@@ -133,7 +127,7 @@ def test_tasks_take_from_all_others_and_auxiliary_tasks_take_nothing(gate, messa
 
 
 def test_final_heads_take_the_distilled_features():
-    net = PADNet(backbone(), 8, {"depth": 1, "semantics": 5}, width=4).eval()
+    net = PADNet(one_feature(), 8, {"depth": 1, "semantics": 5}, width=4).eval()
     features = torch.randn(2, 8, 3, 4)
     own = {task: net.task_features[task](features) for task in ("depth", "semantics")}
     predictions = net.predict([features])
@@ -142,7 +136,7 @@ def test_final_heads_take_the_distilled_features():
 
 
 def test_auxiliary_tasks_predict_once_under_their_name():
-    net = PADNet(backbone(), 8, {"depth": 1}, auxiliary={"edges": 2}, width=4)
+    net = PADNet(one_feature(), 8, {"depth": 1}, auxiliary={"edges": 2}, width=4)
     assert net.predictions == {"depth": "depth", "edges": "edges", "depth_initial": "depth"}
     assert list(net.heads) == ["depth"]
     features = torch.randn(2, 8, 3, 4)
@@ -164,39 +158,29 @@ def test_auxiliary_tasks_predict_once_under_their_name():
 )
 def test_shared_parameters_are_those_of_several_final_predictions(outputs, auxiliary, gate, message_conv):
     distillation = partial(Distillation, gate=gate, message_conv=message_conv)
-    net = PADNet(backbone(), 8, outputs, auxiliary=auxiliary, width=4, distillation=distillation)
+    net = PADNet(one_feature(), 8, outputs, auxiliary=auxiliary, width=4, distillation=distillation)
     predictions = net(torch.randn(2, 3, 9, 13))
-    parameters = dict(net.named_parameters())
-    users = dict.fromkeys(parameters, 0)
-    for task in (*outputs, *auxiliary):
-        loss = predictions[task].square().sum()
-        gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            users[name] += gradient is not None
-    shared = net.shared_parameters()
-    assert len(shared) == len({id(parameter) for parameter in shared})
-    names = {name for name, parameter in parameters.items() if any(parameter is other for other in shared)}
-    assert names == {name for name, users_of in users.items() if users_of > 1}
+    check_shared([predictions[task] for task in (*outputs, *auxiliary)], net)
 
 
 def test_a_task_that_is_auxiliary_as_well_is_refused():
     with pytest.raises(ValueError, match="found semantics in both; leave out of auxiliary"):
-        PADNet(backbone(), 8, {"depth": 1, "semantics": 5}, auxiliary={"semantics": 5}, width=4)
+        PADNet(one_feature(), 8, {"depth": 1, "semantics": 5}, auxiliary={"semantics": 5}, width=4)
 
 
 def test_an_auxiliary_task_named_like_an_initial_prediction_is_refused():
     with pytest.raises(ValueError, match="name of an initial prediction: found depth_initial; rename"):
-        PADNet(backbone(), 8, {"depth": 1}, auxiliary={"depth_initial": 5}, width=4)
+        PADNet(one_feature(), 8, {"depth": 1}, auxiliary={"depth_initial": 5}, width=4)
 
 
 def test_auxiliary_tasks_alone_are_refused():
     with pytest.raises(ValueError, match="PADNet should be for at least 1 task: found none"):
-        PADNet(backbone(), 8, {}, auxiliary={"edges": 2, "normals": 3}, width=4)
+        PADNet(one_feature(), 8, {}, auxiliary={"edges": 2, "normals": 3}, width=4)
 
 
 def test_an_unknown_gate_is_refused():
     with pytest.raises(ValueError, match=r'gate should be "source" or "target": found \'both\''):
-        PADNet(backbone(), 8, {"a": 1, "b": 1}, width=4, distillation=partial(Distillation, gate="both"))
+        PADNet(one_feature(), 8, {"a": 1, "b": 1}, width=4, distillation=partial(Distillation, gate="both"))
 
 
 def test_an_even_kernel_is_refused():

@@ -6,6 +6,8 @@ from torch import nn
 
 from lightning_uncertainty.architectures import pap_net
 from lightning_uncertainty.architectures.pap_net import PAPNet, Propagation, affinity, diffuse, mix
+from tests._numbers import float64
+from tests.architectures._architectures import check_shared, one_feature
 
 TASKS = {"depth": 1, "semantics": 5, "normals": 3}
 X = [[[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]], [[2.0, 1.0], [-1.0, 0.5], [0.0, 1.0]]]
@@ -43,21 +45,13 @@ exactly = partial(torch.testing.assert_close, rtol=0, atol=0)
 closely = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
 
 
-def backbone():
-    return nn.Conv2d(3, 8, 3, stride=4)
-
-
-def numbers(nested):
-    return torch.tensor(nested, dtype=torch.float64)
-
-
 def as_images(x):
     """Return features `[T, n, C]` as `[1, T, C, 1, n]`."""
     return x.mT[None, :, :, None]
 
 
 def test_affinities_of_the_worked_example():
-    closely(affinity(numbers(X)), numbers(M))
+    closely(affinity(float64(X)), float64(M))
 
 
 def test_rows_of_affinities_sum_to_one():
@@ -78,9 +72,9 @@ def test_pixels_without_features_resemble_all_alike():
 
 
 def test_mixture_of_the_worked_example():
-    weights = numbers([LOGITS, [-5.0, 5.0]]).softmax(-1)
-    closely(weights[0], numbers(ALPHA))
-    closely(mix(numbers(M), weights)[0], numbers(MIXED))
+    weights = float64([LOGITS, [-5.0, 5.0]]).softmax(-1)
+    closely(weights[0], float64(ALPHA))
+    closely(mix(float64(M), weights)[0], float64(MIXED))
 
 
 def test_mixture_is_a_weighted_sum_for_every_image():
@@ -93,23 +87,23 @@ def test_mixture_is_a_weighted_sum_for_every_image():
 
 
 def test_diffusion_of_the_worked_example():
-    closely(diffuse(numbers(X[0]), numbers(MIXED), beta=0.05, iterations=3), numbers(DIFFUSED))
+    closely(diffuse(float64(X[0]), float64(MIXED), beta=0.05, iterations=3), float64(DIFFUSED))
 
 
 def test_diffusion_converges_to_the_solution_of_a_linear_system():
-    limit = diffuse(numbers(X[0]), numbers(MIXED), beta=0.05, iterations=30)
-    closely(limit, numbers(FIXED_POINT))
-    closely(limit, torch.linalg.solve(torch.eye(3) - 0.05 * numbers(MIXED), 0.95 * numbers(X[0])))
+    limit = diffuse(float64(X[0]), float64(MIXED), beta=0.05, iterations=30)
+    closely(limit, float64(FIXED_POINT))
+    closely(limit, torch.linalg.solve(torch.eye(3) - 0.05 * float64(MIXED), 0.95 * float64(X[0])))
 
 
 def test_diffusion_leaves_constant_features_alone():
-    closely(diffuse(torch.ones(3, 2, dtype=torch.float64), numbers(MIXED), beta=0.7), torch.ones(3, 2).double())
+    closely(diffuse(torch.ones(3, 2, dtype=torch.float64), float64(MIXED), beta=0.7), torch.ones(3, 2).double())
 
 
 def test_propagation_of_the_worked_example():
     propagation = Propagation(2).double()
-    propagation.logits.data[0] = numbers(LOGITS)
-    closely(propagation(as_images(numbers(X)))[0, 0, :, 0].mT, numbers(DIFFUSED))
+    propagation.logits.data[0] = float64(LOGITS)
+    closely(propagation(as_images(float64(X)))[0, 0, :, 0].mT, float64(DIFFUSED))
 
 
 def test_propagation_is_over_pixels_whatever_their_order():
@@ -203,7 +197,7 @@ def test_gradient_of_the_propagation(max_pixels):
 
 
 def test_final_heads_take_propagated_features_of_half_the_width():
-    net = PAPNet(backbone(), 8, TASKS, width=8).eval()
+    net = PAPNet(one_feature(), 8, TASKS, width=8).eval()
     net.propagation.logits.data.normal_()
     features = torch.randn(2, 8, 3, 4)
     x = torch.stack([net.halves[task](net.task_features[task](features)) for task in TASKS], dim=1)
@@ -216,7 +210,7 @@ def test_final_heads_take_propagated_features_of_half_the_width():
 
 @pytest.mark.parametrize("max_pixels", [1024, 4])
 def test_with_beta_zero_tasks_do_not_meet(max_pixels):
-    net = PAPNet(backbone(), 8, TASKS, width=8, propagation=partial(Propagation, beta=0.0, max_pixels=max_pixels))
+    net = PAPNet(one_feature(), 8, TASKS, width=8, propagation=partial(Propagation, beta=0.0, max_pixels=max_pixels))
     features = torch.randn(2, 8, 3, 4)
     predictions = net.eval().predict([features])
     for task in TASKS:
@@ -227,24 +221,14 @@ def test_with_beta_zero_tasks_do_not_meet(max_pixels):
 @pytest.mark.parametrize("count", [2, 3])
 def test_shared_parameters_are_those_of_several_final_predictions(count):
     tasks = dict(list(TASKS.items())[:count])
-    net = PAPNet(backbone(), 8, tasks, width=8)
+    net = PAPNet(one_feature(), 8, tasks, width=8)
     predictions = net(torch.randn(2, 3, 9, 13))
-    parameters = dict(net.named_parameters())
-    users = dict.fromkeys(parameters, 0)
-    for task in tasks:
-        loss = predictions[task].square().sum()
-        gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            users[name] += gradient is not None and bool(gradient.any())
-    shared = net.shared_parameters()
-    assert len(shared) == len({id(parameter) for parameter in shared})
-    names = {name for name, parameter in parameters.items() if any(parameter is other for other in shared)}
-    assert names == {name for name, users_of in users.items() if users_of > 1}
+    check_shared([predictions[task] for task in tasks], net)
 
 
 def test_an_odd_width_is_refused():
     with pytest.raises(ValueError, match="width should be even: found 9; affinities"):
-        PAPNet(backbone(), 8, TASKS, width=9)
+        PAPNet(one_feature(), 8, TASKS, width=9)
 
 
 @pytest.mark.parametrize(

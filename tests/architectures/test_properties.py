@@ -11,7 +11,6 @@ from lightning_uncertainty.architectures import BranchingArchitecture
 from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting
 from tests._nets import trainer
-from tests._ranks import rank_environments, results
 from tests.architectures._architectures import (
     ARCHITECTURES,
     BRANCHING,
@@ -22,6 +21,7 @@ from tests.architectures._architectures import (
     TWO,
     Scenes,
     batch_of,
+    check_shared,
     make,
 )
 from tests.architectures._ddp import fit
@@ -99,16 +99,8 @@ def test_every_parameter_gets_a_gradient(name, tasks):
 @each_cell
 def test_shared_parameters_are_those_that_several_final_predictions_reach(name, tasks):
     net = make(name, tasks)
-    predictions, parameters = net(IMAGES), list(net.parameters())
-    reached = [
-        torch.autograd.grad(predictions[task].square().sum(), parameters, retain_graph=True, allow_unused=True)
-        for task in tasks
-    ]
-    counts = [sum(gradient is not None for gradient in gradients) for gradients in zip(*reached, strict=True)]
-    expected = {id(parameter) for parameter, count in zip(parameters, counts, strict=True) if count > 1}
-    found = [id(parameter) for parameter in net.shared_parameters()]
-    assert len(found) == len(set(found))
-    assert set(found) == expected
+    predictions = net(IMAGES)
+    assert check_shared([predictions[task] for task in tasks], net)
 
 
 @each_cell
@@ -251,18 +243,10 @@ def test_decoding_branches_is_the_forward(name):
 # -- several processes -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    return results(
-        "tests.architectures._ddp", tmp_path_factory.mktemp("ranks") / "out.pt", rank_environments(), timeout=300
-    )
-
-
-@pytest.mark.multiprocess
-@pytest.mark.timeout(400)
+@pytest.mark.cells("tests.architectures._ddp", "{name}, {tasks}")
 @each_cell
-def test_two_processes_equal_one_and_need_not_look_for_unused_parameters(name, tasks, ranks):
-    one, two = fit(name, tasks, devices=1), ranks[name, tasks]
+def test_two_processes_equal_one_and_need_not_look_for_unused_parameters(name, tasks, found):
+    one, two = fit(name, tasks, devices=1), found(f"{name}, {tasks}")
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-6, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}")

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from lightning_uncertainty.architectures._task_attention import TaskAttention
+from tests._numbers import float64
 
 FIRST = [[[[-0.5, -0.2], [0.1, 0.4]], [[0.7, 1.0], [1.3, 1.6]]]]
 SECOND = [[[[0.4, 0.2], [0.0, -0.2]], [[-0.4, -0.6], [-0.8, -1.0]]]]
@@ -23,10 +24,6 @@ ATTENDED = [
 ]
 
 
-def double(numbers):
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
 def features(channels, *size, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(2, 2, channels, *size, generator=generator, dtype=torch.float64).unbind()
@@ -36,7 +33,7 @@ def worked_example():
     attention = TaskAttention(2).double()
     attention.refine = nn.Identity()
     for psi, weight in ((attention.psi1, PSI1), (attention.psi2, PSI2), (attention.psi3, PSI3)):
-        psi.weight.data = double(weight)[:, :, None, None]
+        psi.weight.data = float64(weight)[:, :, None, None]
         psi.bias.data.zero_()
     return attention
 
@@ -44,9 +41,9 @@ def worked_example():
 def test_numbers_of_a_worked_example():
     attention, seen = worked_example(), []
     attention.refine.register_forward_hook(lambda module, args, output: seen.append(output))
-    attended = attention(double(FIRST), double(SECOND))
-    torch.testing.assert_close(seen[0], double(BALANCED), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(attended, double(ATTENDED), rtol=1e-9, atol=1e-12)
+    attended = attention(float64(FIRST), float64(SECOND))
+    torch.testing.assert_close(seen[0], float64(BALANCED), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(attended, float64(ATTENDED), rtol=1e-9, atol=1e-12)
 
 
 def test_refined_features_gate_both_tasks():
@@ -66,7 +63,7 @@ def test_balance_decides_between_the_tasks():
     attention.psi1.weight.data.zero_()
     seen = []
     attention.refine.register_forward_hook(lambda module, args, output: seen.append(output))
-    first, second = double(FIRST), double(SECOND)
+    first, second = float64(FIRST), float64(SECOND)
     for logit, kept in ((100.0, (first, 0 * second)), (-100.0, (0 * first, second))):
         attention.psi1.bias.data.fill_(logit)
         attention(first, second)

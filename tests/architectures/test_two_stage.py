@@ -4,20 +4,17 @@ from torch import nn
 
 from lightning_uncertainty.architectures.pad_net import PADNet
 from lightning_uncertainty.architectures.pap_net import PAPNet
+from tests.architectures._architectures import one_feature
 
 BOTH = pytest.mark.parametrize("architecture", [PADNet, PAPNet])
 TASKS = {"depth": 1, "semantics": 5, "normals": 3}
-
-
-def backbone():
-    return nn.Conv2d(3, 8, 3, stride=4)
 
 
 @BOTH
 @pytest.mark.parametrize("count", [2, 3])
 def test_final_predictions_come_first_then_initial_ones(architecture, count):
     tasks = dict(list(TASKS.items())[:count])
-    net = architecture(backbone(), 8, tasks, width=4)
+    net = architecture(one_feature(), 8, tasks, width=4)
     predictions = net(torch.randn(2, 3, 17, 23))
     assert list(predictions) == list(net.predictions) == [*tasks, *(f"{task}_initial" for task in tasks)]
     for name, task in net.predictions.items():
@@ -28,7 +25,7 @@ def test_final_predictions_come_first_then_initial_ones(architecture, count):
 
 @BOTH
 def test_initial_predictions_are_linear_in_the_features_of_their_task(architecture):
-    net = architecture(backbone(), 8, TASKS, width=4).eval()
+    net = architecture(one_feature(), 8, TASKS, width=4).eval()
     features = torch.randn(2, 8, 3, 4)
     predictions = net.predict([features])
     for task in TASKS:
@@ -52,7 +49,7 @@ def test_only_the_last_features_are_used(architecture):
 def test_a_head_that_is_given_takes_the_place_of_the_default(architecture):
     width = 8 if architecture is PAPNet else 4
     given = nn.Conv2d(4, 5, 1)
-    net = architecture(backbone(), 8, TASKS, width=width, heads={"semantics": given})
+    net = architecture(one_feature(), 8, TASKS, width=width, heads={"semantics": given})
     assert list(net.heads) == list(TASKS)
     assert net.heads["semantics"] is given
     last = [net.heads[task][-1] for task in ("depth", "normals")]
@@ -65,7 +62,7 @@ def test_a_head_that_is_given_takes_the_place_of_the_default(architecture):
 
 @BOTH
 def test_every_parameter_gets_a_gradient(architecture):
-    net = architecture(backbone(), 8, TASKS, width=4)
+    net = architecture(one_feature(), 8, TASKS, width=4)
     sum(prediction.square().mean() for prediction in net(torch.randn(2, 3, 17, 23)).values()).backward()
     assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
 
@@ -73,24 +70,24 @@ def test_every_parameter_gets_a_gradient(architecture):
 @BOTH
 def test_a_head_for_no_task_is_refused(architecture):
     with pytest.raises(ValueError, match=r"heads should be for tasks of outputs, depth, .*: found dept; correct"):
-        architecture(backbone(), 8, TASKS, width=4, heads={"dept": nn.Identity()})
+        architecture(one_feature(), 8, TASKS, width=4, heads={"dept": nn.Identity()})
 
 
 @BOTH
 def test_a_task_named_like_an_initial_prediction_is_refused(architecture):
     with pytest.raises(ValueError, match=r"name of an initial prediction: found depth_initial; rename"):
-        architecture(backbone(), 8, {"depth": 1, "depth_initial": 1}, width=4)
+        architecture(one_feature(), 8, {"depth": 1, "depth_initial": 1}, width=4)
 
 
 @BOTH
 def test_one_task_is_too_few(architecture):
     with pytest.raises(ValueError, match="at least 2 tasks: found depth"):
-        architecture(backbone(), 8, {"depth": 1}, width=4)
+        architecture(one_feature(), 8, {"depth": 1}, width=4)
 
 
 @BOTH
 @pytest.mark.parametrize("shape", [(2, 7, 3, 4), (2, 8)])
 def test_features_of_another_shape_are_refused(architecture, shape):
-    net = architecture(backbone(), 8, TASKS, width=4)
+    net = architecture(one_feature(), 8, TASKS, width=4)
     with pytest.raises(ValueError, match=r"should be \[B, 8, h, w\]: found \[2, [78].*\]; correct channels"):
         net([torch.ones(shape)])

@@ -1,21 +1,15 @@
-"""A module whose batches follow from epoch and number alone, and the program that each of two ranks runs with it."""
+"""A module whose batches follow from epoch and number alone."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
-import torch.distributed
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty import UncertaintyWarmUp, UncertaintyWeighting
+from tests._launch import RANKS
 from tests._nets import Owning, tensors, trainer
 
 BATCHES = 5  # in an epoch
@@ -90,35 +84,6 @@ def fit(case: str, **options) -> tuple[dict[str, torch.Tensor], list[dict]]:
     return whole, net.rows
 
 
-def run_two(folder: Path) -> dict[str, tuple[dict[str, torch.Tensor], list[dict]]]:
-    """Run every case on two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
-    common |= {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-        command = [sys.executable, "-m", "tests.callbacks._drawn", str(folder)]
-        with (folder / f"rank{rank}.log").open("w") as log:
-            environment = {**os.environ, **common, **own}
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=150) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join((folder / f"rank{rank}.log").read_text() for rank in range(2))
-    return torch.load(folder / "results.pt")
-
-
-if __name__ == "__main__":
-    results = {
-        case: fit(case, strategy=STRATEGIES[strategy](), devices=2, use_distributed_sampler=False)
-        for case, (_, strategy) in CASES.items()
-    }
-    if torch.distributed.get_rank() == 0:
-        torch.save(results, Path(sys.argv[1]) / "results.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+def run(cells):
+    options = {"devices": RANKS, "use_distributed_sampler": False}
+    return {case: fit(case, strategy=STRATEGIES[CASES[case][1]](), **options) for case in cells}

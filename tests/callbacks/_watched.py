@@ -1,18 +1,15 @@
-"""A module that knows what its tasks' gradients really are, and the program that each of two ranks runs with it."""
+"""A module that knows what its tasks' gradients really are."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
-import torch.distributed
 from pytorch_lightning import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty import GradientConflictMonitor, MultiTaskMixin, Task, UncertaintyWeighting
 from lightning_uncertainty.balancing import GradientBalancing
+from tests._launch import RANKS
 from tests._nets import trainer
 
 NAMES = ("depth", "width", "kind")
@@ -92,11 +89,5 @@ def fit(case, **options):
     return monitor.state_dict()
 
 
-if __name__ == "__main__":
-    found = {case: fit(case, strategy="ddp", devices=2, use_distributed_sampler=False) for case in CASES}
-    every = [None, None]
-    torch.distributed.all_gather_object(every, found)
-    if torch.distributed.get_rank() == 0:
-        torch.save(every, Path(sys.argv[1]))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+def run(cells):
+    return {case: fit(case, strategy="ddp", devices=RANKS, use_distributed_sampler=False) for case in cells}

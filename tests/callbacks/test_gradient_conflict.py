@@ -30,7 +30,6 @@ from lightning_uncertainty.callbacks.gradient_conflict import _set_stance
 from lightning_uncertainty.weightings._fork import Fork
 from tests import _wandb_reader
 from tests._nets import Plain, tensors, trainer, tuples
-from tests._ranks import rank_environments, results
 from tests.callbacks._watched import CASES, NAMES, START, Watched, batch_of, fit
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))
@@ -362,20 +361,18 @@ def test_a_compiled_fit_finds_the_same_and_compiles_nothing_for_it(weighting, se
     assert graphs == [graphs[0]] * 4 + [graphs[0] + settles] * 6
 
 
-@pytest.mark.multiprocess
-@pytest.mark.timeout(200)
-def test_two_processes_find_what_one_does(tmp_path):
-    first, second = results("tests.callbacks._watched", tmp_path / "out.pt", rank_environments(), timeout=150)
-    assert first == second
-    for case in CASES:
-        found, other = first[case], fit(case)
-        rows, other_rows = found["history"]["rows"], other["history"]["rows"]
-        assert len(rows) == len(other_rows) > 1
-        for row, expected_row in zip(rows, other_rows, strict=True):
-            if case != "plain":
-                row["worst_task"] = expected_row["worst_task"]  # MGDA has all fare alike
-            assert_row(row, expected_row, 1e-6)
-        assert found["means"]["counts"] == other["means"]["counts"]
+@pytest.mark.cells("tests.callbacks._watched", "{case}")
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_find_what_one_does(case, found):
+    first, one = found(case), fit(case)
+    assert first == found(case, rank=1)
+    rows, expected = first["history"]["rows"], one["history"]["rows"]
+    assert len(rows) == len(expected) > 1
+    for row, expected_row in zip(rows, expected, strict=True):
+        if case != "plain":
+            row["worst_task"] = expected_row["worst_task"]  # MGDA has all fare alike
+        assert_row(row, expected_row, 1e-6)
+    assert first["means"]["counts"] == one["means"]["counts"]
 
 
 # -- its end -----------------------------------------------------------------------------------------------------------

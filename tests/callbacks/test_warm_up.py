@@ -22,7 +22,7 @@ from lightning_uncertainty import (
     UncertaintyWeighting,
 )
 from tests._nets import Owning, Plain, dicts, tensors, trainer, tuples
-from tests.callbacks._drawn import BATCHES, BLEND, CASES, HOLD, Drawn, batch_of, fit, run_two
+from tests.callbacks._drawn import BATCHES, BLEND, CASES, HOLD, Drawn, batch_of, fit
 
 START = {"depth": 1.0, "kind": -0.5}
 WEIGHTS = {"depth": 0.5 * math.exp(-1.0), "kind": math.exp(0.5)}  # those of START
@@ -372,20 +372,11 @@ def test_copies(copied):
     assert vars(copied(UncertaintyWarmUp(**BLEND))) == vars(UncertaintyWarmUp(**BLEND))
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    return run_two(tmp_path_factory.mktemp("warm_up"))
-
-
-@pytest.mark.multiprocess
-@pytest.mark.timeout(200)
+@pytest.mark.cells("tests.callbacks._drawn", "{case}")
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_equal_one(case, two_processes):
-    expected, rows = fit(case)
-    found, other = two_processes[case]
+def test_two_processes_equal_one(case, found):
     tolerance = 1e-5 if "shards" in case else 1e-11
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(other, rows, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found(case), fit(case), rtol=tolerance, atol=tolerance)
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

@@ -59,9 +59,5 @@ def vector_close(actual, expected, vector):
     close(actual, expected, rtol=vector["rtol"], atol=vector["atol"])
 
 
-def float64(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def with_missing(name, target, missing):
     return target.masked_fill(missing, -100 if name in CATEGORICAL else NAN)

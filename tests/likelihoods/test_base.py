@@ -13,7 +13,8 @@ from lightning_uncertainty.likelihoods import (
     as_likelihood,
     optimal_log_variance,
 )
-from tests.likelihoods._likelihoods import NAN, close, draw, float64, make, term
+from tests._numbers import float64
+from tests.likelihoods._likelihoods import NAN, close, draw, make, term
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)

@@ -8,7 +8,8 @@ from lightning_uncertainty.likelihoods import (
     Bernoulli,
     Categorical,
 )
-from tests.likelihoods._likelihoods import NAN, VECTORS, close, draw, float64, mean, term, vector_close
+from tests._numbers import float64
+from tests.likelihoods._likelihoods import NAN, VECTORS, close, draw, mean, term, vector_close
 
 
 @pytest.mark.parametrize("pos_weight", [0.2, 1.0, 7.0])

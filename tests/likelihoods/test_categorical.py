@@ -9,18 +9,8 @@ from lightning_uncertainty.likelihoods import (
     CategoricalHalf,
     as_likelihood,
 )
-from tests.likelihoods._likelihoods import (
-    CATEGORICAL,
-    NAN,
-    VECTORS,
-    close,
-    draw,
-    float64,
-    make,
-    mean,
-    term,
-    vector_close,
-)
+from tests._numbers import float64
+from tests.likelihoods._likelihoods import CATEGORICAL, NAN, VECTORS, close, draw, make, mean, term, vector_close
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])

@@ -20,6 +20,7 @@ from lightning_uncertainty.likelihoods import (
     noisy_log_probabilities,
 )
 from lightning_uncertainty.tasks import HeteroscedasticHead
+from tests._numbers import float64
 
 REGRESSIONS = [HeteroscedasticGaussian(), HeteroscedasticGaussian(beta=0.5), HeteroscedasticLaplace()]
 KINDS = [*REGRESSIONS, HeteroscedasticCategorical()]
@@ -27,12 +28,8 @@ NAN = float("nan")
 MEAN, TARGET, LOG = [0.0, 1.0, -1.0], [1.0, 1.5, 2.0], [0.0, -1.0, 1.0]  # of the numbers below
 
 
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def close(actual, expected, **tolerances):
-    torch.testing.assert_close(torch.as_tensor(actual, dtype=torch.float64), double(expected), **tolerances)
+    torch.testing.assert_close(torch.as_tensor(actual, dtype=torch.float64), float64(expected), **tolerances)
 
 
 def output_of(mean, log_variance):
@@ -52,8 +49,8 @@ def no_noise(classes, *shape):
 
 
 def test_gaussian_numbers():
-    mean, s = double(MEAN).requires_grad_(), double(LOG).requires_grad_()
-    elements = gaussian_nll(mean, s, double(TARGET))
+    mean, s = float64(MEAN).requires_grad_(), float64(LOG).requires_grad_()
+    elements = gaussian_nll(mean, s, float64(TARGET))
     close(elements.detach(), [0.5, -0.16021477144261936, 2.1554574852714907])
     elements.mean().backward()
     close(mean.grad, [-0.3333333333333333, -0.45304697140984085, -0.36787944117144233])
@@ -61,9 +58,9 @@ def test_gaussian_numbers():
 
 
 def test_laplace_numbers_are_given_by_the_log_of_the_scale():
-    log_variance = 2 * double(LOG) + math.log(2)  # σ = √2 b
+    log_variance = 2 * float64(LOG) + math.log(2)  # σ = √2 b
     close(log_variance.div(2).exp(), [1.4142135623730951, 0.520260095022889, 3.844231028159117])
-    close(laplace_nll(double(MEAN), log_variance, double(TARGET)), [1.0, 0.35914091422952255, 2.103638323514327])
+    close(laplace_nll(float64(MEAN), log_variance, float64(TARGET)), [1.0, 0.35914091422952255, 2.103638323514327])
 
 
 @pytest.mark.parametrize(
@@ -84,8 +81,8 @@ def test_laplace_numbers_are_given_by_the_log_of_the_scale():
     ],
 )
 def test_beta_numbers(beta, elements, of_mean, of_log_variance):
-    mean, s = double(MEAN).requires_grad_(), double(LOG).requires_grad_()
-    found = gaussian_nll(mean, s, double(TARGET), beta)
+    mean, s = float64(MEAN).requires_grad_(), float64(LOG).requires_grad_()
+    found = gaussian_nll(mean, s, float64(TARGET), beta)
     close(found.detach(), elements)
     found.sum().backward()
     close(mean.grad, of_mean)
@@ -93,8 +90,8 @@ def test_beta_numbers(beta, elements, of_mean, of_log_variance):
 
 
 def test_noisy_numbers_are_the_log_of_the_mean_probability():
-    logits, std = double([[1.0, 0.0, -1.0]]), double([[0.5, 1.0, 0.2]])
-    noise = double([[0.0, 0.0, 0.0], [1.0, -1.0, 0.5], [-1.0, 1.0, -0.5], [0.3, 0.3, 0.3]])[:, None]
+    logits, std = float64([[1.0, 0.0, -1.0]]), float64([[0.5, 1.0, 0.2]])
+    noise = float64([[0.0, 0.0, 0.0], [1.0, -1.0, 0.5], [-1.0, 1.0, -0.5], [0.3, 0.3, 0.3]])[:, None]
     found = noisy_log_probabilities(logits, 2 * std.log(), noise)
     close(found[0, 0], -0.46465668586297193)
     close(found[0].exp(), [0.628350789872898, 0.29216196972444786, 0.07948724040265412])
@@ -315,8 +312,8 @@ def test_as_generic_is_weighed_by_a_scale_of_its_own():
 
 @pytest.mark.parametrize("likelihood", REGRESSIONS)
 def test_prediction_has_the_variance_of_the_head_and_that_of_the_means(likelihood):
-    means = double([[[1.0, 2.0]], [[1.2, 1.0]], [[0.8, 3.0]]])
-    variances = double([[[0.1, 0.5]], [[0.2, 0.4]], [[0.3, 0.6]]])
+    means = float64([[[1.0, 2.0]], [[1.2, 1.0]], [[0.8, 3.0]]])
+    variances = float64([[[0.1, 0.5]], [[0.2, 0.4]], [[0.3, 0.6]]])
     outputs = torch.cat([means, variances.log()], 2)
     found = likelihood.predicted(outputs, torch.tensor(NAN), torch.tensor(1.0))
     close(found.mean, [[1.0, 2.0]])

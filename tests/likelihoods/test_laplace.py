@@ -9,7 +9,8 @@ from lightning_uncertainty.likelihoods import (
     L1Kendall,
     Laplace,
 )
-from tests.likelihoods._likelihoods import VECTORS, close, draw, float64, mean, term, vector_close
+from tests._numbers import float64
+from tests.likelihoods._likelihoods import VECTORS, close, draw, mean, term, vector_close
 
 
 @pytest.mark.parametrize("s", [-1.3, 0.0, 2.2])

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from lightning_uncertainty.likelihoods import (
     Poisson,
 )
-from tests.likelihoods._likelihoods import VECTORS, close, draw, float64, mean, vector_close
+from tests._numbers import float64
+from tests.likelihoods._likelihoods import VECTORS, close, draw, mean, vector_close
 
 
 def test_poisson_is_twice_the_log_likelihood_ratio():

@@ -7,6 +7,7 @@ from torch.distributions import Bernoulli, Categorical
 from torch.utils.data import default_collate
 
 from lightning_uncertainty.likelihoods import Prediction, binary, classification, regression
+from tests._numbers import float64
 
 # What an independent float64 implementation gives.
 MEANS, VARIANCES = [[1.0, 2.0], [1.2, 1.0], [0.8, 3.0]], [[0.1, 0.5], [0.2, 0.4], [0.3, 0.6]]
@@ -25,25 +26,21 @@ CLASSIFICATION = {
 }
 
 
-def double(numbers):
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
 def test_regression_gives_the_roots_of_the_variances():
-    prediction = regression(double(MEANS), double(VARIANCES))
+    prediction = regression(float64(MEANS), float64(VARIANCES))
     assert prediction.mean.tolist() == pytest.approx(REGRESSION["mean"], rel=1e-12)
     for name in ("aleatoric", "epistemic", "total"):
         assert getattr(prediction, name).square().tolist() == pytest.approx(REGRESSION[name], rel=1e-12)
 
 
 def test_classification_gives_the_entropies():
-    prediction = classification(double(PROBABILITIES).unsqueeze(1))
+    prediction = classification(float64(PROBABILITIES).unsqueeze(1))
     assert prediction.mean[0].tolist() == pytest.approx(CLASSIFICATION["mean"], rel=1e-12)
     for name in ("aleatoric", "epistemic", "total"):
         assert getattr(prediction, name).tolist() == pytest.approx([CLASSIFICATION[name]], rel=1e-12)
 
 
-@pytest.mark.parametrize("variance", [double(0.3), double([0.1, 0.2, 0.3]), torch.rand(4, 1, 1).double()])
+@pytest.mark.parametrize("variance", [float64(0.3), float64([0.1, 0.2, 0.3]), torch.rand(4, 1, 1).double()])
 def test_variances_broadcast(variance):
     means = torch.randn(4, 2, 3).double()
     every = variance.expand(4, 2, 3)

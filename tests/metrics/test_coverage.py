@@ -8,26 +8,16 @@ from scipy import stats
 from torch.distributions import Laplace, Normal
 
 from lightning_uncertainty.metrics import IntervalCoverage
+from tests.metrics._value import value
 
 NAN = float("nan")
 LEVELS = (0.5, 0.68, 0.9, 0.95, 0.999)
 SAMPLERS = {"gaussian": Normal, "laplace": lambda mean, std: Laplace(mean, std / math.sqrt(2))}
 
 
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    pyplot.close("all")
-
-
 def sample(name, count=20_000):
     mean, std = 10 * torch.randn(count), torch.rand(count) + 0.1
     return mean, std, SAMPLERS[name](mean, std).sample()
-
-
-def value(metric, mean, std, target):
-    metric.update(mean, std, target)
-    return metric.compute()
 
 
 def all_within_sampling_error(shares, count):

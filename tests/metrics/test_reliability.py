@@ -4,14 +4,9 @@ from matplotlib import pyplot
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from lightning_uncertainty.metrics import ReliabilityDiagram
+from tests.metrics._value import value
 
 NAN = float("nan")
-
-
-@pytest.fixture(autouse=True)
-def _no_figures_left():
-    yield
-    pyplot.close("all")
 
 
 def predictions(*shape):
@@ -20,11 +15,6 @@ def predictions(*shape):
     probabilities = torch.softmax(3 * torch.randn(batch, 4, *rest), 1)
     probabilities[: batch // 5] = probabilities[: batch // 5].round()
     return probabilities, torch.randint(4, shape)
-
-
-def value(metric, probabilities, labels):
-    metric.update(probabilities, labels)
-    return metric.compute()
 
 
 def test_bins_hold_mean_confidence_accuracy_and_count():

@@ -9,6 +9,7 @@ from scipy.integrate import quad
 from torch.distributions import Laplace, Normal
 
 from lightning_uncertainty.metrics import CRPS, PredictiveNLL, Sharpness
+from tests.metrics._value import value
 
 NAN = float("nan")
 SCORES = [
@@ -26,11 +27,6 @@ POINTS = [(0.0, 1.0, 0.0), (1.0, 0.3, 1.4), (-2.0, 2.5, 6.0), (100.0, 0.5, 99.9)
 
 def predictions(*shape):
     return torch.randn(shape), torch.rand(shape) + 0.1, torch.randn(shape)
-
-
-def value(metric, mean, std, target):
-    metric.update(mean, std, target)
-    return metric.compute()
 
 
 @pytest.mark.parametrize("name", ORACLES)

@@ -1,10 +1,9 @@
-"""The modes of data parallelism, each with every weighting, and with losses that are not finite."""
+"""The modes of data parallelism, each with every weighting, and with losses that are not finite; what ranks run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cache, partial
 from typing import Any
 from warnings import catch_warnings, filterwarnings
@@ -17,12 +16,13 @@ from torchmetrics import Accuracy
 from lightning_uncertainty import UncertaintyMonitor, UncertaintyWeighting
 from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.weightings import DynamicTaskPrioritization, Weighting
-from tests._nets import trainer
-from tests._ranks import RANKS, STEPS, Dealt, PlainMeans, Rows, SkippedHeads, Together, optimizer_tensors, tensors
+from tests._launch import RANKS, TIMEOUT
+from tests._nets import tensors, trainer
+from tests._ranks import STEPS, Dealt, PlainMeans, Rows, SkippedHeads, Together, optimizer_tensors
 from tests.balancing._solvers import Inverse
 from tests.trainer._weightings import BY_EPOCH, WEIGHTINGS
 
-TIMEOUT = timedelta(seconds=30)  # of a collective: a rank that waits for another fails soon
+FIRST = "UncertaintyWeighting"
 FIND_UNUSED = "ddp_find_unused_parameters_true"
 
 VARIANTS: dict[str, Callable[[], Weighting]] = {
@@ -186,3 +186,31 @@ def messages(net: Dealt, **options: Any) -> list[str]:
     every = [""] * RANKS
     torch.distributed.all_gather_object(every, raised)
     return every
+
+
+def raised(strategy: str) -> list[str]:
+    """What each rank says of a loss that is not finite on one of them."""
+    net = poison(Dealt(WEIGHTINGS["UncertaintyWeighting"]()), [11])
+    return messages(net, strategy=strategy_of(NONFINITE[strategy]), devices=RANKS)
+
+
+def accumulated() -> list[str]:
+    net = Dealt(WEIGHTINGS["UncertaintyWeighting"](), on_nonfinite="skip_step")
+    return messages(net, strategy="ddp", devices=RANKS, accumulate_grad_batches=2)
+
+
+EVERY: dict[str, Callable[[], Any]] = {
+    **{f"{mode}-{weighting}": partial(fit_two, mode, weighting) for mode, weighting in CELLS if mode != "spawn"},
+    **{f"skipped-{each}-{name}": partial(fit_skipping, each, name) for each in NONFINITE for name in WEIGHTINGS},
+    **{
+        f"never-{each}-{name}": partial(fit_skipping, each, name, never=True)
+        for each in NONFINITE
+        for name in WEIGHTINGS
+    },
+    **{f"raised-{each}": partial(raised, each) for each in NONFINITE},
+    "accumulated": accumulated,
+}
+
+
+def run(cells: list[str]) -> dict[str, Any]:
+    return {cell: EVERY[cell]() for cell in cells}

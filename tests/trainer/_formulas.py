@@ -9,21 +9,8 @@ from typing import Any
 
 import torch
 
+from lightning_uncertainty import weightings
 from lightning_uncertainty.likelihoods import LIKELIHOODS
-from lightning_uncertainty.weightings import (
-    AnalyticUncertaintyWeighting,
-    BoundedUncertaintyWeighting,
-    ConstrainedUncertaintyWeighting,
-    DynamicTaskPrioritization,
-    DynamicWeightAverage,
-    FixedWeighting,
-    GeometricLossWeighting,
-    ImpartialLossWeighting,
-    RandomLossWeighting,
-    SmoothTchebycheff,
-    SoftOptimalUncertaintyWeighting,
-    UncertaintyWeighting,
-)
 from tests.trainer._fuzz import HUGE, Setup
 
 TINY = torch.finfo(torch.float32).tiny
@@ -314,16 +301,16 @@ def _tchebycheff(setup, state, losses, present, usable, numbers, learning) -> Ex
 
 
 _STEPS = {
-    UncertaintyWeighting: _uncertainty_step,
-    BoundedUncertaintyWeighting: _bounded_step,
-    ConstrainedUncertaintyWeighting: _constrained_step,
-    SoftOptimalUncertaintyWeighting: _soft,
-    AnalyticUncertaintyWeighting: _analytic,
-    FixedWeighting: _fixed,
-    RandomLossWeighting: _random,
-    DynamicWeightAverage: _average,
-    DynamicTaskPrioritization: _prioritized,
-    SmoothTchebycheff: _tchebycheff,
-    GeometricLossWeighting: _geometric,
-    ImpartialLossWeighting: _impartial,
+    weightings.UncertaintyWeighting: _uncertainty_step,
+    weightings.BoundedUncertaintyWeighting: _bounded_step,
+    weightings.ConstrainedUncertaintyWeighting: _constrained_step,
+    weightings.SoftOptimalUncertaintyWeighting: _soft,
+    weightings.AnalyticUncertaintyWeighting: _analytic,
+    weightings.FixedWeighting: _fixed,
+    weightings.RandomLossWeighting: _random,
+    weightings.DynamicWeightAverage: _average,
+    weightings.DynamicTaskPrioritization: _prioritized,
+    weightings.SmoothTchebycheff: _tchebycheff,
+    weightings.GeometricLossWeighting: _geometric,
+    weightings.ImpartialLossWeighting: _impartial,
 }

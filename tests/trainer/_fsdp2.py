@@ -1,12 +1,11 @@
-"""What is trained with FSDP on two processes and without on one, and the program of each rank."""
+"""What is trained with FSDP on two processes and without on one; what ranks run."""
 
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty import UncertaintyMonitor, UncertaintyWeighting
+from tests._launch import RANKS, ROOT
 from tests._nets import trainer
-from tests._ranks import RANKS, ROOT, STEPS, Rows
+from tests._ranks import STEPS, Rows
 from tests.trainer._sharded import SKIPPED, ClippedApart, HalfSharded, InOne, Named, OnMeta, Sharded, Spoilt, Unsharded
 from tests.trainer._weightings import WEIGHTINGS
 
@@ -135,9 +135,13 @@ SAME: dict[str, Callable[[int], Outcome]] = {
 # -- what only two processes do ----------------------------------------------------------------------------------------
 
 
-def resumed(folder: Path, full: bool) -> Outcome:
-    """Two epochs, of which the second is another run's."""
-    path = folder / ("full.ckpt" if full else "sharded.ckpt")
+FULL, SHARDS = Path("full.ckpt"), Path("sharded.ckpt")  # where a launch runs
+
+
+@cache
+def resumed(path: Path) -> Outcome:
+    """Two epochs, of which the second is another run's; `path` is the first one's checkpoint."""
+    full = path == FULL
     first = fit(seeded(Named).double(), RANKS, full=full, save=path)
     return {"first": first, **fit(seeded(Named, seed=5).double(), RANKS, full=full, max_epochs=2, ckpt_path=path)}
 
@@ -151,10 +155,11 @@ def half(ranks: int) -> Outcome:
     return fit(net, ranks, precision="bf16-true")
 
 
-def read(folder: Path, *names: str) -> Outcome:
+def read(*names: str) -> Outcome:
     """A sharded checkpoint, read by modules whose tasks are others or in another order."""
+    resumed(SHARDS)
     net = seeded(Named, *names).double()
-    make_trainer(RANKS, limit_val_batches=1).validate(net, ckpt_path=folder / "sharded.ckpt", verbose=False)
+    make_trainer(RANKS, limit_val_batches=1).validate(net, ckpt_path=SHARDS, verbose=False)
     return {"state": state_of(net), "sigma": net.sigma()}
 
 
@@ -206,32 +211,32 @@ FSDP1: dict[str, Callable[[int], Outcome]] = {
 }
 
 
-def only_two(folder: Path) -> dict[str, Any]:
-    return {
-        "straight": straight(RANKS),
-        "sharded": resumed(folder, full=False),
-        "full": resumed(folder, full=True),
-        "reordered": read(folder, "kind", "depth", "width"),
-        "tuned": tuned(folder / "full.ckpt", RANKS),
-        "bf16-true": half(RANKS),
-        "forgotten": refused(partial(learnt, Unsharded, RANKS)),
-        "forgotten in part": refused(partial(warned, partial(learnt, HalfSharded, RANKS))),
-        "removed": refused(partial(read, folder, "depth", "width")),
-        "resumed in another order": refused(
-            lambda: fit(Named("width", "depth", "kind"), RANKS, max_epochs=2, ckpt_path=folder / "sharded.ckpt")
-        ),
-        "names are lost": refused(
-            lambda: fit(Named("width", "depth", "kind"), RANKS, full=True, max_epochs=2, ckpt_path=folder / "full.ckpt")
-        ),
-    }
+def of_other_tasks() -> Outcome:
+    resumed(FULL)
+    return tuned(FULL, RANKS)
 
 
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    results = {name: run(RANKS) for name, run in SAME.items()}
-    results |= {name: run(RANKS) for name, run in FSDP1.items()}
-    results |= only_two(out.parent)
-    if distributed.get_rank() == 0:
-        torch.save(results, out)
-    distributed.barrier()
-    distributed.destroy_process_group()
+def reordered(path: Path) -> Outcome:
+    """A run of a checkpoint's tasks in another order, which is to be resumed from it."""
+    resumed(path)
+    return fit(Named("width", "depth", "kind"), RANKS, full=path == FULL, max_epochs=2, ckpt_path=path)
+
+
+EVERY: dict[str, Callable[[], Any]] = {
+    **{name: partial(make, RANKS) for name, make in {**SAME, **FSDP1}.items()},
+    "straight": partial(straight, RANKS),
+    "sharded": partial(resumed, SHARDS),
+    "full": partial(resumed, FULL),
+    "reordered": partial(read, "kind", "depth", "width"),
+    "tuned": of_other_tasks,
+    "bf16-true": partial(half, RANKS),
+    "forgotten": partial(refused, partial(learnt, Unsharded, RANKS)),
+    "forgotten in part": partial(refused, partial(warned, partial(learnt, HalfSharded, RANKS))),
+    "removed": partial(refused, partial(read, "depth", "width")),
+    "resumed in another order": partial(refused, partial(reordered, SHARDS)),
+    "names are lost": partial(refused, partial(reordered, FULL)),
+}
+
+
+def run(cells: list[str]) -> dict[str, Any]:
+    return {cell: EVERY[cell]() for cell in cells}

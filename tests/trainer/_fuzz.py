@@ -11,23 +11,8 @@ import torch
 from hypothesis import strategies as st
 from pytorch_lightning import LightningModule
 
-from lightning_uncertainty import MultiTaskMixin
+from lightning_uncertainty import MultiTaskMixin, weightings
 from lightning_uncertainty.likelihoods import LIKELIHOODS
-from lightning_uncertainty.weightings import (
-    AnalyticUncertaintyWeighting,
-    BoundedUncertaintyWeighting,
-    ConstrainedUncertaintyWeighting,
-    DynamicTaskPrioritization,
-    DynamicWeightAverage,
-    FixedWeighting,
-    GeometricLossWeighting,
-    ImpartialLossWeighting,
-    RandomLossWeighting,
-    SmoothTchebycheff,
-    SoftOptimalUncertaintyWeighting,
-    UncertaintyWeighting,
-    Weighting,
-)
 
 NAMES = ["depth", "kind", "size", "x", "_y"]
 HUGE = torch.finfo(torch.float32).max
@@ -55,7 +40,7 @@ class Setup:
     """Tasks and what a weighting was given for them."""
 
     kinds: Mapping[str, str]
-    kind: type[Weighting]
+    kind: type[weightings.Weighting]
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -76,7 +61,7 @@ def setups(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Setup:
     tasks = draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
     few = draw(st.lists(st.sampled_from(list(LIKELIHOODS)), min_size=1, max_size=2))
     kinds = {name: draw(st.sampled_from(few)) for name in tasks}
-    kind = draw(st.sampled_from([UncertaintyWeighting, *OPTIONS]))
+    kind = draw(st.sampled_from([weightings.UncertaintyWeighting, *OPTIONS]))
     return Setup(kinds, kind, draw(OPTIONS[kind](kinds)))
 
 
@@ -116,26 +101,28 @@ def _tchebycheff(draw: st.DrawFn, kinds: Mapping[str, str]) -> dict[str, Any]:
     return {**options, "ideal": ideal, "nadir_epoch": epoch}
 
 
-OPTIONS: dict[type[Weighting], Any] = {
-    UncertaintyWeighting: _uncertainty,
-    BoundedUncertaintyWeighting: lambda k: st.fixed_dictionaries({"start": _start(k), "base_weights": _base(k)}),
-    ConstrainedUncertaintyWeighting: lambda k: st.fixed_dictionaries(
+OPTIONS: dict[type[weightings.Weighting], Any] = {
+    weightings.UncertaintyWeighting: _uncertainty,
+    weightings.BoundedUncertaintyWeighting: lambda k: st.fixed_dictionaries(
+        {"start": _start(k), "base_weights": _base(k)}
+    ),
+    weightings.ConstrainedUncertaintyWeighting: lambda k: st.fixed_dictionaries(
         {"start": _start(k), "base_weights": _base(k), "mean_log_variance": st.sampled_from([-2.0, 0.0, 1.5])}
     ),
-    SoftOptimalUncertaintyWeighting: lambda k: st.fixed_dictionaries(
+    weightings.SoftOptimalUncertaintyWeighting: lambda k: st.fixed_dictionaries(
         {"temperature": st.sampled_from([0.1, 1.0, 20.0]), "base_weights": _base(k)}
     ),
-    AnalyticUncertaintyWeighting: lambda k: st.fixed_dictionaries(
+    weightings.AnalyticUncertaintyWeighting: lambda k: st.fixed_dictionaries(
         {"decay": st.sampled_from([0.0, 0.5, 0.98]), "base_weights": _base(k)}
     ),
-    FixedWeighting: lambda k: st.fixed_dictionaries({"weights": _base(k)}),
-    RandomLossWeighting: lambda k: st.fixed_dictionaries(
+    weightings.FixedWeighting: lambda k: st.fixed_dictionaries({"weights": _base(k)}),
+    weightings.RandomLossWeighting: lambda k: st.fixed_dictionaries(
         {"seed": st.sampled_from([0, 3, (1 << 63) - 1]), "base_weights": _base(k)}
     ),
-    DynamicWeightAverage: lambda k: st.fixed_dictionaries(
+    weightings.DynamicWeightAverage: lambda k: st.fixed_dictionaries(
         {"temperature": st.sampled_from([0.1, 1.0, 20.0]), "base_weights": _base(k)}
     ),
-    DynamicTaskPrioritization: lambda k: st.fixed_dictionaries(
+    weightings.DynamicTaskPrioritization: lambda k: st.fixed_dictionaries(
         {
             "kpis": st.sampled_from([0.1, 3.0]),
             "gamma": st.sampled_from([0.0, 0.5]) | by_name(list(k), st.sampled_from([0.0, 2.0])),
@@ -143,9 +130,9 @@ OPTIONS: dict[type[Weighting], Any] = {
             "base_weights": _base(k),
         }
     ),
-    SmoothTchebycheff: lambda k: _tchebycheff(k),
-    GeometricLossWeighting: lambda k: st.fixed_dictionaries({"base_weights": _base(k)}),
-    ImpartialLossWeighting: lambda k: st.fixed_dictionaries({"start": _start(k), "base_weights": _base(k)}),
+    weightings.SmoothTchebycheff: lambda k: _tchebycheff(k),
+    weightings.GeometricLossWeighting: lambda k: st.fixed_dictionaries({"base_weights": _base(k)}),
+    weightings.ImpartialLossWeighting: lambda k: st.fixed_dictionaries({"start": _start(k), "base_weights": _base(k)}),
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -24,6 +23,7 @@ from tests._nets import trainer
 from tests.trainer._resume import BATCHES, EPOCHS, VALIDATED, BetweenStepAndCheckpoint, Loader, Net, Rows, batch_of
 from tests.trainer._weightings import WEIGHTINGS
 
+PROCESSES = 1  # it forks
 SAVED_EVERY, LOGGED_EVERY = 4, 3  # steps
 PLACES = ("before backward", "before the step", "before the checkpoint", "in the checkpoint", "after the checkpoint")
 OUTSIDE = "outside"
@@ -144,43 +144,23 @@ def _fork(case: Case, kill: tuple[int, str] | None, folder: Path, out: Path) -> 
         raise RuntimeError(f"{case}, killed at {kill}: ended with {code}")
 
 
-def _run_all(out: Path) -> None:
+Ends = tuple[dict[str, Any], dict[str, Any]]
+
+
+def run(cells: list[str]) -> dict[str, Ends]:
+    """Return the ends of each case's resumed and of its uninterrupted fit."""
     warnings.simplefilter("ignore")  # Lightning's advice; ours would be repeated in every child
     torch.set_num_threads(1)
-    for name, case in CASES.items():
-        folder, whole = out / name, out / _uninterrupted(case)
-        folder.mkdir()
-        if not whole.exists():
-            _fork(case, None, out / f"{whole.stem}, checkpoints", whole)
-        for kill in case.kills:
-            _fork(case, kill, folder, folder / "never.pt")
-        _fork(case, None, folder, out / f"{name}.pt")
+    return {name: _ends(name) for name in cells}
 
 
-def _uninterrupted(case: Case) -> str:
-    return f"{case.weighting}, accumulate {case.accumulate}, whole.pt"
-
-
-def run_killed(out: Path) -> Callable[[Case], tuple[dict[str, Any], dict[str, Any]]]:
-    """Run every case; return what gives the end of its resumed and of its uninterrupted fit."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    log = out / "log.txt"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer._killed", str(out)],
-            env=environment,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    try:
-        code = process.wait(timeout=400)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # its children too
-    assert code == 0, log.read_text()
-    return lambda case: (torch.load(out / f"{case}.pt"), torch.load(out / _uninterrupted(case)))
-
-
-if __name__ == "__main__":
-    _run_all(Path(sys.argv[1]))
+def _ends(name: str) -> Ends:
+    case, folder = CASES[name], Path(name)
+    folder.mkdir()
+    whole = Path(f"{case.weighting}, accumulate {case.accumulate}, whole.pt")
+    if not whole.exists():
+        _fork(case, None, Path(f"{whole.stem}, checkpoints"), whole)
+    for kill in case.kills:
+        _fork(case, kill, folder, folder / "never.pt")
+    _fork(case, None, folder, folder / "resumed.pt")
+    return torch.load(folder / "resumed.pt"), torch.load(whole)

@@ -1,10 +1,10 @@
-"""A fitted module that predicts, on one process and on two, and the program of each rank."""
+"""A fitted module that predicts, on one process and on two."""
 
-import sys
+from functools import partial
 
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
-from torch import distributed, nn
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from lightning_uncertainty import MultiTaskModule, Task
 from lightning_uncertainty.likelihoods import HeteroscedasticGaussian
 from lightning_uncertainty.tasks import HeteroscedasticHead
+from tests._launch import RANKS
 from tests._nets import columns, trainer
-from tests._ranks import RANKS
 
 ROWS = 12
 STRATEGIES = {"ddp": lambda: "ddp", "fsdp2": lambda: ModelParallelStrategy(RANKS, 1)}
@@ -62,12 +62,8 @@ def predict(samples: int, ranks: int, strategy: str = "ddp"):
     return trainer(use_distributed_sampler=strategy == "ddp", **options()).predict(net, loader())
 
 
-if __name__ == "__main__":
-    distributed.init_process_group("gloo")
-    found = {(strategy, samples): predict(samples, RANKS, strategy) for strategy in STRATEGIES for samples in (1, 20)}
-    both = [None] * RANKS
-    distributed.all_gather_object(both, found)
-    if distributed.get_rank() == 0:
-        torch.save(both, sys.argv[1])
-    distributed.barrier()
-    distributed.destroy_process_group()
+EVERY = {f"{each}-{samples}": partial(predict, samples, RANKS, each) for each in STRATEGIES for samples in (1, 20)}
+
+
+def run(cells):
+    return {cell: EVERY[cell]() for cell in cells}

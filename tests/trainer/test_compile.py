@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_uncertainty import MultiTaskMixin, Task, UncertaintyMonitor, UncertaintyWeighting, masked_sum
 from lightning_uncertainty.likelihoods import as_likelihood
 from tests._nets import tensors, trainer
+from tests._tiers import few
 from tests.trainer._weightings import BALANCING, BY_EPOCH, LEARNT, WEIGHTINGS
 
 TASKS = {"depth": ("gaussian", 1), "width": ("laplace", 1), "kind": ("categorical", 3), "edge": ("bernoulli", 1)}
@@ -25,7 +26,7 @@ GRAPHS = {True: 2, False: 1}  # of a step, by whether log-variances are learnt
 AROUND_A_BREAK = 4  # of a step that breaks where it tells the epoch
 AROUND_BREAKS = {"GradNorm": 4, "GradientBalancing": 5}  # where it splits the features, and where it notes the total
 
-each_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS)
+each_weighting = pytest.mark.parametrize("weighting", few(WEIGHTINGS))
 # where a step breaks, torch's compiler looks for .grad of what it has computed, and hides the warning from users
 at_a_break = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
@@ -154,7 +155,7 @@ def test_a_compiled_fit_equals_an_eager_one(how, weighting):
 
 
 @at_a_break
-@pytest.mark.parametrize("weighting", BY_EPOCH)
+@pytest.mark.parametrize("weighting", few(BY_EPOCH, BY_EPOCH[:1]))
 def test_epochs_cost_no_graphs(weighting):
     net, backend = make(Owning, weighting), CompileCounterWithBackend("aot_eager")
     found = fit(net, compiled_module(net, backend), epochs=4)
@@ -220,7 +221,7 @@ def overwriting():
     return aot_autograd(fw_compiler=forward, bw_compiler=backward, partition_fn=min_cut_rematerialization_partition)
 
 
-@pytest.mark.parametrize("weighting", [name for name in WEIGHTINGS if not breaks_in(WEIGHTINGS[name]())])
+@pytest.mark.parametrize("weighting", few(name for name in WEIGHTINGS if not breaks_in(WEIGHTINGS[name]())))
 def test_nothing_is_kept_of_what_a_step_returns(weighting):
     net = make(Owning, weighting, TWO)
     found = fit(net, torch.compile(net, backend=overwriting(), fullgraph=True), 20)

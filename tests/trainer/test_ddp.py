@@ -1,30 +1,30 @@
 """Two processes train as one does on the same micro-batches, under every kind of DDP; none of them hangs."""
 
 import math
-import sys
-import time
 
 import pytest
 import torch
 
 from lightning_uncertainty.dashboards import read_run
-from tests._ranks import STEPS, batch_of, rank_environments, results, run
-from tests.trainer._ddp import BAD, CELLS, MODES, NONFINITE, WEIGHTINGS, fit_one, make
+from tests._ranks import STEPS, batch_of
+from tests.trainer._ddp import BAD, CELLS, FIRST, MODES, NONFINITE, WEIGHTINGS, fit_one, make
+from tests.trainer._ddp_spawn import LEFT
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(900)]
+RANKS, SPAWN = "tests.trainer._ddp", "tests.trainer._ddp_spawn"
+SMOKE = [  # they see that labels are counted over ranks: in losses, steps, means, metrics, and where a head is idle
+    ("ddp", FIRST),
+    ("accumulation", FIRST),
+    ("skipped_heads", FIRST),
+    ("means", "FixedWeighting"),
+    ("float32", "DynamicTaskPrioritization(metric)"),
+]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    out = tmp_path_factory.mktemp("ranks") / "out.pt"
-    return results("tests.trainer._ddp_ranks", out, rank_environments(), timeout=700)
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory):
-    """A script that ran under ddp_spawn: the folder it wrote to, and what it had at its end."""
-    folder = tmp_path_factory.mktemp("script")
-    return folder, results("tests.trainer._ddp_spawn", folder / "out.pt", [{}], timeout=400)
+def cell(mode, weighting):
+    """A cell as a parameter, which names where its result comes from."""
+    own = (SPAWN, weighting) if mode == "spawn" else (RANKS, f"{mode}-{weighting}")
+    marks = [pytest.mark.cells(*own), *[pytest.mark.smoke] * ((mode, weighting) in SMOKE)]
+    return pytest.param(mode, weighting, id=f"{mode}-{weighting}", marks=marks)
 
 
 def gap(one, two):
@@ -40,15 +40,14 @@ def gap(one, two):
     return max(gaps.values(), default=0.0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("mode", "weighting"), [pytest.param(*cell, id="-".join(cell)) for cell in CELLS])
-def test_two_processes_equal_one(mode, weighting, request):
+@pytest.mark.parametrize(("mode", "weighting"), [cell(*pair) for pair in CELLS])
+def test_two_processes_equal_one(mode, weighting, found):
     """Unequal counts, rows and validation; labels on one rank, on none and in turn; Dealt looks at ranks and calls."""
     one, tolerance = fit_one(mode, weighting), MODES[mode].tolerance
     if mode == "spawn":
-        state = request.getfixturevalue("script")[1]["states"][weighting]
+        state = found(weighting)
     else:
-        two = request.getfixturevalue("ranks")[mode, weighting]
+        two = found(f"{mode}-{weighting}")
         state = two.state
         assert gap(one.optimizer, two.optimizer) <= tolerance
         watched = [key for key in one.logged if not key.startswith("val/")]
@@ -60,15 +59,17 @@ def test_two_processes_equal_one(mode, weighting, request):
     assert all(not torch.equal(before[name], state[name].float()) for name in state if name.endswith("weight"))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("mode", ["clipping", "accumulation", "adam", "means"])
 def test_a_mode_changes_what_is_trained(mode):
-    assert gap(fit_one(mode, "UncertaintyWeighting").state, fit_one("ddp", "UncertaintyWeighting").state) > 1e-3
+    assert gap(fit_one(mode, FIRST).state, fit_one("ddp", FIRST).state) > 1e-3
 
 
-@pytest.mark.slow
-def test_validation_is_a_mean_over_the_labels_of_all_ranks_with_uneven_batches(ranks):
+@pytest.mark.cells(RANKS, f"ddp-{FIRST}")
+@pytest.mark.smoke
+def test_validation_is_a_mean_over_the_labels_of_all_ranks_with_uneven_batches(found):
     """Rank 1 has one batch more."""
-    two, net = ranks["ddp", "UncertaintyWeighting"], make("ddp", "UncertaintyWeighting").double()
+    two, net = found(f"ddp-{FIRST}"), make("ddp", FIRST).double()
     net.load_state_dict(two.state)
     seen = [(step, rows) for rows, steps in ((slice(6), 3), (slice(6, 12), 4)) for step in range(steps)]
     parts = [{name: column[rows] for name, column in batch_of(step).items()} for step, rows in seen]
@@ -84,12 +85,12 @@ def test_validation_is_a_mean_over_the_labels_of_all_ranks_with_uneven_batches(r
     assert two.logged["val/depth/MeanAbsoluteError"] == pytest.approx(error, rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.cells(RANKS, "skipped-{strategy}-{weighting}", "never-{strategy}-{weighting}")
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("strategy", NONFINITE)
-def test_a_step_that_is_not_finite_on_one_rank_never_was_on_any(strategy, weighting, ranks):
+def test_a_step_that_is_not_finite_on_one_rank_never_was_on_any(strategy, weighting, found):
     """To the last bit: network, log-variances, buffers, Adam's moments and step counts; the first step is among."""
-    skipped, never = (ranks[kind, strategy, weighting] for kind in ("skipped", "never"))
+    skipped, never = (found(f"{kind}-{strategy}-{weighting}") for kind in ("skipped", "never"))
     for one, two in ((skipped.state, never.state), (skipped.optimizer, never.optimizer)):
         assert one.keys() == two.keys()
         assert [name for name in one if not torch.equal(bits(one[name]), bits(two[name]))] == []
@@ -100,40 +101,28 @@ def bits(tensor):
     return tensor.reshape(-1).view(torch.uint8)
 
 
-@pytest.mark.slow
+@pytest.mark.cells(RANKS, "raised-{strategy}")
 @pytest.mark.parametrize("strategy", NONFINITE)
-def test_all_ranks_name_the_task_whose_loss_is_not_finite_on_one(strategy, ranks):
-    for message in ranks["raised", strategy]:
+def test_all_ranks_name_the_task_whose_loss_is_not_finite_on_one(strategy, found):
+    for message in found(f"raised-{strategy}"):
         assert message.startswith("the loss of task 'depth' should be finite")
 
 
-@pytest.mark.slow
-def test_steps_of_accumulated_batches_are_not_skipped_on_several_processes(ranks):
-    for message in ranks["accumulated"]:
+@pytest.mark.cells(RANKS, "accumulated")
+def test_steps_of_accumulated_batches_are_not_skipped_on_several_processes(found):
+    for message in found("accumulated"):
         assert message.startswith("on_nonfinite='skip_step' should have whole steps to skip")
 
 
-@pytest.mark.slow
-def test_what_comes_back_from_ddp_spawn(script):
+@pytest.mark.cells(SPAWN, FIRST)
+def test_what_comes_back_from_ddp_spawn(found):
     """Weights, σ and the last logged values; the monitor's history stays in the processes, its log on disk."""
-    folder, left = script
-    one = fit_one("spawn", "UncertaintyWeighting")
+    left, one = found(LEFT), fit_one("spawn", FIRST)
     s = one.state["task_weighting.log_variance"]
     assert left["sigma"] == pytest.approx(dict(zip(("depth", "width", "kind"), s.div(2).exp().tolist(), strict=True)))
     assert left["fitted"].logged["sigma/depth"] == pytest.approx(left["sigma"]["depth"])
     assert left["fitted"].rows == 0
     assert one.rows == STEPS
-    rows = [row for row in read_run(folder / "csv").rows if "sigma/depth" in row]
+    rows = [row for row in read_run(found.folder / "csv").rows if "sigma/depth" in row]
     assert [row["step"] for row in rows] == list(range(STEPS))
     assert rows[-1]["sigma/depth"] == pytest.approx(left["sigma"]["depth"])
-
-
-def test_ranks_that_hang_or_fail_are_ended_and_what_they_said_is_shown(tmp_path):
-    code = "import os, sys, time; rank = os.environ['RANK']; print('here is', rank, flush=True); "
-    hang, fail = code + "time.sleep(60)", code + "sys.exit(3) if rank == '1' else time.sleep(60)"
-    started = time.monotonic()
-    with pytest.raises(AssertionError, match=r"rank 0, code None\nhere is 0[\s\S]*rank 1, code None\nhere is 1"):
-        run([sys.executable, "-c", hang], rank_environments(), tmp_path, timeout=3)
-    with pytest.raises(AssertionError, match=r"rank 1, code 3\nhere is 1"):
-        run([sys.executable, "-c", fail], rank_environments(), tmp_path, timeout=60)
-    assert time.monotonic() - started < 30

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_uncertainty import MultiTaskModule, Task
 from tests._nets import Plain, dicts, trainer, tuples
+from tests._tiers import FEW
 from tests.trainer._weightings import BALANCING, WEIGHTINGS
 
 
@@ -31,6 +32,7 @@ def ready(weighting):
 MODULES = {"depth 1": (Computing, tuples), "MultiTaskModule": (ready, dicts)}
 BATCHES = [torch.linspace(-2, 2, 4 * rows).reshape(rows, 4) for rows in (6, 3)]
 
+EXPORTED = (*FEW, "FixedWeighting")  # in every run
 UNUSED = {"backbone.1.num_batches_tracked"}  # in evaluation
 
 each_module = pytest.mark.parametrize("module", MODULES)
@@ -45,7 +47,12 @@ def trained(module, weighting):
 
 @pytest.mark.parametrize(
     ("module", "weighting"),
-    [(module, name) for module in MODULES for name in WEIGHTINGS if module != "depth 1" or name not in BALANCING],
+    [
+        pytest.param(module, name, marks=() if name in EXPORTED else pytest.mark.matrix)
+        for module in MODULES
+        for name in WEIGHTINGS
+        if module != "depth 1" or name not in BALANCING
+    ],
 )
 def test_an_exported_program_computes_the_outputs_without_the_weighting(module, weighting):
     """torch.export keeps all that a module has: the vectors of the weighting go along, unused."""

@@ -6,22 +6,12 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from tests._ranks import rank_environments, results
-from tests.trainer._fsdp2 import FSDP1, SAME, fit, seeded, straight, tuned
+from tests.trainer._fsdp2 import FSDP1, FULL, SAME, SHARDS, fit, seeded, straight, tuned
 from tests.trainer._sharded import Named
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(700)]
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("fsdp2")
-
-
-@pytest.fixture(scope="module")
-def two(folder):
-    """What two processes made, all cases in one launch."""
-    return results("tests.trainer._fsdp2", folder / "results.pt", rank_environments(), timeout=500)
+def cells(*names):
+    return pytest.mark.cells("tests.trainer._fsdp2", *names)
 
 
 def assert_as_one(two, one, tolerance):
@@ -38,30 +28,35 @@ def assert_as_one(two, one, tolerance):
     assert two["logged"] == pytest.approx(one["logged"], rel=1e-6)
 
 
+@cells("{case}")
 @pytest.mark.parametrize("case", [*SAME, *FSDP1])
-def test_two_processes_train_as_one(case, two):
+def test_two_processes_train_as_one(case, found):
     """State, σ, every row of the monitor, and what validation logged."""
     one = {**SAME, **FSDP1}[case](1)
-    assert_as_one(two[case], one, 1e-6 if case.endswith("float32") else 1e-12)
+    assert_as_one(found(case), one, 1e-6 if case.endswith("float32") else 1e-12)
     assert bool(one["logged"]) is ("meta" in case or "validated" in case)
 
 
+@cells("straight", "{kind}")
 @pytest.mark.parametrize("kind", ["sharded", "full"])
-def test_a_resumed_run_equals_an_uninterrupted_one(kind, two):
-    assert_as_one(two["straight"], straight(1), 1e-12)
-    assert_as_one(two[kind], two["straight"], 0.0)
+def test_a_resumed_run_equals_an_uninterrupted_one(kind, found):
+    assert_as_one(found("straight"), straight(1), 1e-12)
+    assert_as_one(found(kind), found("straight"), 0.0)
 
 
-def test_a_full_checkpoint_resumes_on_one_process(folder, two):
-    resumed = fit(seeded(Named, seed=5).double(), 1, max_epochs=2, ckpt_path=folder / "full.ckpt")
-    assert_as_one(resumed, two["straight"], 1e-12)
+@cells("straight", "full")
+def test_a_full_checkpoint_resumes_on_one_process(found):
+    resumed = fit(seeded(Named, seed=5).double(), 1, max_epochs=2, ckpt_path=found.folder / FULL)
+    assert_as_one(resumed, found("straight"), 1e-12)
 
 
-def test_log_variances_stay_float32_under_bf16(two):
-    state = two["bf16-true"]["state"]
+@cells("bf16-true", "UncertaintyWeighting, float64")
+def test_log_variances_stay_float32_under_bf16(found):
+    state = found("bf16-true")["state"]
     assert state["trunk.weight"].dtype is torch.bfloat16
     assert state["task_weighting.offset"].dtype is torch.float32
-    assert two["bf16-true"]["sigma"] == pytest.approx(two["UncertaintyWeighting, float64"]["sigma"], rel=0.02)
+    expected = found("UncertaintyWeighting, float64")["sigma"]
+    assert found("bf16-true")["sigma"] == pytest.approx(expected, rel=0.02)
 
 
 def by_name(outcome, names):
@@ -70,25 +65,29 @@ def by_name(outcome, names):
     return {(vector, task): value[i].item() for vector, value in vectors.items() for i, task in enumerate(names)}
 
 
-def test_a_sharded_checkpoint_of_reordered_tasks_is_read_by_name(two):
-    assert "task_weighting.offset" in two["reordered"]["state"]
-    ours, theirs = two["reordered"], two["sharded"]["first"]
+@cells("reordered", "sharded")
+def test_a_sharded_checkpoint_of_reordered_tasks_is_read_by_name(found):
+    ours, theirs = found("reordered"), found("sharded")["first"]
+    assert "task_weighting.offset" in ours["state"]
     assert by_name(ours, ("kind", "depth", "width")) == by_name(theirs, ("depth", "width", "kind"))
     assert ours["sigma"] == theirs["sigma"]
 
 
+@cells("tuned")
 @pytest.mark.filterwarnings("ignore:the checkpoint knows the tasks")
-def test_a_full_checkpoint_of_other_tasks_is_read_by_name_and_then_sharded(folder, two):
-    assert_as_one(two["tuned"], tuned(folder / "full.ckpt", 1), 1e-12)
+def test_a_full_checkpoint_of_other_tasks_is_read_by_name_and_then_sharded(found):
+    assert_as_one(found("tuned"), tuned(found.folder / FULL, 1), 1e-12)
 
 
-def test_a_folder_of_shards_becomes_the_full_checkpoint(folder, two):
-    dcp_to_torch_save(folder / "sharded.ckpt", folder / "whole.pt")
-    whole, full = (torch.load(folder / name)["state_dict"] for name in ("whole.pt", "full.ckpt"))
+@cells("sharded", "full")
+def test_a_folder_of_shards_becomes_the_full_checkpoint(found, tmp_path):
+    dcp_to_torch_save(found.folder / SHARDS, tmp_path / "whole.pt")
+    whole, full = (torch.load(path)["state_dict"] for path in (tmp_path / "whole.pt", found.folder / FULL))
     assert whole.pop("task_weighting._extra_state") == full.pop("task_weighting._extra_state")
     torch.testing.assert_close(whole, dict(full), rtol=0, atol=0)
 
 
+@cells("{case}")
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -99,5 +98,5 @@ def test_a_folder_of_shards_becomes_the_full_checkpoint(folder, two):
         ("names are lost", "RuntimeError: .*another order than width, depth, kind, and its task names are lost"),
     ],
 )
-def test_what_would_go_wrong_unseen_is_refused(case, message, two):
-    assert re.search(message, two[case], flags=re.DOTALL), two[case]
+def test_what_would_go_wrong_unseen_is_refused(case, message, found):
+    assert re.search(message, found(case), flags=re.DOTALL), found(case)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_uncertainty import FixedWeighting, MultiTaskMixin, UncertaintyMonitor, UncertaintyWeighting
 from lightning_uncertainty.weightings import BoundedUncertaintyWeighting, ConstrainedUncertaintyWeighting
 from tests._nets import Owning, in_a_row, trainer
+from tests._tiers import few
 from tests.trainer._weightings import BALANCING, WEIGHTINGS
 
 TOLERANCES = {  # of every loss, σ and weight in a fit, relative to those of 32-true
@@ -29,7 +30,7 @@ TOLERANCES = {  # of every loss, σ and weight in a fit, relative to those of 32
 STEPS = 40
 SLOW = 2e-4  # a learning rate of log-variances
 
-each_precision = pytest.mark.parametrize("precision", TOLERANCES)
+each_precision = pytest.mark.parametrize("precision", few(TOLERANCES, ("16-mixed", "bf16-true")))
 each_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS)
 
 

@@ -3,36 +3,30 @@
 import pytest
 import torch
 
-from tests._ranks import rank_environments, results
+from tests._launch import RANKS
 from tests.trainer._predicting import STRATEGIES, predict
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(400)]
 
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    return results("tests.trainer._predicting", tmp_path_factory.mktemp("ranks") / "out.pt", rank_environments(), 300)
-
-
+@pytest.mark.cells("tests.trainer._predicting", "{strategy}-{samples}")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("samples", [1, 20])
-def test_two_processes_predict_what_one_does(strategy, samples, ranks):
+def test_two_processes_predict_what_one_does(strategy, samples, found):
     """Under DDP a sampler deals the batches out; the masks of dropout are each process's own."""
     one = predict(samples, 1)
-    both = [rank[strategy, samples] for rank in ranks]
+    both = [found(f"{strategy}-{samples}", rank) for rank in range(RANKS)]
     rows = sum(len(batch["depth"].mean) for rank in both for batch in rank)
     whole = strategy == "fsdp2"
     assert rows == (24 if whole else 12)
     for task in ("depth", "kind", "width"):
         expected = [torch.cat([getattr(batch[task], name) for batch in one]) for name in one[0][task]._fields]
         for rank, predictions in enumerate(both):
-            found = [torch.cat([getattr(batch[task], name) for batch in predictions]) for name in one[0][task]._fields]
+            values = [torch.cat([getattr(batch[task], name) for batch in predictions]) for name in one[0][task]._fields]
             share = slice(None) if whole else slice(rank, None, 2)
-            mean, aleatoric, epistemic, total = [values[share] for values in expected]
+            mean, aleatoric, epistemic, total = [each[share] for each in expected]
             if samples == 1:
-                for value, reference in zip(found, (mean, aleatoric, epistemic, total), strict=True):
+                for value, reference in zip(values, (mean, aleatoric, epistemic, total), strict=True):
                     torch.testing.assert_close(value, reference, rtol=1e-4, atol=1e-5)
             else:
-                assert (found[2] > 0).all()
-                torch.testing.assert_close(found[2].mean(), epistemic.mean(), rtol=0.5, atol=0.0)
-                torch.testing.assert_close(found[1].mean(), aleatoric.mean(), rtol=0.1, atol=0.0)
+                assert (values[2] > 0).all()
+                torch.testing.assert_close(values[2].mean(), epistemic.mean(), rtol=0.5, atol=0.0)
+                torch.testing.assert_close(values[1].mean(), aleatoric.mean(), rtol=0.1, atol=0.0)

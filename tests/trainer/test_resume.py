@@ -2,19 +2,15 @@
 
 import pytest
 
-from tests.trainer._killed import CASES, LOGGED_EVERY, run_killed
+from tests.trainer._killed import CASES, LOGGED_EVERY
 from tests.trainer._resume import BATCHES, LATE, bits
 
-pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(500)]
-
-every_case = pytest.mark.parametrize("case", CASES)
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory):
-    """The ends of a case's resumed and of its uninterrupted fit."""
-    find = run_killed(tmp_path_factory.mktemp("killed"))
-    return lambda name: find(CASES[name])
+PROGRAM = "tests.trainer._killed"
+SMOKE = "UncertaintyWeighting, in the checkpoint 14 then before the step 21"
+pytestmark = pytest.mark.cells(PROGRAM, "{case}")
+every_case = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.smoke] * (case == SMOKE)) for case in CASES]
+)
 
 
 def first_row(resumed, case):
@@ -29,15 +25,15 @@ def is_ours(row):
 
 @every_case
 @pytest.mark.parametrize("part", ["module", "optimizer", "scheduler", "steps", "batches"])
-def test_the_end_is_the_same(case, part, ends):
-    resumed, whole = ends(case)
+def test_the_end_is_the_same(case, part, found):
+    resumed, whole = found(case)
     assert bits(resumed[part]) == bits(whole[part])
 
 
 @every_case
-def test_what_is_logged_afterwards_is_the_same(case, ends):
+def test_what_is_logged_afterwards_is_the_same(case, found):
     """The first row of the monitor aside; every other row, of the module and of other callbacks too."""
-    resumed, whole = ends(case)
+    resumed, whole = found(case)
     first = first_row(resumed, case)
     expected = [(step, row) for step, row in whole["logged"] if step >= resumed["resumed_at"]]
     assert len(expected) > 3
@@ -48,9 +44,9 @@ def test_what_is_logged_afterwards_is_the_same(case, ends):
 
 
 @every_case
-def test_the_history_is_the_same_but_for_the_first_row_afterwards(case, ends):
+def test_the_history_is_the_same_but_for_the_first_row_afterwards(case, found):
     """That row covers the batches since the checkpoint alone: what came before went with the process."""
-    resumed, whole = ends(case)
+    resumed, whole = found(case)
     first = first_row(resumed, case)
     assert [row["step"] for row in resumed["history"]] == [row["step"] for row in whole["history"]]
     for row, expected in zip(resumed["history"], whole["history"], strict=True):
@@ -70,18 +66,19 @@ def test_the_history_is_the_same_but_for_the_first_row_afterwards(case, ends):
 
 
 @every_case
-def test_validations_are_the_same_but_for_one_that_lightning_leaves_out(case, ends):
+def test_validations_are_the_same_but_for_one_that_lightning_leaves_out(case, found):
     """It resumes a checkpoint of an epoch's last batch behind the validation that was due then."""
-    resumed, whole = ends(case)
+    resumed, whole = found(case)
     at = resumed["resumed_at"]
     last = at * CASES[case].accumulate % BATCHES == 0 and not CASES[case].by_epoch
     left_out = at - 1 if last else None
     assert bits(resumed["evaluations"]) == bits([row for row in whole["evaluations"] if row["step"] != left_out])
 
 
-def test_every_place_was_reached(ends):
+@pytest.mark.cells(PROGRAM, *CASES)
+def test_every_place_was_reached(found):
     """Runs were killed before a checkpoint was there, on and off logging steps, before and after a task's start."""
-    at = [ends(case)[0]["resumed_at"] for case in CASES]
+    at = [found(case)[0]["resumed_at"] for case in CASES]
     assert 0 in at
-    assert {first_row(ends(case)[0], case) is None for case in CASES} == {True, False}
+    assert {first_row(found(case)[0], case) is None for case in CASES} == {True, False}
     assert min(at) < LATE <= max(at)

@@ -415,6 +415,14 @@ def test_the_best_epoch_is_that_of_the_key_or_of_the_own_loss():
     assert depths(KIND.key) == [7.0, 7.0]  # higher is better
 
 
+@pytest.mark.parametrize("epoch", range(3))
+def test_an_epoch_that_diverged_is_never_the_best(epoch):
+    loss = [2.0, 1.0, 1.5]
+    loss[epoch] = math.nan
+    row = trial("w", 0, [5.0, 6.0, 7.0], [0.1, 0.2, 0.3], loss=loss).row("val/balanced_loss")
+    assert row[DEPTH.key] == [6.0, 7.0, 6.0][epoch]
+
+
 def test_the_plot_shows_means_and_seeds():
     from matplotlib import pyplot
 
@@ -480,15 +488,3 @@ def test_a_mixin_knows_its_auxiliary_tasks():
             self.register_tasks({"depth": "gaussian", "edges": Task("bernoulli", auxiliary=True)})
 
     assert Net().auxiliary_tasks() == ["edges"]
-
-
-# -- a GPU -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_time_and_memory_of_a_gpu():
-    found = run(seeds=[0], baseline=None, trainer={"max_epochs": 2, "accelerator": "gpu", "devices": 1})
-    for one in found.trials:
-        assert 0 < one.step_time < 1
-        assert 0 < one.peak_memory < 2**30

@@ -1,8 +1,6 @@
 import csv
 import json
 import math
-import os
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -15,9 +13,9 @@ from hypothesis import strategies as st
 
 from lightning_uncertainty import FixedWeighting
 from lightning_uncertainty.trials import Measure, Point, WeightSearch, search_weights, simplex_grid
+from tests._launch import run as run_together
 from tests._nets import Owning, dicts
 
-ROOT = Path(__file__).parents[2]
 COUNTS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))["scalarisation.grid_size"]
 FAST = {"max_epochs": 2, "accelerator": "cpu"}
 
@@ -238,7 +236,6 @@ def test_a_study_of_something_else_is_told():
         ({"metrics": {"deth": "loss"}, "n_trials": 1}, "metrics should name tasks"),
         ({"make": lambda weighting: Owning()}, "make should give its argument to register_tasks"),
     ],
-    ids=str,
 )
 def test_mistakes_are_told(wrong, expected):
     with pytest.raises(ValueError, match=expected):
@@ -259,23 +256,16 @@ import optuna
 from tests.test_search import Counting, run
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-make = Counting()
-print(len(run(make, parts=7, storage=sys.argv[1]).points), *sorted(set(make.fits)))
+run(Counting(), parts=7, storage=sys.argv[1])
 """
 
 
 @pytest.mark.multiprocess
+@pytest.mark.timeout(1500)
 def test_two_processes_share_a_storage(tmp_path):
     storage = f"sqlite:///{tmp_path / 'search.db'}"
     optuna.create_study(storage=storage, study_name="other")  # the tables, which two cannot make at once
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, storage]
-    both = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    shown = [process.communicate(timeout=100) for process in both]
-    assert [process.returncode for process in both] == [0, 0], shown
+    run_together([sys.executable, "-W", "ignore", "-c", PROGRAM, storage], [{}, {}], tmp_path, timeout=100)
     make = Counting()
     found = run(make, parts=7, storage=storage)
     assert make.fits == []

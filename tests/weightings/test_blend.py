@@ -7,13 +7,19 @@ from torch._dynamo.testing import CompileCounter
 
 from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting
 from lightning_uncertainty.weightings._blend import Blend
+from tests._tiers import few
 from tests.weightings._properties import WEIGHTINGS, assert_same, draw_losses, make_tasks, some, train, vectors
 
 GIVEN = {"task0": 0.1, "task2": 0.0}  # others 1
+COMPILE, FEW = [each for each in WEIGHTINGS if each.compiles], ("uncertainty", "analytic", "bounded")
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 
-@pytest.fixture(params=WEIGHTINGS, ids=lambda listed: listed.name)
+def name_of(listed):
+    return listed.name
+
+
+@pytest.fixture(params=WEIGHTINGS, ids=name_of)
 def listed(request):
     return request.param
 
@@ -149,7 +155,7 @@ def test_the_share_may_move_before_the_backward():
 
 
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("listed", [each for each in WEIGHTINGS if each.compiles], ids=lambda each: each.name)
+@pytest.mark.parametrize("listed", few(COMPILE, FEW, name_of), ids=name_of)
 def test_a_compiled_step_is_not_compiled_anew_while_the_share_moves(listed):
     torch._dynamo.reset()
     weighting, reference = blended(listed, 0.0), blended(listed, 0.0)

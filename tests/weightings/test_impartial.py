@@ -5,13 +5,10 @@ import pytest
 import torch
 
 from lightning_uncertainty.weightings import ImpartialLossWeighting, UncertaintyWeighting
+from tests._numbers import float64
 from tests.weightings._properties import assert_same, draw_losses, everywhere, make_tasks, train_step
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))["imtl_l"]
-
-
-def float64(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_vector():

@@ -334,6 +334,7 @@ def compiles_to_the_same(listed):
 
 # torch's compiler itself makes an instance of every autograd.Function that it meets
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning")
+@pytest.mark.matrix
 def test_compiles(listed):
     if listed.compiles:
         compiles_to_the_same(listed)

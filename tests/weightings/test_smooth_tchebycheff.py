@@ -6,14 +6,11 @@ import pytest
 import torch
 
 from lightning_uncertainty.weightings import SmoothTchebycheff
+from tests._numbers import float64
 from tests.weightings._properties import assert_same, draw_losses, everywhere, make_tasks, train_step
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))
 HUGE = torch.finfo(torch.float32).max
-
-
-def float64(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def make(count, *arguments, **options):

@@ -6,13 +6,10 @@ import torch
 
 from lightning_uncertainty.likelihoods import as_likelihood
 from lightning_uncertainty.weightings import SoftOptimalUncertaintyWeighting
+from tests._numbers import float64
 from tests.weightings._properties import assert_same, draw_losses, everywhere, make_tasks
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))
-
-
-def float64(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("row", VECTORS["uw.uwso"]["expected"]["rows"], ids=lambda row: f"T={row['T']:g}")

@@ -8,14 +8,11 @@ from torchmetrics import Accuracy, MeanMetric
 
 from lightning_uncertainty.likelihoods import Bernoulli, Categorical, CategoricalHalf, as_likelihood
 from lightning_uncertainty.weightings import DynamicTaskPrioritization
+from tests._numbers import float64
 from tests.weightings._properties import assert_same, draw_losses, everywhere, make_tasks, train_step, vectors
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))
 NAN = math.nan
-
-
-def float64(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def observing(count=1, **options):

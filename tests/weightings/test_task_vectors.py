@@ -1,5 +1,3 @@
-import io
-
 import pytest
 import torch
 from torch import nn
@@ -11,6 +9,7 @@ from lightning_uncertainty.weightings import (
     SoftOptimalUncertaintyWeighting,
     UncertaintyWeighting,
 )
+from tests._numbers import saved
 from tests.weightings._bound import KINDS, UNCOUPLED, WITH_STATE, bind, by_task
 from tests.weightings._properties import assert_same, everywhere, train_step, vectors
 
@@ -23,14 +22,6 @@ def trained(kind, *names):
     for step in range(3):
         train_step(weighting, torch.arange(1.0, 1 + len(names)) * (2 + step), everywhere(len(names)))
     return weighting
-
-
-def saved(weighting):
-    """Its checkpoint, as `torch.load` gives it back by default."""
-    file = io.BytesIO()
-    torch.save(weighting.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("kind", WITH_STATE)

@@ -10,6 +10,7 @@ from torchjd.scalarization import UW
 
 from lightning_uncertainty.likelihoods import as_likelihood
 from lightning_uncertainty.weightings import UncertaintyWeighting, _learnt
+from tests._numbers import float64
 from tests.weightings._properties import (
     assert_same,
     draw_losses,
@@ -26,10 +27,6 @@ NAN, INF = float("nan"), float("inf")
 
 def gaussians(count, start=None, **kwargs):
     return UncertaintyWeighting(start, **kwargs).bind({f"task{i}": as_likelihood("gaussian") for i in range(count)})
-
-
-def float64(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # -- start -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_uncertainty.dashboards import Run, write_report
-from tests._browser import opened
+from tests._browser import chromium, opened
 from tests.dashboards.report._runs import by_hand
 
 ABOUT = {
@@ -21,6 +21,12 @@ DRAWN = "main[aria-busy=false]"
 
 
 @pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def report(tmp_path_factory):
     path = tmp_path_factory.mktemp("made") / "on the way" / "report.html"
     write_report(by_hand(uncertainty=ABOUT, note="</script><script>alert(1)</script>", net={"sizes": [1, 2]}), path)
@@ -31,9 +37,9 @@ def lines(page, chart):
     return page.locator(f'figure[data-chart="{chart}"] .scatterlayer .trace').count()
 
 
-def test_every_chart_is_drawn_without_a_complaint_or_a_request(report):
+def test_every_chart_is_drawn_without_a_complaint_or_a_request(report, browser):
     complaints = []
-    with opened(report, complaints=complaints) as page:
+    with opened(browser, report, complaints=complaints) as page:
         page.wait_for_selector(DRAWN)
         counts = {
             chart: lines(page, chart)
@@ -55,9 +61,9 @@ def test_every_chart_is_drawn_without_a_complaint_or_a_request(report):
     assert complaints == []
 
 
-def test_no_script_but_ours_runs_and_no_request_can_leave(report):
+def test_no_script_but_ours_runs_and_no_request_can_leave(report, browser):
     complaints = []
-    with opened(report, complaints=complaints) as page:
+    with opened(browser, report, complaints=complaints) as page:
         page.wait_for_selector(DRAWN)
         page.evaluate("fetch('data:text/plain,hello').catch(() => 0)")
         assert any("Content Security Policy" in complaint for complaint in complaints)
@@ -66,8 +72,8 @@ def test_no_script_but_ours_runs_and_no_request_can_leave(report):
     assert "<script>alert" not in report.read_text(encoding="utf-8")
 
 
-def test_the_table_tells_the_last_numbers_with_all_their_digits(report):
-    with opened(report) as page:
+def test_the_table_tells_the_last_numbers_with_all_their_digits(report, browser):
+    with opened(browser, report) as page:
         cells = page.eval_on_selector_all(
             "#tasks tbody tr", "rows => rows.map(row => [...row.querySelectorAll('data')].map(data => data.value))"
         )
@@ -85,8 +91,8 @@ def test_the_table_tells_the_last_numbers_with_all_their_digits(report):
         assert "net.sizes 1, 2" in " ".join(page.inner_text("#configuration").split())
 
 
-def test_a_phone_needs_no_sideways_scrolling_and_shows_one_column(report):
-    with opened(report, width=390, height=844) as page:
+def test_a_phone_needs_no_sideways_scrolling_and_shows_one_column(report, browser):
+    with opened(browser, report, width=390, height=844) as page:
         page.wait_for_selector(DRAWN)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         boxes = [figure.bounding_box() for figure in page.query_selector_all("figure")]
@@ -95,11 +101,11 @@ def test_a_phone_needs_no_sideways_scrolling_and_shows_one_column(report):
         assert page.eval_on_selector("#tasks .scroll", "box => box.scrollWidth > box.clientWidth")
 
 
-def test_light_and_dark_follow_the_reader_even_while_the_page_is_open(report):
+def test_light_and_dark_follow_the_reader_even_while_the_page_is_open(report, browser):
     look = """() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,
                      document.querySelector('.js-plotly-plot').data[0].line.color,
                      getComputedStyle(document.querySelector('#tasks .swatch')).stroke]"""
-    with opened(report) as page:
+    with opened(browser, report) as page:
         page.wait_for_selector(DRAWN)
         light = page.evaluate(look)
         page.emulate_media(color_scheme="dark")
@@ -114,8 +120,8 @@ def test_light_and_dark_follow_the_reader_even_while_the_page_is_open(report):
         assert "rgb({}, {}, {})".format(*bytes.fromhex(line[1:])) == swatch
 
 
-def test_a_task_that_is_selected_stands_alone_in_every_chart(report):
-    with opened(report) as page:
+def test_a_task_that_is_selected_stands_alone_in_every_chart(report, browser):
+    with opened(browser, report) as page:
         page.wait_for_selector(DRAWN)
         page.click('figure[data-chart="sigma"] button[data-task="1"]')
         assert [lines(page, chart) for chart in ("sigma", "weight_share", "loss", "balanced_loss")] == [2, 1, 1, 1]
@@ -128,10 +134,10 @@ def test_a_task_that_is_selected_stands_alone_in_every_chart(report):
 
 
 @pytest.mark.slow
-def test_forty_tasks_differ_by_colour_or_line_and_keep_their_legends_small(tmp_path):
+def test_forty_tasks_differ_by_colour_or_line_and_keep_their_legends_small(tmp_path, browser):
     write_report(by_hand(tasks=40, rows=3), tmp_path / "report.html")
     complaints = []
-    with opened(tmp_path / "report.html", width=390, height=844, complaints=complaints) as page:
+    with opened(browser, tmp_path / "report.html", width=390, height=844, complaints=complaints) as page:
         page.wait_for_selector(DRAWN, timeout=60_000)
         looks = page.evaluate(
             "document.querySelectorAll('.js-plotly-plot')[1].data.map(t => t.line.color + t.line.dash)"
@@ -145,7 +151,7 @@ def test_forty_tasks_differ_by_colour_or_line_and_keep_their_legends_small(tmp_p
     assert complaints == []
 
 
-def test_odd_numbers_and_hostile_names_break_nothing(tmp_path):
+def test_odd_numbers_and_hostile_names_break_nothing(tmp_path, browser):
     rows = [
         {"step": step, "weight/a": math.nan, "loss/a": math.inf, "sigma/a": 1.0, "sigma_gap/a": -math.inf}
         for step in (0, 1)
@@ -153,7 +159,7 @@ def test_odd_numbers_and_hostile_names_break_nothing(tmp_path):
     odd = {"rate": math.nan, "none": None, "empty": {}, "uncertainty": {"likelihood": {HOSTILE: HOSTILE}}}
     write_report(Run(HOSTILE, rows, {HOSTILE: HOSTILE, **odd}), tmp_path / "report.html")
     complaints = []
-    with opened(tmp_path / "report.html", complaints=complaints) as page:
+    with opened(browser, tmp_path / "report.html", complaints=complaints) as page:
         page.wait_for_selector(DRAWN)
         assert "nan" in page.inner_text("#tasks")
         shown = [page.inner_text(place) for place in ("h1", "#tasks tbody tr", "#configuration tbody tr")]

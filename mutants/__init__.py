@@ -1,0 +1,1 @@
+"""Small faults that the tests must see: `faults.py` lists them, `python -m mutants` tries them one at a time."""
