@@ -32,6 +32,8 @@ from lightning_uncertainty._step import (
     unsound_loss,
 )
 from lightning_uncertainty._tensors import mean_losses, promote, reads_values, world_size
+from lightning_uncertainty.balancing.splitter import Splitter
+from lightning_uncertainty.balancing.step import Step
 from lightning_uncertainty.likelihoods import Likelihood, Prediction, as_likelihood
 from lightning_uncertainty.predictions import DeepEnsemble
 from lightning_uncertainty.predictions.predict import Scales, draw, predict, scales_of
@@ -41,7 +43,6 @@ from lightning_uncertainty.tasks.metrics import TaskMetrics
 from lightning_uncertainty.tasks.stages import EVALUATION, STAGES
 from lightning_uncertainty.tasks.task import Tasks, check_renamed, specify
 from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting, Weighted, Weighting
-from lightning_uncertainty.weightings._splitting import Step
 
 if TYPE_CHECKING:
 
@@ -93,6 +94,7 @@ class MultiTaskMixin(_Host):
     task_heads: TaskHeads
     task_metrics: TaskMetrics
     task_calibration: TaskCorrections
+    task_splitter: Splitter
     _tasks: Mapping[str, Task] = {}
     _window: StepWindow
     _setup_checked = False
@@ -149,6 +151,7 @@ class MultiTaskMixin(_Host):
         self.task_metrics = TaskMetrics(specified, weighting.powers())
         self.task_calibration = TaskCorrections(specified)
         self.task_calibration.rename(renamed)
+        self.task_splitter = Splitter()
         self._window = StepWindow()
         self._skips = on_nonfinite == "skip_step"
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
@@ -293,7 +296,7 @@ class MultiTaskMixin(_Host):
             tell_epoch(self, self.task_weighting)
         weighted = self._weighted(means, present)
         self._window.add(values, roots, present, weighted)
-        if not self.task_weighting.splits and not self.task_weighting.needs_parameters:
+        if not self.task_splitter.records(self.task_weighting):
             return weighted.total
         total: Tensor = self._recorded(losses, means, weighted)
         return total
@@ -478,7 +481,8 @@ class MultiTaskMixin(_Host):
         made = features if isinstance(features, Mapping) else {}
         if not self.task_heads:
             check_known(made, self._tasks)
-        branches = self.task_weighting.split(features, tuple(self.task_heads)) if self.task_heads else {}
+        owners = tuple(self.task_heads)
+        branches = self.task_splitter.split(self.task_weighting, features, owners) if owners else {}
         return {
             name: self.task_heads[name](branches[name]) if name in branches else made[name]
             for name in self._tasks
@@ -511,7 +515,7 @@ class MultiTaskMixin(_Host):
             ...         })
         """
         self._require_tasks("split_features")
-        return self.task_weighting.split(features, tuple(self._tasks))
+        return self.task_splitter.split(self.task_weighting, features, tuple(self._tasks))
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the tasks share, for `GradientBalancing(on="parameters")`.
@@ -592,7 +596,7 @@ class MultiTaskMixin(_Host):
     @torch.compiler.disable
     def _recorded(self, losses: Mapping[str, TaskLossValue], means: Tensor, weighted: Weighted) -> Tensor:
         """Return the total whose backward shows the weighting the tasks' gradients."""
-        needed = self.task_weighting.needs_parameters  # a walk through a whole model is not free
+        needed = self.task_splitter.needs_parameters(self.task_weighting)  # a walk through a whole model is not free
         own = list(self.task_weighting.parameters()) if needed else []
         shared = self.shared_parameters() if needed else []
         others = split(self.parameters(), [*shared, *own])[0] if needed else []
@@ -605,7 +609,7 @@ class MultiTaskMixin(_Host):
             others=[parameter for parameter in others if parameter.requires_grad],
             own=[parameter for parameter in own if parameter.requires_grad],
         )
-        return self.task_weighting.record(step)
+        return self.task_splitter.record(self.task_weighting, step)
 
     def _weighted(self, means: Tensor, present: Tensor) -> Weighted:
         weighted: Weighted = self.task_weighting(means, present)

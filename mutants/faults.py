@@ -257,7 +257,7 @@ FAULTS = [
     ),
     Fault(
         "gramian_of_scaled_loss",
-        "weightings/_fork.py",
+        "balancing/_fork.py",
         "_sum(parts) / self.scale.to(parts[0]).square()",
         "_sum(parts)",
         ("tests/balancing/test_gradient_balancing.py::test_accumulated_batches_are_balanced_one_by_one",),

@@ -95,7 +95,7 @@ class Dealt(MultiTaskMixin, LightningModule):
     def all_reduces(self, batch_idx):
         """How many a micro-batch takes: of losses, and of gradients or their Gramian."""
         weighting = self.task_weighting
-        due = weighting.balances and batch_idx % getattr(weighting, "every_n_steps", 1) == 0
+        due = self.task_splitter.balances(weighting) and batch_idx % getattr(weighting, "every_n_steps", 1) == 0
         return 1 + bool(weighting.kpi_metrics()) + (due and self.skipped_steps == self.skipped_before)
 
     def on_train_start(self):

@@ -30,7 +30,6 @@ OPTIONAL = {
     *("matplotlib", "pandas", "plotly", "rich", "tensorboard", "jsonargparse", "wandb", "wandb_workspaces"),
     *("torchjd", "sklearn", "optuna"),
 }
-KNOTS = {"lightning_uncertainty.weightings._fork", "lightning_uncertainty.weightings._splitting"}
 
 
 def imports(path):
@@ -95,7 +94,7 @@ def test_no_file_imports_an_underscored_file_of_another_room():
         for module, _ in within(path):
             room, *inside = module.split(".")[1:] or [""]
             hidden = inside if room.startswith("_") else [part for part in inside if part.startswith("_")]
-            assert room == room_of(path) or not hidden or module in KNOTS, f"{path} imports {module}"
+            assert room == room_of(path) or not hidden, f"{path} imports {module}"
 
 
 def test_files_import_each_other_in_no_circle():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_uncertainty._tensors import SideGroup, promote, world_size
-from lightning_uncertainty.weightings._fork import Fork, gramian_of, take_once
-from lightning_uncertainty.weightings._splitting import Step
+from lightning_uncertainty.balancing._fork import Fork, Take, gramian_of, take_once
+from lightning_uncertainty.balancing.step import Step
 
 __all__ = ["by_parameters", "reweighted"]
-
-Take = Callable[[Tensor], Tensor | None]
 
 
 def reweighted(fork: Fork, step: Step, take: Take) -> Tensor:

@@ -11,18 +11,17 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uncertainty._tensors import reads_values
-from lightning_uncertainty.balancing._balanced_backward import by_parameters, reweighted
+from lightning_uncertainty.balancing._base import BalancingWeighting
 from lightning_uncertainty.balancing.solvers._gramian_solver import GramianSolver
 from lightning_uncertainty.balancing.solvers.gramian import SOLVERS, as_solver
+from lightning_uncertainty.balancing.step import Step
 from lightning_uncertainty.likelihoods import Likelihood
 from lightning_uncertainty.weightings import FixedWeighting, Weighted, Weighting
-from lightning_uncertainty.weightings._fork import Fork
-from lightning_uncertainty.weightings._splitting import Step
 
 __all__ = ["GradientBalancing"]
 
 
-class GradientBalancing(Weighting):
+class GradientBalancing(BalancingWeighting):
     r"""Balance the tasks' gradients where they meet, by MGDA, PCGrad or any other solver of their Gramian.
 
     .. math::  g = \sum_i \alpha_i g_i, \qquad \alpha = \mathrm{solver}(G), \quad G_{ij} = \langle g_i, g_j \rangle,
@@ -75,7 +74,6 @@ class GradientBalancing(Weighting):
         1.0
     """
 
-    balances = True
     closed_form = False
     takes_normalised = True
     balance: Tensor
@@ -102,7 +100,7 @@ class GradientBalancing(Weighting):
                 f"found {every_n_steps} with on={on!r}"
             )
         weighting = weighting or FixedWeighting()
-        if weighting.balances:
+        if isinstance(weighting, BalancingWeighting):
             raise ValueError(
                 f"a weighting within GradientBalancing should weigh losses, not gradients: found {weighting!r}; give "
                 "one of the two"
@@ -118,9 +116,7 @@ class GradientBalancing(Weighting):
         )
         self.solver, self.weighting = solver, weighting
         self.heads, self.on, self.every_n_steps = heads, on, every_n_steps
-        self.needs_parameters = on == "parameters"
         self.needs_epoch = weighting.needs_epoch
-        self._losses: Tensor | None = None
         self._step: int | None = None  # steps[0], where it has been read
 
     # -- as any weighting ----------------------------------------------------------------------------------------------
@@ -193,41 +189,22 @@ class GradientBalancing(Weighting):
 
     # -- gradients -----------------------------------------------------------------------------------------------------
 
-    @property
-    def splits(self) -> bool:
-        """Whether a training step splits the features now: not where it looks at parameters."""
-        return self.on == "features" or (self.heads == "unweighted" and not self._due())
-
-    def without_fork(self, step: Step) -> Tensor:
-        if self.on == "features":
-            return super().without_fork(step)
-        known = None if self._due() else self.balance.clone()
-        self._begin(step)
-        return by_parameters(step, self.tasks, self.heads, self._side_group, self.settle_on, known)
-
-    def with_fork(self, fork: Fork, step: Step) -> Tensor:
-        self._begin(step)
-        if self.on == "parameters":  # a step in between
-            fork.decided, fork.weights = True, self.balance.clone()
-        elif self.heads == "weighted":
-            return reweighted(fork, step, self._take)
-        return super().with_fork(fork, step)
-
-    def _due(self) -> bool:
-        """Whether α is to be solved for in this step."""
+    def due(self) -> bool:
+        """Whether α is to be solved for in the step that comes."""
         if self._step is None:
             self._step = int(self.steps[0])
         return self._step % self.every_n_steps == 0
 
-    def _begin(self, step: Step) -> None:
-        self._losses = step.losses.detach()
+    def begin(self, step: Step) -> None:
         self.steps.add_(1)  # += would register the buffer anew
         self._step = None if self._step is None else self._step + 1
 
+    def known(self) -> Tensor:
+        return self.balance.clone()
+
     @torch.no_grad()
-    def take_gramian(self, gramian: Tensor) -> Tensor:
-        assert self._losses is not None
-        found = self.solver(gramian, self._losses.to(gramian), self.steps[0])
+    def take_gramian(self, gramian: Tensor, step: Step) -> Tensor:
+        found = self.solver(gramian, step.losses.to(gramian), self.steps[0])
         sound = gramian.isfinite().all()
         self._check(found, sound)
         seen = gramian.diagonal() > 0

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty._tensors import keep_for_backward
-from lightning_uncertainty.weightings import Weighted, Weighting
-from lightning_uncertainty.weightings._fork import Fork
-from lightning_uncertainty.weightings._splitting import Step
+from lightning_uncertainty.balancing._base import BalancingWeighting
+from lightning_uncertainty.balancing.step import Step
+from lightning_uncertainty.weightings import Weighted
 
 __all__ = ["GradNorm"]
 
 _LEAST = 1e-3  # a weight that reached 0 could not come back
 
 
-class GradNorm(Weighting):
+class GradNorm(BalancingWeighting):
     r"""Move the weights until every task's gradient is as large as its training rate says.
 
     .. math::  \sum_i w_i L_i, \qquad
@@ -52,7 +52,6 @@ class GradNorm(Weighting):
         tensor([1., 1.])
     """
 
-    balances = True
     weight: Tensor
     first_loss: Tensor
 
@@ -80,21 +79,13 @@ class GradNorm(Weighting):
             self.first_loss.copy_(torch.where(new, known, self.first_loss))
         return Weighted((weights * losses).sum(), weights.clone(), None)
 
-    def with_fork(self, fork: Fork, step: Step) -> Tensor:
-        self.note(step.losses.detach(), step.weights)
-        return super().with_fork(fork, step)
-
-    def note(self, losses: Tensor, weights: Tensor) -> None:
-        """Note the losses and the weights `[T]` of the step whose gradients come next."""
-        self._losses, self._weights = losses, weights
-
     @torch.no_grad()
-    def take_gramian(self, gramian: Tensor) -> None:
+    def take_gramian(self, gramian: Tensor, step: Step) -> None:
         norms = gramian.diagonal().sqrt()
-        used = self._weights.to(norms)
+        used = step.weights.to(norms)
         counted = (norms > 0) & (norms < torch.inf) & (self.first_loss > 0) & (used > 0)
         count = counted.sum().clamp(min=1)
-        rates = torch.where(counted, self._losses.to(norms) / self.first_loss.to(norms), 0.0)
+        rates = torch.where(counted, step.losses.to(norms) / self.first_loss.to(norms), 0.0)
         rates = rates / (rates.sum() / count).clamp(min=torch.finfo(norms.dtype).tiny)
         target = torch.where(counted, norms, 0.0).sum() / count * rates**self.alpha
         slope = torch.where(counted, torch.sign(norms - target) * norms / used, 0.0)

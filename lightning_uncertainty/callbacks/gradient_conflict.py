@@ -120,26 +120,28 @@ class GradientConflictMonitor(AnyCallback):
         due = every > 0 and (loop._batches_that_stepped + 1) % every == 0 and not loop._should_accumulate()
         self._due = due and len(self._means.tasks) > 1
         self._skipped = pl_module.skipped_steps
-        weighting = pl_module.task_weighting
-        weighting.watching = self._due or weighting.needs_parameters  # which splits nothing, and solves when it will
-        if self._due and not weighting.balances and _set_stance is not None:  # whose other steps are other programs
+        weighting, splitter = pl_module.task_weighting, pl_module.task_splitter
+        by_parameters = splitter.needs_parameters(weighting)  # which splits nothing, and solves when it will
+        splitter.watching = self._due or by_parameters
+        eager = self._due and not splitter.balances(weighting)  # the other steps are other programs
+        if eager and _set_stance is not None:
             self._eager.enter_context(_set_stance("force_eager"))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log what the step found."""
         self._eager.close()
-        weighting = pl_module.task_weighting
-        weighting.watching = False
+        splitter = pl_module.task_splitter
+        splitter.watching = False
         if not self._due:
             return
-        watched, weighting.watched = weighting.watched, None
+        watched, splitter.watched = splitter.watched, None
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning's own rows
         if watched is not None:
             both = torch.cat([watched.gramian, watched.weights[None].to(watched.gramian)]).cpu().double()
             self._log(trainer, step, both[:-1], both[-1])
             return
         trained = (outputs or not pl_module.automatic_optimization) and pl_module.skipped_steps == self._skipped
-        if trained and not weighting.needs_parameters:
+        if trained and not splitter.needs_parameters(pl_module.task_weighting):
             self._warn(step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -251,5 +253,5 @@ class GradientConflictMonitor(AnyCallback):
 
     def _stop(self, pl_module: Any) -> None:
         self._eager.close()
-        weighting = pl_module.task_weighting
-        weighting.watching, weighting.watched = False, None
+        splitter = pl_module.task_splitter
+        splitter.watching, splitter.watched = False, None

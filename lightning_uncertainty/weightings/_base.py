@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from lightning_uncertainty._tensors import promote
 from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
 from lightning_uncertainty.weightings._blend import Blend
-from lightning_uncertainty.weightings._splitting import Splitting
+from lightning_uncertainty.weightings._task_vectors import TaskVectors
 
 __all__ = ["Weighted", "Weighting", "named_vector"]
 
@@ -63,7 +63,7 @@ def named_vector(
     return tuple(float(values.get(name, default)) for name in tasks)
 
 
-class Weighting(Splitting, ABC):
+class Weighting(TaskVectors, ABC):
     """T task losses -> one scalar.
 
     A weighting is built without knowing the tasks and bound to them once, by `register_tasks`. From then on everything
@@ -107,6 +107,11 @@ class Weighting(Splitting, ABC):
         self._constants: dict[str, Any] = {}  # what each constant buffer holds, to the last digit
         self.blend: Blend | None = None
         self.register_buffer("log_variance", None)
+
+    @property
+    def learning(self) -> bool:
+        """Whether this call may change state: training mode with gradients."""
+        return self.training and torch.is_grad_enabled()
 
     def bind(self: Self, tasks: Mapping[str, Likelihood]) -> Self:
         """Make the vectors for these tasks; called once, by `register_tasks`.

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lightning_uncertainty.weightings import _fork
-from lightning_uncertainty.weightings._fork import _Gradients, gramian_of
+from lightning_uncertainty.balancing import _fork
+from lightning_uncertainty.balancing._fork import _Gradients, gramian_of
 
 
 def gradients_of(shape, dtype=torch.float32, tasks=4, layout=torch.contiguous_format):

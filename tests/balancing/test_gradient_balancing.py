@@ -15,7 +15,7 @@ from torchjd.aggregation import CRMOGMWeighting, GradVacWeighting, MGDAWeighting
 
 from lightning_uncertainty import FixedWeighting, MultiTaskMixin, Task, UncertaintyWeighting
 from lightning_uncertainty.balancing import GradientBalancing
-from lightning_uncertainty.weightings._fork import gramian_of
+from lightning_uncertainty.balancing._fork import gramian_of
 from tests.balancing._solvers import Inverse, Returns
 
 NAMES = ("a", "b", "c")
@@ -372,7 +372,7 @@ def test_features_that_go_around_the_split_are_refused():
     total = net.weigh(net.task_losses(outputs | {"b": around["b"]}, batch_of()))
     with pytest.raises(RuntimeError, match="found the loss of b computed around it; use task_outputs, or give"):
         total.backward()
-    branches = net.task_weighting.split(features, ("a", "c"))
+    branches = net.task_splitter.split(net.task_weighting, features, ("a", "c"))
     outputs = {name: net.task_heads[name](branches.get(name, features)) for name in NAMES}
     with pytest.raises(RuntimeError, match="found the loss of b computed around it"):
         net.weigh(net.task_losses(outputs, batch_of())).backward()

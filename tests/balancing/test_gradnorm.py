@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_uncertainty import MultiTaskMixin, Task
 from lightning_uncertainty.balancing import GradNorm
+from lightning_uncertainty.balancing.step import Step
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))["gradnorm"]
 NAMES = ("a", "b", "c")
@@ -48,15 +49,19 @@ def losses_of(net, batch):
         return torch.stack([total / count for total, count in pairs.values()])
 
 
+def step_of(losses, weights):
+    return Step((losses * weights).sum(), losses, weights, {})
+
+
 def test_a_step_as_worked_out_by_hand():
     inputs, expected = VECTOR["inputs"], VECTOR["expected"]
     weighting = GradNorm(inputs["alpha"], inputs["lr"]).bind(dict.fromkeys(NAMES, Task("gaussian").likelihood)).double()
     weighting.weight.copy_(torch.tensor(inputs["w"]))
     weighting.first_loss.copy_(torch.tensor(inputs["loss0"], dtype=torch.float64))
     weights = torch.tensor(inputs["w"], dtype=torch.float64)
-    weighting.note(torch.tensor(inputs["loss"], dtype=torch.float64), weights)
+    step = step_of(torch.tensor(inputs["loss"], dtype=torch.float64), weights)
     norms = torch.tensor(inputs["grad_norms_unweighted"], dtype=torch.float64)
-    assert weighting.take_gramian(norms.square().diag()) is None
+    assert weighting.take_gramian(norms.square().diag(), step) is None
     assert weighting.weight.tolist() == pytest.approx(expected["w_renormalised"], rel=1e-9)
 
 
@@ -77,8 +82,7 @@ def test_steps_of_any_numbers_are_the_published_ones(alpha):
         weights, norms, begun, losses = 0.5 + torch.rand(4, 3, dtype=torch.float64)
         weighting.weight.copy_(weights)
         weighting.first_loss.copy_(begun)
-        weighting.note(losses, weights)
-        weighting.take_gramian((weights * norms).square().diag())
+        weighting.take_gramian((weights * norms).square().diag(), step_of(losses, weights))
         expected = published(weights, norms, losses / begun, alpha, 0.01)
         assert weighting.weight.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
 
@@ -120,8 +124,8 @@ def test_the_force_favours_the_task_that_lags():
     """Of two tasks with equal gradients, the one that has come less far gains weight."""
     weighting = GradNorm(alpha=1.5).bind(dict.fromkeys(("slow", "fast"), Task("gaussian").likelihood))
     weighting(torch.tensor([1.0, 1.0]), torch.tensor([True, True]))
-    weighting.note(torch.tensor([0.9, 0.1]), torch.ones(2))
-    weighting.take_gramian(torch.eye(2, dtype=torch.float64))
+    step = step_of(torch.tensor([0.9, 0.1]), torch.ones(2))
+    weighting.take_gramian(torch.eye(2, dtype=torch.float64), step)
     assert weighting.weight[0] > 1 > weighting.weight[1]
     assert weighting.weight.sum() == pytest.approx(2)
 
@@ -158,9 +162,10 @@ def test_no_weight_reaches_zero_and_gradients_that_are_not_finite_change_none():
         assert (net.task_weighting.weight > 0).all()
         assert net.task_weighting.weight.sum() == pytest.approx(3)
     before = net.task_weighting.weight.clone()
-    net.task_weighting.take_gramian(torch.full((3, 3), math.inf, dtype=torch.float64))
+    step = step_of(torch.ones(3), before)
+    net.task_weighting.take_gramian(torch.full((3, 3), math.inf, dtype=torch.float64), step)
     assert torch.equal(net.task_weighting.weight, before)
-    net.task_weighting.take_gramian(torch.full((3, 3), math.nan, dtype=torch.float64))
+    net.task_weighting.take_gramian(torch.full((3, 3), math.nan, dtype=torch.float64), step)
     assert torch.equal(net.task_weighting.weight, before)
 
 

@@ -25,9 +25,9 @@ from lightning_uncertainty import (
     dashboards,
 )
 from lightning_uncertainty.balancing import GradientBalancing
+from lightning_uncertainty.balancing._fork import Fork
 from lightning_uncertainty.callbacks._similarity import SIMILARITIES, shares_of_descent
 from lightning_uncertainty.callbacks.gradient_conflict import _set_stance
-from lightning_uncertainty.weightings._fork import Fork
 from tests import _wandb_reader
 from tests._nets import Plain, tensors, trainer, tuples
 from tests.callbacks._watched import CASES, NAMES, START, Watched, batch_of, fit
@@ -139,8 +139,8 @@ def test_steps_that_are_not_due_are_not_split(accumulated, watched):
     train(net, monitor, accumulate_grad_batches=accumulated)
     assert split == watched
     assert [row["step"] for row in monitor.history.rows] == [(b if accumulated == 1 else 2) for b in watched]
-    assert not net.task_weighting.watching
-    assert net.task_weighting.watched is None
+    assert not net.task_splitter.watching
+    assert net.task_splitter.watched is None
 
 
 def test_training_is_the_same_to_rounding():
@@ -383,7 +383,7 @@ class Interrupter(Callback):
         self.error = error
 
     def on_after_backward(self, trainer, pl_module):
-        assert pl_module.task_weighting.watching
+        assert pl_module.task_splitter.watching
         if trainer.global_step == 2 and self.error:
             raise self.error
 
@@ -395,8 +395,8 @@ def test_no_fit_leaves_the_weighting_watching(error):
         train(net, GradientConflictMonitor(1), Interrupter(error))
     except (RuntimeError, SystemExit) as raised:
         assert error is not None and raised is not None  # noqa: PT017, PT018
-    assert not net.task_weighting.watching
-    assert net.task_weighting.watched is None
+    assert not net.task_splitter.watching
+    assert net.task_splitter.watched is None
     backend = CompileCounter()
     assert torch.compile(torch.sin, backend=backend)(torch.zeros(2)).sum() == 0
     assert backend.frame_count == 1  # what is compiled afterwards is

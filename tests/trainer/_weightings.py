@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_uncertainty.balancing import GradientBalancing, GradNorm
+from lightning_uncertainty.balancing._base import BalancingWeighting
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     BoundedUncertaintyWeighting,
@@ -40,5 +41,5 @@ WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
 }
 FOLLOWING = ["SoftOptimalUncertaintyWeighting", "GeometricLossWeighting", "SmoothTchebycheff"]  # each batch
 LEARNT = [name for name, make in WEIGHTINGS.items() if isinstance(make(), LearntWeighting)]
-BALANCING = [name for name, make in WEIGHTINGS.items() if make().balances]
+BALANCING = [name for name, make in WEIGHTINGS.items() if isinstance(make(), BalancingWeighting)]
 BY_EPOCH = [name for name, make in WEIGHTINGS.items() if make().needs_epoch]

@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_uncertainty._tensors import promote, reads_values, world_size
 
-__all__ = ["Fork", "gramian_of", "take_once"]
+__all__ = ["Fork", "Take", "gramian_of", "take_once"]
 
 Rows = list[Tensor | None]  # a gradient of each task
+Take = Callable[[Tensor], Tensor | None]
 
 _SQUARES = (1e-20, 1e30)  # between these float32 loses nothing of a sum of squares
 
@@ -39,7 +40,7 @@ class Fork:
         decided: whether backward weighs the gradients by `weights`, `[T]` or None, and takes no Gramian.
     """
 
-    def __init__(self, tasks: Sequence[str], take: Callable[[Tensor], Tensor | None], *, strict: bool = True) -> None:
+    def __init__(self, tasks: Sequence[str], take: Take = lambda gramian: None, *, strict: bool = True) -> None:
         self.tasks = tuple(tasks)
         self.take = take
         self.strict = strict

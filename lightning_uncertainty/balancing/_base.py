@@ -1,0 +1,46 @@
+"""The contract of a weighting that looks at gradients."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty.balancing.step import Step
+from lightning_uncertainty.weightings import Weighting
+
+__all__ = ["BalancingWeighting"]
+
+
+class BalancingWeighting(Weighting):
+    """Weighs the losses, and in backward sees the Gramian of the gradients that the tasks' losses have.
+
+    Attributes:
+        on: whose gradients it looks at.
+        heads: whether the heads' own gradients are weighed by what it finds.
+    """
+
+    on: Literal["features", "parameters"] = "features"
+    heads: Literal["unweighted", "weighted"] = "unweighted"
+
+    def due(self) -> bool:
+        """Whether it looks at gradients in the step that comes; else it weighs them by what is known."""
+        return True
+
+    def begin(self, step: Step) -> None:
+        """Take note of a training step whose backward comes."""
+
+    def known(self) -> Tensor:
+        """Return what to weigh the tasks' gradients by, `[T]`, in a step in which no Gramian is due."""
+        return torch.ones_like(self.base_weight)
+
+    @abstractmethod
+    def take_gramian(self, gramian: Tensor, step: Step) -> Tensor | None:
+        """Return what to weigh the tasks' gradients by, `[T]`, from their Gramian `[T, T]`; None is their sum.
+
+        Args:
+            gramian: that of all processes.
+            step: the numbers of the step.
+        """

@@ -1,0 +1,156 @@
+"""How the gradients that the tasks' losses have come to a weighting that looks at them, and to whoever watches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty._tensors import SideGroup
+from lightning_uncertainty.balancing._balanced_backward import by_parameters, reweighted
+from lightning_uncertainty.balancing._base import BalancingWeighting
+from lightning_uncertainty.balancing._fork import Fork
+from lightning_uncertainty.balancing.step import Step
+from lightning_uncertainty.weightings import Weighting
+
+__all__ = ["Splitter", "Watched"]
+
+
+class Watched(NamedTuple):
+    """What a watched backward found.
+
+    Attributes:
+        gramian: of the gradients that reach the shared features from each task, `[T, T]`; that of the global batch.
+        weights: what these were multiplied by on their way into the trunk, `[T]`.
+    """
+
+    gramian: Tensor
+    weights: Tensor
+
+
+class Splitter:
+    """Splits the shared features where somebody wants to know the tasks' gradients; elsewhere they pass unchanged.
+
+    It has no parameters, no buffers and nothing in checkpoints; copies and pickles of it have no group of processes.
+
+    Attributes:
+        watching: whether training steps split them until further notice, for `watched`.
+        watched: what the latest such backward found.
+    """
+
+    def __init__(self) -> None:
+        self.watching = False
+        self.watched: Watched | None = None
+        self._fork: Fork | None = None
+        self._side_group = SideGroup()
+        self._warned = False
+
+    def splits(self, weighting: Weighting) -> bool:
+        """Whether a training step splits the features now: not where it looks at parameters."""
+        if not isinstance(weighting, BalancingWeighting):
+            return self.watching
+        return weighting.on == "features" or (weighting.heads == "unweighted" and not weighting.due())
+
+    def balances(self, weighting: Weighting) -> bool:
+        """Whether a weighting looks at gradients by itself."""
+        return isinstance(weighting, BalancingWeighting)
+
+    def needs_parameters(self, weighting: Weighting) -> bool:
+        """Whether a step has to tell which parameters the tasks share."""
+        return isinstance(weighting, BalancingWeighting) and weighting.on == "parameters"
+
+    def records(self, weighting: Weighting) -> bool:
+        """Whether a training step has to `record`."""
+        return self.splits(weighting) or self.needs_parameters(weighting)
+
+    def split(self, weighting: Weighting, features: Any, tasks: Sequence[str]) -> dict[str, Any]:
+        """Return the shared features for each of these tasks' heads: a tensor, or tuples and mappings of tensors."""
+        if self.splits(weighting) and weighting.learning:
+            split: dict[str, Any] = self._split(weighting, features, tasks)
+            return split
+        return dict.fromkeys(tasks, features)
+
+    @torch.compiler.disable
+    def _split(self, weighting: Weighting, features: Any, tasks: Sequence[str]) -> dict[str, Any]:
+        self._fork = Fork(weighting.tasks, strict=isinstance(weighting, BalancingWeighting))
+        return self._fork.branch(features, tasks)
+
+    def record(self, weighting: Weighting, step: Step) -> Tensor:
+        """Return the total to start backward from, which will bring the tasks' gradients to the weighting.
+
+        Raises:
+            RuntimeError: no features were split for this step, so the tasks' gradients would not be seen.
+        """
+        fork, self._fork = self._fork, None
+        self._side_group.prepare()
+        if fork is not None:
+            if not fork.tensors:
+                self._warn_of_frozen(weighting)
+                return step.total
+            fork.trained, fork.take = frozenset(step.parts), partial(self._take, weighting, step.numbers())
+        if isinstance(weighting, BalancingWeighting):
+            return self._balanced(weighting, fork, step)
+        return step.total if fork is None else _tied(fork, step)
+
+    def _balanced(self, weighting: BalancingWeighting, fork: Fork | None, step: Step) -> Tensor:
+        if fork is None and weighting.on == "features":
+            raise RuntimeError(
+                f"{type(weighting).__name__} should see the shared features: found losses computed without; use "
+                "task_outputs or task_step, or give each head split_features(features)[task]; where tasks exchange "
+                'features, so that there is no such place, use GradientBalancing(on="parameters")'
+            )
+        known = None if weighting.on == "features" or weighting.due() else weighting.known()
+        weighting.begin(step)
+        if fork is None:
+            settle = partial(self._settle, weighting, step.numbers())
+            return by_parameters(step, weighting.tasks, weighting.heads, self._side_group, settle, known)
+        if weighting.on == "parameters":  # a step in between
+            fork.decided, fork.weights = True, known
+        elif weighting.heads == "weighted":
+            return reweighted(fork, step, fork.take)
+        return _tied(fork, step)
+
+    def _take(self, weighting: Weighting, step: Step, gramian: Tensor) -> Tensor | None:
+        """Take the Gramian of this process's gradients."""
+        return self._settle(weighting, step, self._side_group.all_reduced(gramian))
+
+    def _settle(self, weighting: Weighting, step: Step, gramian: Tensor) -> Tensor | None:
+        """Take the Gramian of all processes."""
+        weights = weighting.take_gramian(gramian, step) if isinstance(weighting, BalancingWeighting) else None
+        if self.watching:
+            self.watched = Watched(gramian, torch.ones_like(gramian[0]) if weights is None else weights)
+        return weights
+
+    def _warn_of_frozen(self, weighting: Weighting) -> None:
+        if isinstance(weighting, BalancingWeighting) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the shared features have no gradient, so {type(weighting).__name__} has nothing to balance and the "
+                "losses are summed as they are: unfreeze the trunk, or use a weighting of losses",
+                stacklevel=2,
+            )
+
+
+def _tied(fork: Fork, step: Step) -> Tensor:
+    """Return the total, tied to a fork of this step."""
+    tied: Tensor = _Noted.apply(fork, step.total, fork.outputs[0])  # type: ignore[no-untyped-call]
+    return tied
+
+
+class _Noted(torch.autograd.Function):
+    """The total as it is; in backward the fork learns the scale, and is reached even where no head ran."""
+
+    @staticmethod
+    def forward(ctx: Any, fork: Fork, total: Tensor, branch: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.fork = fork
+        return total.view_as(total)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        ctx.fork.note_scale(gradient)
+        return None, gradient, None
