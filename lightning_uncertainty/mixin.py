@@ -1,48 +1,50 @@
-"""The mixin that makes a LightningModule uncertainty-weighted. It imports no Lightning and overrides no hook."""
+"""The mixin that makes a LightningModule uncertainty-weighted. It imports no Lightning and overrides no hook.
+
+Long, but one file: it is the list of what users call, each with its contract; the work is in the rooms below.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import Metric
 
 from lightning_uncertainty._step import (
     StepWindow,
     TaskLossValue,
-    all_dataloaders,
-    check_known,
+    check_losses,
     check_optimizers,
+    check_resumed,
     check_shards,
     check_skipping,
     clip_separately,
     graph_of,
+    grouped,
     hearing,
+    log_evaluation,
+    log_metrics,
     split,
     stack_losses,
-    take_apart,
     tell_epoch,
     trainer_of,
-    unsound_loss,
 )
-from lightning_uncertainty._tensors import mean_losses, promote, reads_values, world_size
+from lightning_uncertainty._tensors import mean_losses, reads_values, world_size
 from lightning_uncertainty.balancing.splitter import Splitter
 from lightning_uncertainty.balancing.step import Step
-from lightning_uncertainty.likelihoods import Likelihood, Prediction, as_likelihood
-from lightning_uncertainty.predictions import DeepEnsemble
-from lightning_uncertainty.predictions.predict import Scales, draw, predict, scales_of
-from lightning_uncertainty.tasks import Stage, Task, TaskCorrections
+from lightning_uncertainty.predictions.predicting import Predicting
+from lightning_uncertainty.tasks import Stage, TaskCorrections
 from lightning_uncertainty.tasks.by_name import TaskHeads
 from lightning_uncertainty.tasks.metrics import TaskMetrics
 from lightning_uncertainty.tasks.stages import EVALUATION, STAGES
-from lightning_uncertainty.tasks.task import Tasks, check_renamed, specify
+from lightning_uncertainty.tasks.task import Tasks, check_known, check_renamed, likelihoods_of, losses_of, specify
 from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting, Weighted, Weighting
+from lightning_uncertainty.weightings.fixed import constants_of
 
 if TYPE_CHECKING:
 
@@ -60,7 +62,7 @@ __all__ = ["MultiTaskMixin"]
 OnNonfinite = Literal["raise", "skip_step"]
 
 
-class MultiTaskMixin(_Host):
+class MultiTaskMixin(Predicting, _Host):
     """Uncertainty weighting for any LightningModule; stands before or after it in the bases.
 
     Three calls make a model uncertainty-weighted: `register_tasks` in `__init__`, `weigh` (or `task_step`) in the
@@ -90,12 +92,9 @@ class MultiTaskMixin(_Host):
         ['count', 'depth']
     """
 
-    task_weighting: Weighting
     task_heads: TaskHeads
     task_metrics: TaskMetrics
-    task_calibration: TaskCorrections
     task_splitter: Splitter
-    _tasks: Mapping[str, Task] = {}
     _window: StepWindow
     _setup_checked = False
     _skips = False
@@ -136,9 +135,8 @@ class MultiTaskMixin(_Host):
         if on_nonfinite not in ("raise", "skip_step"):
             raise ValueError(f"on_nonfinite should be 'raise' or 'skip_step': found {on_nonfinite!r}")
         specified = specify(tasks)
-        likelihoods = {name: as_likelihood(task.likelihood) for name, task in specified.items()}
         renamed = check_renamed(renamed or {}, specified)
-        weighting = (weighting or UncertaintyWeighting()).bind(likelihoods)
+        weighting = (weighting or UncertaintyWeighting()).bind(likelihoods_of(specified))
         weighting.rename(renamed)
         try:
             self.task_weighting = weighting
@@ -184,14 +182,9 @@ class MultiTaskMixin(_Host):
         """
         self._require_tasks("parameter_groups")
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
-        common = {**group, "lr": lr, "weight_decay": weight_decay}
-        apart = [{**common, **given, "params": list(given["params"])} for given in groups]
-        rest = take_apart(network, [given["params"] for given in apart])
-        whole = [{**common, "params": rest}, *apart]
-        if own:
-            own_lr = 10 * lr if log_variance_lr is None else log_variance_lr
-            whole.append({**group, "params": own, "lr": own_lr, "weight_decay": 0.0, "name": "log_variances"})
-        return whole
+        own_lr = 10 * lr if log_variance_lr is None else log_variance_lr
+        options = {**group, "lr": lr, "weight_decay": weight_decay}
+        return grouped(network, own, options, {**group, "lr": own_lr, "weight_decay": 0.0}, groups)
 
     def clip_separately(
         self, optimizer: Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None = None
@@ -241,13 +234,8 @@ class MultiTaskMixin(_Host):
         check_optimizers(network, own, trainer.optimizers, remembers=self.task_weighting.remembers)
         if self._skips:
             check_skipping(trainer)
-        by_task = [*own, *self.task_heads.parameters()]  # their order is that of the tasks
-        states = [optimizer.state.get(parameter) for optimizer in trainer.optimizers for parameter in by_task]
-        if self.task_weighting.remapped and any(states):
-            raise RuntimeError(
-                "a checkpoint of other tasks cannot be resumed, as its optimizer state is by position: load its "
-                "weights (`load_from_checkpoint(..., strict=False)`) and fit anew, without ckpt_path"
-            )
+        if self.task_weighting.remapped:
+            check_resumed(trainer.optimizers, [*own, *self.task_heads.parameters()])  # their order is that of the tasks
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -280,7 +268,7 @@ class MultiTaskMixin(_Host):
             raise ValueError(f"stage should be one of {', '.join(STAGES)}: found {stage!r}")
         sums, counts = stack_losses(losses, self._tasks, self.task_weighting.task_ids.device)
         if stage in EVALUATION:
-            self._log_evaluation(stage, sums, torch.ones_like(sums) if counts is None else counts)
+            log_evaluation(self, stage, self._tasks, sums, torch.ones_like(sums) if counts is None else counts)
             with torch.no_grad():
                 return self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
         if not self.task_weighting.learning:
@@ -315,10 +303,6 @@ class MultiTaskMixin(_Host):
         """Forget what the training steps left so far, as those of an earlier fit that nobody watched."""
         self._window.empty()
 
-    def task_likelihoods(self) -> dict[str, Likelihood]:
-        """Return the likelihoods by task."""
-        return {name: as_likelihood(task.likelihood) for name, task in self._tasks.items()}
-
     def auxiliary_tasks(self) -> list[str]:
         """Return the names of the tasks that only help the others."""
         return [name for name, task in self._tasks.items() if task.auxiliary]
@@ -343,20 +327,7 @@ class MultiTaskMixin(_Host):
             FixedWeighting(weights={'depth': 0.5, 'kind': 1.0})
         """
         self._require_tasks("fixed_weighting")
-        losses = 1.0 + torch.arange(len(self._tasks), device=self.task_weighting.task_ids.device)
-        present = torch.ones_like(losses, dtype=torch.bool)
-        with torch.no_grad():  # which changes no state of the weighting
-            weights = self._weighted(losses, present).weights
-            others = self._weighted((losses + 1).square(), present).weights
-        same = (weights == others) & self.task_weighting.closed_form
-        following = [name for name, constant in zip(self._tasks, same.tolist(), strict=True) if not constant]
-        if following:
-            raise ValueError(
-                "weights should be learnt before they are exported as constants: found that the next batch decides "
-                f"those of {', '.join(following)}; train every task, or use a weighting whose weights do not follow "
-                "each batch"
-            )
-        return FixedWeighting(dict(zip(self._tasks, weights.tolist(), strict=True)))
+        return constants_of(self.task_weighting)
 
     def sigma(self) -> dict[str, float]:
         """Return σ = e^{s/2} of the last training step by task; see the likelihood for its meaning and unit.
@@ -374,97 +345,6 @@ class MultiTaskMixin(_Host):
             return {}
         sigma = dict(zip(self._tasks, log_variance.div(2).exp().tolist(), strict=True))
         return {name: value for name, value in sigma.items() if name not in self.task_weighting.normalised}
-
-    # -- predicting ----------------------------------------------------------------------------------------------------
-
-    def predict_tasks(
-        self,
-        inputs: Any,
-        *,
-        samples: int = 1,
-        forward: Callable[[Any], Mapping[str, Tensor]] | None = None,
-        ensemble: DeepEnsemble | None = None,
-        **options: Any,
-    ) -> dict[str, Prediction]:
-        """Return every task's prediction with its aleatoric, epistemic and total uncertainty, without gradients.
-
-        The aleatoric uncertainty is σ of the weighting, or that of a heteroscedastic head; where the weighting tells
-        only ratios of σ, recalibrate it (`calibration`). The epistemic one is the disagreement of several passes with
-        dropout, or of the members of an ensemble; it is 0 for one pass. `task_calibration` corrects both.
-
-        Source: Kendall & Gal, "What Uncertainties Do We Need in Bayesian Deep Learning for Computer Vision?", NeurIPS
-        2017.
-
-        Args:
-            inputs: what `forward` takes.
-            samples: 1 is a pass in evaluation mode; more are passes with dropout, all else in evaluation mode.
-            forward: from inputs to outputs by task; the module itself where None.
-            ensemble: of modules with these tasks, to predict with in place of this one; each has a σ and a correction
-                of its own, and the aleatoric variance is the mean of theirs.
-            options: `seed`, `max_rows` and `also` of `predictions.sample`, for several samples.
-
-        Returns:
-            By task: for regression the mean and standard deviations in units of the label, aleatoric and total NaN
-            where there is no σ (with a warning); for classes probabilities and entropies in nats.
-
-        Raises:
-            ValueError: samples are below 1, the outputs are not by task, there is no dropout for several, an
-                ensemble has other tasks, or it is given together with samples or `forward`.
-            RuntimeError: no tasks are registered.
-
-        Example:
-            >>> from pytorch_lightning import LightningModule
-            >>> class Net(MultiTaskMixin, LightningModule):
-            ...     def __init__(self):
-            ...         super().__init__()
-            ...         self.trunk = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5))
-            ...         task = Task("gaussian", head=nn.Linear(8, 1))
-            ...         self.register_tasks({"depth": task}, weighting=UncertaintyWeighting(start=0.0))
-            ...
-            ...     def forward(self, x):
-            ...         return self.task_outputs(self.trunk(x))
-            >>> net = Net()
-            >>> net.weigh({"depth": torch.tensor(1.0)}).item()  # a step of training: σ is 1
-            0.5
-            >>> depth = net.predict_tasks(torch.ones(2, 4), samples=20, seed=0)["depth"]
-            >>> depth.aleatoric.flatten().tolist(), bool((depth.total > 1).all())
-            ([1.0, 1.0], True)
-        """
-        self._require_tasks("predict_tasks")
-        members = [self] if ensemble is None else [self._alike(member) for member in ensemble.members]
-        outputs = draw(self, inputs, samples, self if forward is None else forward, ensemble, options)
-        check_known(outputs, self._tasks)
-        return predict(outputs, self.task_likelihoods(), scales_of([member.task_scales() for member in members]))
-
-    def task_scales(self) -> Scales:
-        """Return what stands beside the outputs in predictions: log-variances, NaN where none, and corrections."""
-        weighting = self.task_weighting
-        own = weighting.log_variance
-        if own is None:
-            own = torch.full((len(self._tasks),), torch.nan, device=weighting.task_ids.device)
-        corrections = {name: self.task_calibration.of(name) for name in self._tasks}
-        return Scales(dict(zip(self._tasks, own, strict=True)), corrections)
-
-    def labels_of(self, task: str, batch: Any) -> tuple[Any, Any]:
-        """Return a task's labels and mask in a batch; each may be None.
-
-        Raises:
-            ValueError: the batch has nothing there.
-        """
-        return self._tasks[task].labels(task, batch)
-
-    def _alike(self, member: nn.Module) -> MultiTaskMixin:
-        """Return a member of an ensemble.
-
-        Raises:
-            ValueError: it has other tasks than this module.
-        """
-        if not isinstance(member, MultiTaskMixin) or member.task_likelihoods() != self.task_likelihoods():
-            raise ValueError(
-                f"members of an ensemble should be modules with the tasks {', '.join(self._tasks)}: found "
-                f"{type(member).__name__} with others; load checkpoints of one model"
-            )
-        return member
 
     # -- tasks that own their heads ------------------------------------------------------------------------------------
 
@@ -543,17 +423,7 @@ class MultiTaskMixin(_Host):
         """
         self._require_tasks("task_losses")
         check_known(outputs, self._tasks)
-        losses = {}
-        for name, output in outputs.items():
-            target, mask = self._tasks[name].labels(name, batch)
-            if target is None:  # the head stays in the graph, so that ranks with labels need not wait
-                losses[name] = (promote(output).sum() * 0.0, output.new_zeros((), dtype=torch.float32))
-                continue
-            try:
-                losses[name] = as_likelihood(self._tasks[name].likelihood).loss(output, target, mask)
-            except ValueError as error:
-                raise ValueError(f"task {name!r}: {error}") from error
-        return losses
+        return losses_of(self._tasks, outputs, batch)
 
     def task_step(self, features: Any, batch: Any, stage: Stage, *, train_metrics: bool = False) -> Tensor | None:
         """Run the heads, the losses and `weigh`; in evaluation, and in training if asked, update the metrics.
@@ -582,16 +452,10 @@ class MultiTaskMixin(_Host):
         with hearing(self.task_weighting, stage, self._tasks, outputs, batch):
             total = self.weigh(losses, stage=stage)
         if stage in EVALUATION or (train_metrics and self.skipped_steps == skipped):
-            self._update_metrics(stage, outputs, batch)
+            log_metrics(self, stage, self._tasks, outputs, batch)
         return total
 
     # -- within --------------------------------------------------------------------------------------------------------
-
-    def _require_tasks(self, caller: str) -> None:
-        if not self._tasks:
-            raise RuntimeError(
-                f"{caller} needs tasks: call self.register_tasks({{...}}) in __init__, after super().__init__()"
-            )
 
     @torch.compiler.disable
     def _recorded(self, losses: Mapping[str, TaskLossValue], means: Tensor, weighted: Weighted) -> Tensor:
@@ -617,15 +481,7 @@ class MultiTaskMixin(_Host):
 
     def _refuse_or_skip(self, values: Tensor) -> Tensor | None:
         """Raise for an unsound loss: negative, NaN or inf; where steps are skipped, for one that is negative."""
-        normalised = self.task_weighting.normalised
-        found = {
-            name: value
-            for name, value in zip(self._tasks, values.tolist(), strict=True)
-            if not math.isfinite(value) or (value < 0 and name not in normalised)
-        }
-        for name, value in found.items():
-            if not self._skips or math.isfinite(value):
-                raise ValueError(unsound_loss(name, f"{value:g}", name in normalised))
+        found = check_losses(self.task_weighting, values, allow_nonfinite=self._skips)
         check_skipping(trainer_of(self))
         if not self.skipped_steps:
             warnings.warn(
@@ -634,29 +490,3 @@ class MultiTaskMixin(_Host):
             )
         self.skipped_steps += 1
         return torch.zeros((), device=values.device, requires_grad=True) if world_size() > 1 else None
-
-    @torch.compiler.disable
-    def _update_metrics(self, stage: str, outputs: Mapping[str, Tensor], batch: Any) -> None:
-        with torch.no_grad():
-            for name, output in outputs.items():
-                keys = self.task_metrics.keys_of(stage, name)
-                if not keys:
-                    continue
-                observed = self._tasks[name].observed(name, output, batch)
-                for key in keys:
-                    self._update_and_log(key, *observed)
-
-    @torch.compiler.disable
-    def _log_evaluation(self, stage: str, sums: Tensor, counts: Tensor) -> None:
-        for index, name in enumerate(self._tasks):
-            self._update_and_log(f"{stage}/{name}/loss", sums[index], counts[index])
-        self._update_and_log(f"{stage}/balanced_loss", sums, counts)
-
-    def _update_and_log(self, key: str, *values: Tensor) -> None:
-        metric = self.task_metrics[key]
-        assert isinstance(metric, Metric)
-        if not metric.update_called:  # Lightning keeps the metric until the epoch ends: once an epoch is enough
-            metric.reset()  # states made in the inference mode of `Trainer.validate` could not be updated in a fit
-            with all_dataloaders(trainer_of(self)):
-                self.log(key, metric, on_step=False, on_epoch=True, metric_attribute=f"task_metrics.{key}")
-        metric.update(*values)

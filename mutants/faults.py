@@ -164,7 +164,7 @@ FAULTS = [
     Fault(
         "resume_other_tasks_allowed",
         "mixin.py",
-        "if self.task_weighting.remapped and any(states):",
+        "if self.task_weighting.remapped:",
         "if False:",
         ("tests/test_mixin.py::test_reordered_tasks_load_by_name_and_cannot_resume_the_optimizer",),
     ),
@@ -178,8 +178,8 @@ FAULTS = [
     Fault(
         "decay_on_s",
         "mixin.py",
-        '"lr": own_lr, "weight_decay": 0.0,',
-        '"lr": own_lr, "weight_decay": weight_decay,',
+        '"lr": own_lr, "weight_decay": 0.0}',
+        '"lr": own_lr, "weight_decay": weight_decay}',
         ("tests/_step/test_optimizers.py::test_parameter_groups_hold_every_parameter_once_log_variances_last",),
     ),
     Fault(
@@ -690,8 +690,8 @@ FAULTS = [
     ),
     Fault(
         "gradients_weights_as_constants",
-        "mixin.py",
-        "same = (weights == others) & self.task_weighting.closed_form",
+        "weightings/fixed.py",
+        "same = (weights == others) & weighting.closed_form",
         "same = weights == others",
         ("tests/balancing/test_gradient_balancing.py::test_constants_cannot_be_exported",),
     ),

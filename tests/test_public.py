@@ -45,10 +45,14 @@ def documented():
         elif named := re.match(r"\.\. (?:auto(?:class|function)|data):: (\w+)$", line):
             path, found[f"{module}.{named[1]}"] = f"{module}.{named[1]}", []
         elif members := re.match(r"   :members: ?(.*)$", line):
-            kind = resolved(path)
-            own = [name for name, value in vars(kind).items() if callable(value) and name[0] != "_"]
-            found[path] = members[1].split(", ") if members[1] else own
+            found[path] = members[1].split(", ") if members[1] else methods(resolved(path))
+        elif line == "   :inherited-members:":
+            found[path] += [name for kind in resolved(path).__mro__[1:-1] for name in methods(kind)]
     return found
+
+
+def methods(kind):
+    return [name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")]
 
 
 def resolved(path):

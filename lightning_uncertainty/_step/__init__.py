@@ -1,22 +1,35 @@
 """The parts of a training step that know the Trainer and the optimizer, and how losses become vectors."""
 
 from lightning_uncertainty._step.kpis import hearing
-from lightning_uncertainty._step.losses import TaskLossValue, check_known, graph_of, stack_losses
-from lightning_uncertainty._step.optimizers import check_optimizers, check_shards, clip_separately, split, take_apart
+from lightning_uncertainty._step.logs import log_evaluation, log_metrics
+from lightning_uncertainty._step.losses import TaskLossValue, graph_of, stack_losses
+from lightning_uncertainty._step.optimizers import (
+    check_optimizers,
+    check_resumed,
+    check_shards,
+    clip_separately,
+    grouped,
+    split,
+    take_apart,
+)
 from lightning_uncertainty._step.trainers import all_dataloaders, check_skipping, tell_epoch, trainer_of
-from lightning_uncertainty._step.window import StepWindow, unsound_loss
+from lightning_uncertainty._step.window import StepWindow, check_losses, unsound_loss
 
 __all__ = [
     "StepWindow",
     "TaskLossValue",
     "all_dataloaders",
-    "check_known",
+    "check_losses",
     "check_optimizers",
+    "check_resumed",
     "check_shards",
     "check_skipping",
     "clip_separately",
     "graph_of",
+    "grouped",
     "hearing",
+    "log_evaluation",
+    "log_metrics",
     "split",
     "stack_losses",
     "take_apart",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_uncertainty._tensors import promote
+from lightning_uncertainty.tasks.task import check_known
 
-__all__ = ["TaskLossValue", "check_known", "graph_of", "stack_losses"]
+__all__ = ["TaskLossValue", "graph_of", "stack_losses"]
 
 TaskLossValue = Tensor | tuple[Tensor, Tensor | float] | None
 
@@ -41,17 +42,6 @@ def stack_losses(
     pairs = [_pair(name, value, nothing) for name, value in zip(tasks, values, strict=True)]
     sums = promote(torch.stack([value for value, _ in pairs]))
     return sums, torch.stack([count.to(sums) for _, count in pairs])
-
-
-def check_known(names: Iterable[str], tasks: Collection[str]) -> None:
-    """Raise where a name is no task.
-
-    Raises:
-        ValueError: so it is.
-    """
-    unknown = [str(name) for name in names if name not in tasks]
-    if unknown:
-        raise ValueError(f"tasks should be among {', '.join(tasks)}: found {', '.join(unknown)}; register them all")
 
 
 def graph_of(value: TaskLossValue) -> Tensor | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-__all__ = ["check_optimizers", "check_shards", "clip_separately", "split", "take_apart"]
+__all__ = ["check_optimizers", "check_resumed", "check_shards", "clip_separately", "grouped", "split", "take_apart"]
 
 Parameters = list[nn.Parameter]
 
@@ -39,6 +39,23 @@ def take_apart(parameters: Parameters, groups: Iterable[Parameters]) -> Paramete
                 "another group holds, or that are none of the network's; name each in one group"
             )
     return rest
+
+
+def grouped(
+    network: Parameters,
+    own: Parameters,
+    network_options: Mapping[str, Any],
+    own_options: Mapping[str, Any],
+    groups: Iterable[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return parameter groups: the network, those of its parts that are `groups`, and its `own` where there are any.
+
+    Raises:
+        ValueError: as `take_apart`.
+    """
+    apart = [{**network_options, **given, "params": list(given["params"])} for given in groups]
+    whole = [{**network_options, "params": take_apart(network, [given["params"] for given in apart])}, *apart]
+    return [*whole, {**own_options, "params": own, "name": "log_variances"}] if own else whole
 
 
 def clip_separately(optimizer: Optimizer, own: Parameters, value: float | None, algorithm: str | None) -> None:
@@ -105,6 +122,19 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
             "from 10 to 6.9, measured with AdamW and start=0): give the optimizer `self.parameter_groups(lr=..., "
             f"weight_decay={decay:g})`, which leaves them out",
             stacklevel=2,
+        )
+
+
+def check_resumed(optimizers: Sequence[Any], by_task: Iterable[nn.Parameter]) -> None:
+    """Look whether optimizers hold a state, which is by position, of parameters whose tasks are others now.
+
+    Raises:
+        RuntimeError: so it is.
+    """
+    if any(optimizer.state.get(parameter) for optimizer in optimizers for parameter in by_task):
+        raise RuntimeError(
+            "a checkpoint of other tasks cannot be resumed, as its optimizer state is by position: load its "
+            "weights (`load_from_checkpoint(..., strict=False)`) and fit anew, without ckpt_path"
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_uncertainty.weightings import Weighted, Weighting
 
-__all__ = ["StepWindow", "unsound_loss"]
+__all__ = ["StepWindow", "check_losses", "unsound_loss"]
 
 
 class StepWindow:
@@ -79,6 +79,23 @@ class StepWindow:
             row["sigma"] = {task: math.exp(own / 2) for task, (own, _) in s.items()}
             row["sigma_gap"] = {task: math.expm1((own - best) / 2) for task, (own, best) in s.items()}
         return row
+
+
+def check_losses(weighting: Weighting, values: Tensor, allow_nonfinite: bool) -> dict[str, float]:
+    """Return the losses, of `[T]` values, that no weighting can use: negative, NaN or inf.
+
+    Raises:
+        ValueError: there is one, other than those that are not finite where these are allowed.
+    """
+    found = {
+        name: value
+        for name, value in zip(weighting.tasks, values.tolist(), strict=True)
+        if not math.isfinite(value) or (value < 0 and name not in weighting.normalised)
+    }
+    for name, value in found.items():
+        if not allow_nonfinite or math.isfinite(value):
+            raise ValueError(unsound_loss(name, f"{value:g}", name in weighting.normalised))
+    return found
 
 
 def unsound_loss(task: str, found: str, normalised: bool = False) -> str:

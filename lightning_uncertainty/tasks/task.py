@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from lightning_uncertainty._tensors import promote
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
 from lightning_uncertainty.tasks.by_name import TaskHeads
 
-__all__ = ["Task", "Tasks", "check_renamed", "deep_supervision", "pick", "specify"]
+__all__ = [
+    "Task",
+    "Tasks",
+    "check_known",
+    "check_renamed",
+    "deep_supervision",
+    "likelihoods_of",
+    "losses_of",
+    "pick",
+    "specify",
+]
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,17 @@ def deep_supervision(tasks: Tasks, predictions: Mapping[str, str]) -> dict[str, 
     return specify(supervised)
 
 
+def check_known(names: Iterable[str], tasks: Collection[str]) -> None:
+    """Raise where a name is no task.
+
+    Raises:
+        ValueError: so it is.
+    """
+    unknown = [str(name) for name in names if name not in tasks]
+    if unknown:
+        raise ValueError(f"tasks should be among {', '.join(tasks)}: found {', '.join(unknown)}; register them all")
+
+
 def check_renamed(renamed: Mapping[str, str], tasks: Mapping[str, Task]) -> dict[str, str]:
     """Return today's names by older ones.
 
@@ -159,3 +182,27 @@ def pick(batch: Any, where: str | Callable[[Any], Any], what: str, mend: str) ->
         found = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise ValueError(f"{what} should be under {where!r} in the batch: found {found}; {mend}")
     return batch[where]
+
+
+def likelihoods_of(tasks: Mapping[str, Task]) -> dict[str, Likelihood]:
+    """Return the likelihoods by task."""
+    return {name: as_likelihood(task.likelihood) for name, task in tasks.items()}
+
+
+def losses_of(tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], batch: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return `(sum, count)` of the loss of each output over its observed scalars.
+
+    Raises:
+        ValueError: the batch has no such labels, or they are not what the likelihood needs.
+    """
+    losses = {}
+    for name, output in outputs.items():
+        target, mask = tasks[name].labels(name, batch)
+        if target is None:  # the head stays in the graph, so that ranks with labels need not wait
+            losses[name] = (promote(output).sum() * 0.0, output.new_zeros((), dtype=torch.float32))
+            continue
+        try:
+            losses[name] = as_likelihood(tasks[name].likelihood).loss(output, target, mask)
+        except ValueError as error:
+            raise ValueError(f"task {name!r}: {error}") from error
+    return losses

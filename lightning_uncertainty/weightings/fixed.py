@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from lightning_uncertainty.weightings._base import Weighted, Weighting, named_vector
 
-__all__ = ["FixedWeighting"]
+__all__ = ["FixedWeighting", "constants_of"]
 
 
 class FixedWeighting(Weighting):
@@ -43,3 +44,25 @@ class FixedWeighting(Weighting):
     def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
         weights = present * self.weight
         return Weighted((weights * losses).sum(), weights, None)
+
+
+@torch.no_grad()  # which changes no state of the weighting
+def constants_of(weighting: Weighting) -> FixedWeighting:
+    """Return the present effective weights of a weighting as constants.
+
+    Raises:
+        ValueError: the next batch decides a weight.
+    """
+    losses = 1.0 + torch.arange(len(weighting.tasks), device=weighting.task_ids.device)
+    present = torch.ones_like(losses, dtype=torch.bool)
+    weights = weighting(losses, present).weights
+    others = weighting((losses + 1).square(), present).weights
+    same = (weights == others) & weighting.closed_form
+    following = [name for name, constant in zip(weighting.tasks, same.tolist(), strict=True) if not constant]
+    if following:
+        raise ValueError(
+            "weights should be learnt before they are exported as constants: found that the next batch decides "
+            f"those of {', '.join(following)}; train every task, or use a weighting whose weights do not follow "
+            "each batch"
+        )
+    return FixedWeighting(dict(zip(weighting.tasks, weights.tolist(), strict=True)))

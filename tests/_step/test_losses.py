@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_uncertainty._step import check_known, stack_losses
+from lightning_uncertainty._step import stack_losses
+from lightning_uncertainty.tasks.task import check_known
 
 TASKS = {"depth": "gaussian", "kind": "categorical"}
 CPU = torch.device("cpu")
