@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_uncertainty._step import (
+    CheckedFit,
     StepWindow,
     TaskLossValue,
     check_losses,
@@ -27,6 +28,7 @@ from lightning_uncertainty._step import (
     graph_of,
     grouped,
     hearing,
+    is_training,
     log_evaluation,
     log_metrics,
     split,
@@ -38,7 +40,7 @@ from lightning_uncertainty._tensors import mean_losses, reads_values, world_size
 from lightning_uncertainty.balancing.splitter import Splitter
 from lightning_uncertainty.balancing.step import Step
 from lightning_uncertainty.predictions.predicting import Predicting
-from lightning_uncertainty.tasks import Stage, TaskCorrections
+from lightning_uncertainty.tasks import HeteroscedasticHead, Stage, TaskCorrections
 from lightning_uncertainty.tasks.by_name import TaskHeads
 from lightning_uncertainty.tasks.metrics import TaskMetrics
 from lightning_uncertainty.tasks.stages import EVALUATION, STAGES
@@ -96,7 +98,9 @@ class MultiTaskMixin(Predicting, _Host):
     task_metrics: TaskMetrics
     task_splitter: Splitter
     _window: StepWindow
-    _setup_checked = False
+    _checked: CheckedFit
+    _told: tuple[nn.Module, ...]
+    _stage: Stage | None = None
     _skips = False
     skipped_steps = 0
 
@@ -151,6 +155,8 @@ class MultiTaskMixin(Predicting, _Host):
         self.task_calibration.rename(renamed)
         self.task_splitter = Splitter()
         self._window = StepWindow()
+        self._checked = CheckedFit()
+        self._told = told_parts(self)
         self._skips = on_nonfinite == "skip_step"
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
 
@@ -216,7 +222,7 @@ class MultiTaskMixin(Predicting, _Host):
         clip_separately(optimizer, own, gradient_clip_val, gradient_clip_algorithm)
 
     def check_setup(self) -> None:
-        """Look for what would spoil training unseen; `UncertaintyMonitor` and the first `weigh` of a fit call it.
+        """Look for what would spoil training unseen; `UncertaintyMonitor` and the first `weigh` of every fit call it.
 
         Raises:
             RuntimeError: no tasks are registered; the log-variances are in no optimizer, in several, in LBFGS, or left
@@ -225,7 +231,8 @@ class MultiTaskMixin(Predicting, _Host):
         self._require_tasks("check_setup")
         self.task_weighting.check_tasks()
         self._window.prepare(self.task_weighting.base_weight)
-        self._setup_checked = True
+        self._told = told_parts(self)
+        self._checked.note(self)
         trainer = trainer_of(self)
         if trainer is None:
             return
@@ -250,7 +257,9 @@ class MultiTaskMixin(Predicting, _Host):
         Args:
             losses: for every task a mean loss (0-dimensional), a pair `(sum, count)` as of `masked_sum`, or None where
                 it has no labels in this batch. Means count alike on every rank; where label counts differ, use pairs.
-            stage: "train", "val", "test"; None is training or evaluation by the module's mode, and logs nothing.
+            stage: "train", "val", "test". None logs nothing and is what a running Trainer is doing; without one it is
+                what the module's mode says. Else the mode does not matter: a module that trains in evaluation mode, to
+                hold the statistics of normalisation still, is weighed as any.
 
         Returns:
             The weighted total, 0-dimensional, float32 or wider. In training with `on_nonfinite="skip_step"`, where a
@@ -266,6 +275,7 @@ class MultiTaskMixin(Predicting, _Host):
         self._require_tasks("weigh")
         if stage is not None and stage not in STAGES:
             raise ValueError(f"stage should be one of {', '.join(STAGES)}: found {stage!r}")
+        self._tell(stage)
         sums, counts = stack_losses(losses, self._tasks, self.task_weighting.task_ids.device)
         if stage in EVALUATION:
             log_evaluation(self, stage, self._tasks, sums, torch.ones_like(sums) if counts is None else counts)
@@ -273,7 +283,7 @@ class MultiTaskMixin(Predicting, _Host):
                 return self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
         if not self.task_weighting.learning:
             return self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
-        if not (self._setup_checked and self.task_weighting.checked) and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not (self.task_weighting.checked and self._checked.is_that_of(self)):
             self.check_setup()
         means, present = mean_losses(sums, counts, over_ranks=True)
         values = means.detach()
@@ -358,6 +368,7 @@ class MultiTaskMixin(Predicting, _Host):
             ValueError: no task has a head, and `features` has an output that belongs to no task.
         """
         self._require_tasks("task_outputs")
+        self._tell(None)
         made = features if isinstance(features, Mapping) else {}
         if not self.task_heads:
             check_known(made, self._tasks)
@@ -395,6 +406,7 @@ class MultiTaskMixin(Predicting, _Host):
             ...         })
         """
         self._require_tasks("split_features")
+        self._tell(None)
         return self.task_splitter.split(self.task_weighting, features, tuple(self._tasks))
 
     def shared_parameters(self) -> list[nn.Parameter]:
@@ -446,16 +458,27 @@ class MultiTaskMixin(Predicting, _Host):
                 f"task_step needs a head for every task: found none for {', '.join(headless)}; give `Task(..., "
                 "head=...)`, hand over a mapping that has the outputs by task, or compute the losses and call weigh"
             )
-        outputs = self.task_outputs(features)
+        self._stage = stage
+        try:
+            outputs = self.task_outputs(features)
+        finally:
+            self._stage = None
         losses = self.task_losses(outputs, batch)
         skipped = self.skipped_steps if train_metrics else 0
-        with hearing(self.task_weighting, stage, self._tasks, outputs, batch):
+        with hearing(self.task_weighting, self._tasks, outputs, batch):
             total = self.weigh(losses, stage=stage)
         if stage in EVALUATION or (train_metrics and self.skipped_steps == skipped):
             log_metrics(self, stage, self._tasks, outputs, batch)
         return total
 
     # -- within --------------------------------------------------------------------------------------------------------
+
+    def _tell(self, stage: Stage | None) -> None:
+        """Have what learns, or counts, know by its mode whether this is a step of training, until the next call."""
+        training = is_training(self, stage or self._stage)
+        for part in self._told:
+            if part.training is not training:
+                part.training = training
 
     @torch.compiler.disable
     def _recorded(self, losses: Mapping[str, TaskLossValue], means: Tensor, weighted: Weighted) -> Tensor:
@@ -490,3 +513,8 @@ class MultiTaskMixin(Predicting, _Host):
             )
         self.skipped_steps += 1
         return torch.zeros((), device=values.device, requires_grad=True) if world_size() > 1 else None
+
+
+def told_parts(module: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the parts of a module that are told whether a step is one of training."""
+    return tuple(part for part in module.modules() if isinstance(part, Weighting | HeteroscedasticHead))

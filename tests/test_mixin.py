@@ -268,12 +268,12 @@ def test_training_reads_only_the_error_flag_and_started(weighting, monkeypatch):
     net.weigh(net.losses(BATCH))  # every task has its start from here on
     assert reads_of_a_step(net) == 1
     first = Plain(weighting())
-    first._setup_checked = True  # names are compared once a fit
+    first.check_setup()  # names are compared once a fit
     assert reads_of_a_step(first) == 1 + (weighting is UncertaintyWeighting)
     for module in ("mixin", "weightings._learnt"):  # as on a GPU
         monkeypatch.setattr(f"lightning_uncertainty.{module}.reads_values", lambda device: False)
     off = Plain(weighting())
-    off._setup_checked = True
+    off.check_setup()
     assert [reads_of_a_step(off) for _ in range(3)] == [0, 0, 0]
 
 
@@ -282,7 +282,7 @@ def test_elsewhere_than_on_eager_cpu_no_value_is_read(weighting, monkeypatch):
     """Tensors without values stand for those of a device: any read of one raises."""
     read_nothing(monkeypatch)
     net = Owning(weighting())
-    net._setup_checked = True  # names are compared once a fit
+    net.check_setup()  # names are compared once a fit
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         batch = {name: mode.from_tensor(column) for name, column in columns(missing=True).items()}
         for _ in range(3):

@@ -12,10 +12,18 @@ from lightning_uncertainty._step.optimizers import (
     split,
     take_apart,
 )
-from lightning_uncertainty._step.trainers import all_dataloaders, check_skipping, tell_epoch, trainer_of
+from lightning_uncertainty._step.trainers import (
+    CheckedFit,
+    all_dataloaders,
+    check_skipping,
+    is_training,
+    tell_epoch,
+    trainer_of,
+)
 from lightning_uncertainty._step.window import StepWindow, check_losses, unsound_loss
 
 __all__ = [
+    "CheckedFit",
     "StepWindow",
     "TaskLossValue",
     "all_dataloaders",
@@ -28,6 +36,7 @@ __all__ = [
     "graph_of",
     "grouped",
     "hearing",
+    "is_training",
     "log_evaluation",
     "log_metrics",
     "split",

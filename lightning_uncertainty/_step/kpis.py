@@ -11,21 +11,21 @@ from torch import Tensor, distributed
 from torchmetrics import Metric
 
 from lightning_uncertainty._tensors import promote, world_size
-from lightning_uncertainty.tasks import Stage, Task
+from lightning_uncertainty.tasks import Task
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["hearing"]
 
 
 def hearing(
-    weighting: Weighting, stage: Stage, tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], batch: Any
+    weighting: Weighting, tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], batch: Any
 ) -> AbstractContextManager[None]:
     """Have a weighting hear, within, what metrics it asks for say of a training batch; nothing else costs anything.
 
     Raises:
         ValueError: a metric has no single number.
     """
-    metrics = weighting.kpi_metrics() if stage == "train" and weighting.learning else {}
+    metrics = weighting.kpi_metrics() if weighting.learning else {}
     return weighting.hearing(_measured(metrics, tasks, outputs, batch)) if metrics else nullcontext()
 
 

@@ -5,21 +5,65 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import torch
 
 from lightning_uncertainty._tensors import world_size
+from lightning_uncertainty.tasks import Stage
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["all_dataloaders", "check_skipping", "tell_epoch", "trainer_of"]
+__all__ = ["CheckedFit", "all_dataloaders", "check_skipping", "is_training", "tell_epoch", "trainer_of"]
 
 
 def trainer_of(module: Any) -> Any | None:
     """The module's Trainer; None where it has none."""
     try:
-        return module.trainer
+        return getattr(module, "trainer", None)
     except RuntimeError:  # Lightning's way to say that there is none
         return None
+
+
+def running_trainer(module: Any) -> Any | None:
+    """The module's Trainer while it fits, validates, tests or predicts; None else, and under Fabric."""
+    trainer = trainer_of(module)
+    state = getattr(trainer, "state", None)
+    return trainer if state is not None and state.status == "running" else None
+
+
+def is_training(module: Any, stage: Stage | None) -> bool:
+    """Whether a call belongs to a step of training: as its stage says, else a running Trainer, else the module's mode.
+
+    A Trainer leaves modes as it finds them, so a module in evaluation mode may well be in training, by mistake or to
+    hold the statistics of normalisation still.
+    """
+    if stage is not None:
+        return stage == "train"
+    trainer = running_trainer(module)
+    return bool(module.training if trainer is None else trainer.training)
+
+
+class CheckedFit:
+    """Which fit, a Trainer and its optimizers, was looked at last; copies and pickles have looked at none."""
+
+    def __init__(self) -> None:
+        self._parts: tuple[ref[Any], ...] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CheckedFit, ()
+
+    def is_that_of(self, module: Any) -> bool:
+        """Whether it is the module's present fit; without a running Trainer all are one."""
+        return self._parts == self._parts_of(module)
+
+    def note(self, module: Any) -> None:
+        """Take the module's present fit for looked at."""
+        self._parts = self._parts_of(module)
+
+    @staticmethod
+    def _parts_of(module: Any) -> tuple[ref[Any], ...]:
+        trainer = running_trainer(module)
+        return () if trainer is None else (ref(trainer), *map(ref, trainer.optimizers))
 
 
 @torch.compiler.disable

@@ -110,7 +110,7 @@ class Weighting(TaskVectors, ABC):
 
     @property
     def learning(self) -> bool:
-        """Whether this call may change state: training mode with gradients."""
+        """Whether this call may change state: training mode, which the mixin sets for every step, with gradients."""
         return self.training and torch.is_grad_enabled()
 
     def bind(self: Self, tasks: Mapping[str, Likelihood]) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -29,6 +30,9 @@ class Blend:
         self._numbers = tuple(weights)
         self._weights = like.new_tensor(self._numbers)
         self.share = like.new_zeros(())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # it belongs to a fit and its warm-up: copies of a weighting have none
 
     def move(self, like: Tensor) -> None:
         """Take on another device or type, without loss of digits."""

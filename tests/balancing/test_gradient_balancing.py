@@ -346,7 +346,7 @@ def test_evaluation_splits_and_notes_nothing():
         net.total(batch_of())
     net.eval()
     assert all(branch is features for branch in net.split_features(features).values())
-    net.total(batch_of()).backward()
+    net.weigh(net.task_losses(net.task_outputs(features), batch_of())).backward()
     torch.testing.assert_close(dict(net.named_buffers()), state, equal_nan=True)
 
 
