@@ -1,4 +1,7 @@
-"""The command line: `lightning-uncertainty --help` lists what it can do."""
+"""The command line: `lightning-uncertainty --help` lists what it can do.
+
+Long, but one file: commands stand beside what they say where something is wrong, and checkpoints name a class of it.
+"""
 
 from __future__ import annotations
 

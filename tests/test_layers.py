@@ -105,6 +105,13 @@ def test_files_import_each_other_in_no_circle():
     assert {path.relative_to(PACKAGE) for path in needs} == set()
 
 
+def test_a_file_is_short_or_says_why_not():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 250:
+            assert "one file" in (ast.get_docstring(ast.parse(text)) or ""), f"{path} is long"
+
+
 def test_lightning_enters_with_the_module_and_extras_where_used():
     for path in files():
         for module, _, at_once in imports(path):
