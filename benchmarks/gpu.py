@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -272,9 +273,9 @@ def summary(outcomes: Mapping[Part, Outcome]) -> str:
     if failed:
         lines += ["", f"{len(failed)} failed:", ""]
         lines += [f"- {entry['test']}: {reason(entry['text'])}" for entry in failed]
-    not_run = [test for one in outcomes.values() for test in one.not_run]
+    not_run = Counter(test.partition("[")[0] for one in outcomes.values() for test in one.not_run)
     if not_run:
-        lines += ["", f"{len(not_run)} not run: {', '.join(test.rpartition('::')[2] for test in not_run)}"]
+        lines += ["", f"{not_run.total()} not run:", "", *(f"- {test}: {count}" for test, count in not_run.items())]
     return "\n".join([*lines, ""])
 
 
@@ -312,21 +313,20 @@ def main(arguments: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) 
         for part in parts:
             print(f"{part.name}: {part.share:g} s of its own: {part.command()}")
         return 0
+    found = machine(0.15 * chosen.budget)
+    if found.get("GPU") is False and not chosen.rehearse:
+        print("There is no GPU, so nothing ran; --rehearse tries what can be tried without.")
+        return 1
     others = {"GPU_TESTS_DEVICE": "cpu"} if chosen.rehearse else {}
     folder = chosen.out or (Path(tempfile.mkdtemp()) if chosen.rehearse else RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {part: folder / f"{part.name}.txt" for part in parts}
-    about = folder / "gpu.txt"
+    about, files = folder / "gpu.txt", {part: folder / f"{part.name}.txt" for part in parts}
     for file in (about, *files.values()):
         file.write_text("", encoding="utf-8")
+    told = ", ".join(f"{name} {value}" for name, value in found.items())
+    write(about, f"# What ran on a GPU\n\n{versions()}; {told}.\n\n")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to stop what runs, too
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of a process that is told to abort
-    write(about, f"# What ran on a GPU\n\n{versions()}.\n")
-    found = machine(0.15 * chosen.budget)
-    write(about, f"{', '.join(f'{name} {value}' for name, value in found.items())}.\n\n")
-    if found.get("GPU") is False and not chosen.rehearse:
-        write(about, "There is no GPU, so nothing ran.\n")
-        return 1
     end, outcomes = begun + chosen.budget - LAST, {}
     for place, part in enumerate(parts):
         shares = [later.share for later in parts[place:]]
