@@ -6,7 +6,7 @@ BEGAN := $(shell date +%s)
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export WANDB_MODE ?= offline
 
-.PHONY: demo test test-all ready lint docs notebooks bench browser clean
+.PHONY: demo test test-all ready mutants gpu lint docs notebooks bench browser clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/lightning-uncertainty demo
@@ -19,6 +19,12 @@ test-all: ready
 
 ready: lint browser $(VENV)/transformers
 	@echo "set up, linted and type-checked in $$(($$(date +%s) - $(BEGAN))) s"
+
+mutants: $(VENV)/test.stamp # small faults, one at a time, each of which a test must see
+	$(VENV)/bin/python -m mutants --jobs $(WORKERS)
+
+gpu: # on a machine with a GPU; installs nothing: needs torch, pytorch-lightning, torchmetrics, pytest, hypothesis, numpy
+	$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) benchmarks/gpu.py
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --check .

@@ -1,13 +1,46 @@
-"""Any Lightning model becomes uncertainty-weighted."""
+"""Any Lightning model becomes uncertainty-weighted.
+
+A name is imported with its first use, so that weightings, likelihoods and networks can be had without Lightning.
+"""
+
+from typing import TYPE_CHECKING
 
 from lightning_uncertainty._moved import install
-from lightning_uncertainty.balancing import GradientBalancing
-from lightning_uncertainty.callbacks import GradientConflictMonitor, UncertaintyMonitor, UncertaintyWarmUp
-from lightning_uncertainty.likelihoods import masked_sum
-from lightning_uncertainty.mixin import MultiTaskMixin
-from lightning_uncertainty.module import MultiTaskModule, MultiTaskSteps
-from lightning_uncertainty.tasks import Task, deep_supervision
-from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, FixedWeighting, UncertaintyWeighting
+
+if TYPE_CHECKING:
+    from lightning_uncertainty.balancing import GradientBalancing
+    from lightning_uncertainty.callbacks import GradientConflictMonitor, UncertaintyMonitor, UncertaintyWarmUp
+    from lightning_uncertainty.likelihoods import masked_sum
+    from lightning_uncertainty.mixin import MultiTaskMixin
+    from lightning_uncertainty.module import MultiTaskModule, MultiTaskSteps
+    from lightning_uncertainty.tasks import Task, deep_supervision
+    from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, FixedWeighting, UncertaintyWeighting
+else:
+    from importlib import import_module
+
+    _HOMES = {
+        "balancing": ("GradientBalancing",),
+        "callbacks": ("GradientConflictMonitor", "UncertaintyMonitor", "UncertaintyWarmUp"),
+        "likelihoods": ("masked_sum",),
+        "mixin": ("MultiTaskMixin",),
+        "module": ("MultiTaskModule", "MultiTaskSteps"),
+        "tasks": ("Task", "deep_supervision"),
+        "weightings": ("AnalyticUncertaintyWeighting", "FixedWeighting", "UncertaintyWeighting"),
+    }
+    _ROOMS = (*_HOMES, "architectures", "calibration", "dashboards", "examples", "metrics", "predictions", "trials")
+    _HOME_OF = {name: room for room, names in _HOMES.items() for name in names}
+
+    def __getattr__(name):
+        if name in _HOME_OF:
+            found = globals()[name] = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+            return found
+        if name in _ROOMS:
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *_HOME_OF, *_ROOMS})
+
 
 __all__ = [
     "AnalyticUncertaintyWeighting",

@@ -1,4 +1,7 @@
-"""The command line: `lightning-uncertainty --help` lists what it can do."""
+"""The command line: `lightning-uncertainty --help` lists what it can do.
+
+Long, but one file: commands stand beside what they say where something is wrong, and checkpoints name a class of it.
+"""
 
 from __future__ import annotations
 
@@ -262,10 +265,9 @@ def _known_names(message: str) -> Iterator[str]:
         yield f"a task has: {', '.join(inspect.signature(Task).parameters)}"
     if "model.weighting" in message:
         for room in (weightings, balancing):
-            kinds = {name: getattr(room, name) for name in room.__all__}
-            known = [
-                name for name, kind in kinds.items() if issubclass(kind, Weighting) and not inspect.isabstract(kind)
-            ]
+            made = (getattr(room, name) for name in room.__all__)
+            kinds = [kind for kind in made if isinstance(kind, type) and issubclass(kind, Weighting)]
+            known = [kind.__name__ for kind in kinds if not inspect.isabstract(kind)]
             yield f"{room.__name__.rpartition('.')[2]}: {', '.join(known)}"
 
 

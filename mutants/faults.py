@@ -559,7 +559,7 @@ FAULTS = [
         ("tests/test_cli.py::test_help_documents_every_argument_of_model_and_monitor",),
     ),
     Fault(
-        "cli_best_checkpoints_in_trials",
+        "cli_trials_write_checkpoints",
         "cli.py",
         "if not isinstance(one, Checkpoint)]",
         "]",

@@ -7,6 +7,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 import lightning_uncertainty
 from lightning_uncertainty.architectures import Architecture
 from lightning_uncertainty.balancing import GramianSolver
@@ -105,6 +107,13 @@ def test_files_import_each_other_in_no_circle():
     assert {path.relative_to(PACKAGE) for path in needs} == set()
 
 
+def test_a_file_is_short_or_says_why_not():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 250:
+            assert "one file" in (ast.get_docstring(ast.parse(text)) or ""), f"{path} is long"
+
+
 def test_lightning_enters_with_the_module_and_extras_where_used():
     for path in files():
         for module, _, at_once in imports(path):
@@ -131,7 +140,42 @@ def test_what_can_be_used_is_final():
             assert wrong == [], kind
 
 
-def test_importing_the_package_imports_no_dashboard_and_no_oracle():
-    program = "import sys, lightning_uncertainty; print(*sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert {"wandb", "plotly", "wandb_workspaces", "torchjd", "jsonargparse", "optuna"}.isdisjoint(shown.stdout.split())
+def modules_after(program):
+    shown = subprocess.run(
+        [sys.executable, "-c", f"{program}; import sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return {name.split(".")[0] for name in shown.stdout.split()}
+
+
+def test_importing_all_that_the_package_has_imports_no_dashboard_and_no_oracle():
+    found = modules_after("from lightning_uncertainty import *; MultiTaskModule")
+    assert "pytorch_lightning" in found
+    assert {"wandb", "plotly", "wandb_workspaces", "torchjd", "jsonargparse", "optuna"}.isdisjoint(found)
+
+
+@pytest.mark.parametrize(
+    "rooms", [[], ["weightings"], ["likelihoods"], ["balancing"], ["architectures"], ["predictions"]]
+)
+def test_what_needs_no_lightning_imports_none(rooms):
+    found = modules_after(
+        "; ".join(["import lightning_uncertainty", *(f"import lightning_uncertainty.{r}" for r in rooms)])
+    )
+    assert LIGHTNING.isdisjoint(found)
+    assert ("torch" in found) == bool(rooms)
+
+
+def test_names_of_the_package_are_told_to_type_checkers_and_to_whoever_asks():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    told = {alias.name: node.module for node in checked.body for alias in node.names}
+    assert told.keys() == set(lightning_uncertainty.__all__)
+    for name, module in told.items():
+        assert getattr(lightning_uncertainty, name) is getattr(import_module(module), name)
+    rooms = {path.parent.name for path in PACKAGE.glob("[!_]*/__init__.py")}
+    assert told.keys() | rooms <= set(dir(lightning_uncertainty))
+    for room in rooms:
+        assert getattr(lightning_uncertainty, room) is import_module(f"lightning_uncertainty.{room}")

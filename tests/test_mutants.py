@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mutants.__main__ import problems
+from mutants.__main__ import MARKS, problems
 from mutants.faults import FAULTS, Fault
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +17,10 @@ ROOT = Path(__file__).parents[1]
 
 def test_every_fault_has_a_place_and_tests():
     assert problems(ROOT, FAULTS) == []
+
+
+def test_the_fast_tests_are_those_of_make_test():
+    assert (ROOT / "Makefile").read_text(encoding="utf-8").count(f'-m "{MARKS}"') == 1
 
 
 def test_what_is_wrong_with_a_fault_is_told():

@@ -5,6 +5,7 @@ from lightning_uncertainty.balancing.gradnorm import GradNorm
 from lightning_uncertainty.balancing.solvers import (
     IMTLG,
     MGDA,
+    SOLVERS,
     FrankWolfe,
     GramianSolver,
     PCGrad,
@@ -14,6 +15,7 @@ from lightning_uncertainty.balancing.solvers import (
 __all__ = [
     "IMTLG",
     "MGDA",
+    "SOLVERS",
     "FrankWolfe",
     "GradNorm",
     "GradientBalancing",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SIMILARITIES", "PairMeans", "cosine", "magnitude_similarity", "shares_of_descent"]
+__all__ = ["SIMILARITIES", "PairMeans", "cosine", "magnitude_similarity", "pair_row", "shares_of_descent"]
 
 _CANCELLED = 1e-6  # of the squared sum of norms: below it, a squared norm of a sum of float32 gradients is rounding
 
@@ -109,3 +109,15 @@ class PairMeans:
 def _norms(gramian: Tensor) -> Tensor:
     squares = gramian.diagonal()
     return torch.where(squares > 0, squares, torch.nan).sqrt()
+
+
+def pair_row(found: Mapping[str, Tensor], seen: Tensor, tasks: Sequence[str], each: bool) -> dict[str, float]:
+    """Return similarities `[T, T]` of pairs of the tasks seen, by log key: the least and mean cosine, and each."""
+    first, second = (seen[:, None] & seen).triu(1).nonzero(as_tuple=True)
+    cosines = found["cosine"][first, second]
+    row = {"cosine/min": cosines.min().item(), "cosine/mean": cosines.mean().item()}
+    if each:
+        names = [f"{tasks[i]}/{tasks[j]}" for i, j in zip(first.tolist(), second.tolist(), strict=True)]
+        for kind, values in found.items():
+            row |= {f"{kind}/{name}": x for name, x in zip(names, values[first, second].tolist(), strict=True)}
+    return row

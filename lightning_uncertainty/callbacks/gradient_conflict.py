@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_uncertainty._show import axes_or_new
 from lightning_uncertainty.callbacks._heat_map import draw_heat_map
 from lightning_uncertainty.callbacks._history import History
-from lightning_uncertainty.callbacks._similarity import SIMILARITIES, PairMeans, shares_of_descent
+from lightning_uncertainty.callbacks._similarity import SIMILARITIES, PairMeans, pair_row, shares_of_descent
 from lightning_uncertainty.callbacks.base import AnyCallback, check_module, offer
 from lightning_uncertainty.dashboards.loggers import log_picture
 from lightning_uncertainty.mixin import MultiTaskMixin
@@ -217,7 +217,9 @@ class GradientConflictMonitor(AnyCallback):
             return
         found = {kind: similarity(gramian) for kind, similarity in SIMILARITIES.items()}
         self._means.add(found)
-        row = self._row(found, seen)
+        tasks, own = self._means.tasks, self.pairs
+        each = own or (own is None and len(tasks) <= _MOST_TASKS)
+        row = {f"{self.prefix}{key}": value for key, value in pair_row(found, seen, tasks, each).items()}
         shares = torch.where(seen, shares_of_descent(gramian, weights), torch.inf)
         worst = int(shares.argmin())
         names = {}
@@ -228,18 +230,6 @@ class GradientConflictMonitor(AnyCallback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics=row, step=step)
         offer(trainer, row)
-
-    def _row(self, found: dict[str, Tensor], seen: Tensor) -> dict[str, float]:
-        """Return the similarities of pairs by log key."""
-        tasks = self._means.tasks
-        first, second = (seen[:, None] & seen).triu(1).nonzero(as_tuple=True)
-        cosines = found["cosine"][first, second]
-        row = {"cosine/min": cosines.min().item(), "cosine/mean": cosines.mean().item()}
-        if self.pairs or (self.pairs is None and len(tasks) <= _MOST_TASKS):
-            names = [f"{tasks[i]}/{tasks[j]}" for i, j in zip(first.tolist(), second.tolist(), strict=True)]
-            for kind, values in found.items():
-                row |= {f"{kind}/{name}": x for name, x in zip(names, values[first, second].tolist(), strict=True)}
-        return {f"{self.prefix}{key}": value for key, value in row.items()}
 
     def _warn(self, step: int) -> None:
         if not self._warned:

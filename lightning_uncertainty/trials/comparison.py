@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_uncertainty._show import load_pyplot, render
 from lightning_uncertainty.dashboards.wandb import log_comparison
-from lightning_uncertainty.metrics import MeanRank, MultiTaskGain
 from lightning_uncertainty.trials._folder import Trial
 from lightning_uncertainty.trials._mean import Mean
 from lightning_uncertainty.trials._measures import Measure
+from lightning_uncertainty.trials._standing import gains_over, mean_ranks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,8 +70,9 @@ class Comparison:
     def results(self) -> tuple[Result, ...]:
         """What each weighting comes to: single tasks first, then the best first."""
         values = {name: self._values(trials) for name, trials in self._by_name.items()}
-        gains = self._gains(values)
-        ranks = self._ranks({name: found for name, found in values.items() if not self._is_single(name)})
+        ranked = {name: found for name, found in values.items() if not self._is_single(name)}
+        gains = {} if self.baseline is None else gains_over(values[self.baseline], values, self._counted)
+        ranks = mean_ranks(ranked, self._counted)
         results = [
             Result(
                 name,
@@ -215,40 +216,6 @@ class Comparison:
     @property
     def _counted(self) -> list[Measure]:
         return [measure for measure in self.measures if measure.task not in self.auxiliary]
-
-    @property
-    def _directions(self) -> dict[str, dict[str, bool]]:
-        return _nested({measure: measure.higher_is_better for measure in self._counted})
-
-    def _gains(self, values: dict[str, dict[Measure, Mean]]) -> dict[str, Mean]:
-        if self.baseline is None:
-            return {}
-        means = {measure: values[self.baseline][measure].mean for measure in self._counted}
-        metric = MultiTaskGain(_nested(means), self._directions)
-        gains = {}
-        for name, found in values.items():
-            by_seed = zip(*(found[measure].values for measure in self._counted), strict=True)
-            gains[name] = Mean.of(_value(metric, dict(zip(self._counted, seed, strict=True))) for seed in by_seed)
-        return gains
-
-    def _ranks(self, values: dict[str, dict[Measure, Mean]]) -> dict[str, float]:
-        metric = MeanRank(values, self._directions)
-        metric.update({name: _nested({m: found[m].mean for m in self._counted}) for name, found in values.items()})
-        return dict(zip(values, metric.compute().reshape(-1).tolist(), strict=True))
-
-
-def _value(metric: MultiTaskGain, values: dict[Measure, float]) -> float:
-    metric.reset()
-    metric.update(_nested(values))
-    return metric.compute().item()
-
-
-def _nested(values: dict[Measure, Any]) -> dict[str, dict[str, Any]]:
-    """Return values by task and metric."""
-    nested: dict[str, dict[str, Any]] = {}
-    for measure, value in values.items():
-        nested.setdefault(measure.task, {})[measure.metric] = value
-    return nested
 
 
 def _header(measure: Measure) -> str:

@@ -4,7 +4,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lightning_uncertainty._moved import moved_name
-from lightning_uncertainty.weightings._base import Weighted, Weighting
+from lightning_uncertainty.weightings._base import Weighting
+from lightning_uncertainty.weightings._weighted import Weighted
 from lightning_uncertainty.weightings.analytic import AnalyticUncertaintyWeighting
 from lightning_uncertainty.weightings.bounded import BoundedUncertaintyWeighting
 from lightning_uncertainty.weightings.constrained import ConstrainedUncertaintyWeighting

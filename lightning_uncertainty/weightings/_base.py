@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,52 +15,13 @@ from torchmetrics import Metric
 from lightning_uncertainty._tensors import promote
 from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
 from lightning_uncertainty.weightings._blend import Blend
+from lightning_uncertainty.weightings._named import named_vector
 from lightning_uncertainty.weightings._task_vectors import TaskVectors
+from lightning_uncertainty.weightings._weighted import Weighted
 
-__all__ = ["Weighted", "Weighting", "named_vector"]
+__all__ = ["Weighting"]
 
 Self = TypeVar("Self", bound="Weighting")
-
-
-class Weighted(NamedTuple):
-    """What a weighting makes of T losses.
-
-    Attributes:
-        total: the scalar to minimise.
-        weights: effective weights `[T]`, d total / d loss, detached; 0 where a task is absent.
-        log_variances: `[T]`, detached; None for a weighting without log-variances.
-    """
-
-    total: Tensor
-    weights: Tensor
-    log_variances: Tensor | None
-
-
-def check_names(names: Iterable[str], tasks: tuple[str, ...], what: str) -> None:
-    """Raise where a name is no task.
-
-    Raises:
-        ValueError: so it is.
-    """
-    unknown = [name for name in names if name not in tasks]
-    if unknown:
-        raise ValueError(f"{what} should name registered tasks ({', '.join(tasks)}): found {', '.join(unknown)}")
-
-
-def named_vector(
-    values: Mapping[str, float], tasks: tuple[str, ...], default: float, what: str, minimum: float = -math.inf
-) -> tuple[float, ...]:
-    """Put numbers given by task name into the order of `tasks`.
-
-    Raises:
-        ValueError: a name is no task, or a number is not finite or below the minimum.
-    """
-    check_names(values, tasks, what)
-    for name, value in values.items():
-        if not abs(value) <= torch.finfo(torch.float32).max or value < minimum:  # NaN too
-            least = "" if minimum == -math.inf else f", at least {minimum:g}"
-            raise ValueError(f"{what} should be finite numbers{least}: found {value} for task {name!r}")
-    return tuple(float(values.get(name, default)) for name in tasks)
 
 
 class Weighting(TaskVectors, ABC):
@@ -107,11 +68,6 @@ class Weighting(TaskVectors, ABC):
         self._constants: dict[str, Any] = {}  # what each constant buffer holds, to the last digit
         self.blend: Blend | None = None
         self.register_buffer("log_variance", None)
-
-    @property
-    def learning(self) -> bool:
-        """Whether this call may change state: training mode, which the mixin sets for every step, with gradients."""
-        return self.training and torch.is_grad_enabled()
 
     def bind(self: Self, tasks: Mapping[str, Likelihood]) -> Self:
         """Make the vectors for these tasks; called once, by `register_tasks`.

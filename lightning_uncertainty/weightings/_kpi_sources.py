@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from lightning_uncertainty.likelihoods import Bernoulli, Categorical, CategoricalHalf
 from lightning_uncertainty.metrics import ObservedMetric
-from lightning_uncertainty.weightings._base import check_names
+from lightning_uncertainty.weightings._named import check_names
 
 __all__ = ["LOG_PROBABILITY", "Kpi", "check_kpis", "kpi_sources", "outside", "own_copy"]
 
@@ -20,16 +20,19 @@ LOG_PROBABILITY = (Bernoulli, Categorical, CategoricalHalf)
 """Likelihoods whose loss is the mean of a log-probability, so that it has a KPI of its own."""
 
 
-def kpi_sources(kpis: Mapping[str, Kpi] | Kpi | None, tasks: Sequence[str], probable: Sequence[str]) -> dict[str, Kpi]:
+def kpi_sources(
+    kpis: Mapping[str, Kpi] | Kpi | None, tasks: Sequence[str], probable: Sequence[str], signed: Sequence[str]
+) -> dict[str, Kpi]:
     """Return where each task's KPI comes from; 0 for the probability that a loss tells.
 
     Args:
         kpis: by task name, or one for all.
         tasks: names of the tasks.
         probable: of those whose losses tell a probability.
+        signed: of those whose losses may be negative.
 
     Raises:
-        ValueError: a task has none, or something that is none, or a name is no task.
+        ValueError: a task has none, or something that is none, or one that needs a positive loss, or a name is no task.
     """
     given = kpis if isinstance(kpis, Mapping) else dict.fromkeys(tasks, kpis)
     check_names(given, tuple(tasks), "kpis")
@@ -47,7 +50,14 @@ def kpi_sources(kpis: Mapping[str, Kpi] | Kpi | None, tasks: Sequence[str], prob
                 f"a KPI should be a positive reference, a function of the loss, a metric or 'observed': found {kpi!r} "
                 f"for task {name!r}"
             )
-    return {name: known.get(name, 0.0) for name in tasks}
+    sources = {name: known.get(name, 0.0) for name in tasks}
+    wrong = [name for name in signed if isinstance(sources[name], float | int)]
+    if wrong:
+        raise ValueError(
+            f"the KPI of a task whose loss may be negative should not be 1 / (1 + loss / reference): found "
+            f"{', '.join(wrong)}; give a metric, a function of the loss, or 'observed'"
+        )
+    return sources
 
 
 def own_copy(metric: Metric) -> Metric:

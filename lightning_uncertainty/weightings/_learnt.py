@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uncertainty._tensors import keep_for_backward, reads_values
-from lightning_uncertainty.weightings._base import Weighted, Weighting, named_vector
+from lightning_uncertainty.weightings._base import Weighting
+from lightning_uncertainty.weightings._named import named_vector
+from lightning_uncertainty.weightings._weighted import Weighted
 
 __all__ = ["LearntWeighting"]
 

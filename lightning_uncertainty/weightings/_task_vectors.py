@@ -44,6 +44,11 @@ class TaskVectors(Float32Module):
         self.checked = True
         self.renamed: dict[str, str] = {}
 
+    @property
+    def learning(self) -> bool:
+        """Whether this call may change state: training mode, which the mixin sets for every step, with gradients."""
+        return self.training and torch.is_grad_enabled()
+
     def own_task_ids(self) -> list[int]:
         """Return a stable int64 for every task name."""
         return [task_id(name) for name in self.tasks]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty._tensors import keep_for_backward
-from lightning_uncertainty.weightings._base import Weighted, Weighting
+from lightning_uncertainty.weightings._base import Weighting
+from lightning_uncertainty.weightings._weighted import Weighted
 
 __all__ = ["DEFAULT_DECAY", "AnalyticUncertaintyWeighting"]
 

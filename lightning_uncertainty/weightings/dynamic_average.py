@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_uncertainty.weightings._base import Weighted
 from lightning_uncertainty.weightings._by_epoch import EpochWeighting
+from lightning_uncertainty.weightings._weighted import Weighted
 
 __all__ = ["DynamicWeightAverage"]
 

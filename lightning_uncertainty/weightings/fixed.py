@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_uncertainty.weightings._base import Weighted, Weighting, named_vector
+from lightning_uncertainty.weightings._base import Weighting
+from lightning_uncertainty.weightings._named import named_vector
+from lightning_uncertainty.weightings._weighted import Weighted
 
 __all__ = ["FixedWeighting", "constants_of"]
 

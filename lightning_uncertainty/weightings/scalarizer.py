@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uncertainty._tensors import changes, plain_state, restore, seeded, selected, torchjd
-from lightning_uncertainty.weightings._base import Weighted, Weighting
+from lightning_uncertainty.weightings._base import Weighting
+from lightning_uncertainty.weightings._weighted import Weighted
 
 __all__ = ["ScalarizerWeighting"]
 

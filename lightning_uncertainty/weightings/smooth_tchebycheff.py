@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty._tensors import keep_for_backward
-from lightning_uncertainty.weightings._base import Weighted, named_vector
 from lightning_uncertainty.weightings._by_epoch import EpochWeighting
+from lightning_uncertainty.weightings._named import named_vector
+from lightning_uncertainty.weightings._weighted import Weighted
 
 __all__ = ["SmoothTchebycheff"]
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_uncertainty.weightings._base import Weighted, Weighting
+from lightning_uncertainty.weightings._base import Weighting
+from lightning_uncertainty.weightings._weighted import Weighted
 
 __all__ = ["SoftOptimalUncertaintyWeighting"]
 

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from lightning_uncertainty._tensors import keep_for_backward, reads_values
 from lightning_uncertainty.likelihoods import Likelihood
-from lightning_uncertainty.weightings._base import Weighted, Weighting, check_names, named_vector
+from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._kpi_sources import (
     LOG_PROBABILITY,
     Kpi,
@@ -20,6 +20,8 @@ from lightning_uncertainty.weightings._kpi_sources import (
     outside,
     own_copy,
 )
+from lightning_uncertainty.weightings._named import check_names, named_vector
+from lightning_uncertainty.weightings._weighted import Weighted
 
 __all__ = ["DynamicTaskPrioritization"]
 
@@ -106,16 +108,10 @@ class DynamicTaskPrioritization(Weighting):
         return super().bind(tasks)
 
     def make_vectors(self) -> None:
-        sources = kpi_sources(self._kpis, self.tasks, self._probable)
+        sources = kpi_sources(self._kpis, self.tasks, self._probable, self.normalised)
         gamma = self._gamma if isinstance(self._gamma, Mapping) else dict.fromkeys(self.tasks, self._gamma)
         self.add_constant("gamma", named_vector(gamma, self.tasks, 1.0, "gamma", minimum=0.0))
         listening = [isinstance(source, Metric | str) for source in sources.values()]
-        wrong = [name for name in self.normalised if isinstance(sources[name], float | int)]
-        if wrong:
-            raise ValueError(
-                f"the KPI of a task whose loss may be negative should not be 1 / (1 + loss / reference): found "
-                f"{', '.join(wrong)}; give a metric, a function of the loss, or 'observed'"
-            )
         self._metrics = {name: own_copy(source) for name, source in sources.items() if isinstance(source, Metric)}
         references = [float(source) if isinstance(source, float | int) else 0.0 for source in sources.values()]
         self._functions = {

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import one_way_clamp, promote
 from lightning_uncertainty.likelihoods import optimal_log_variance
-from lightning_uncertainty.weightings._base import check_names
 from lightning_uncertainty.weightings._learnt import LearntWeighting
+from lightning_uncertainty.weightings._named import check_names
 
 __all__ = ["UncertaintyWeighting"]
 

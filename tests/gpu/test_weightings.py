@@ -9,7 +9,10 @@ import torch
 from pytorch_lightning.plugins import MixedPrecision
 
 from lightning_uncertainty import UncertaintyMonitor
+from lightning_uncertainty.balancing._fork import gramian_of
 from lightning_uncertainty.balancing.solvers.gramian import SOLVERS
+from lightning_uncertainty.likelihoods import Gaussian
+from lightning_uncertainty.weightings import UncertaintyWeighting
 from tests._nets import Owning, in_a_row, tensors, trainer
 from tests.gpu._cases import EVERY
 from tests.gpu._device import ACCELERATOR, DEVICE, for_gpu, on_device
@@ -84,6 +87,26 @@ def test_solvers_give_the_numbers_of_the_cpu(name, tasks, record_property):
     expected = SOLVERS[name]()(*given)
     record_property("weights of solvers agree with the CPU's to", (found - expected).abs().max().item())
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_tensor_cores_leave_gramians_and_shared_sigma_what_they_are(record_property):
+    """With set_float32_matmul_precision("high"), as Lightning advises on such a GPU."""
+    rows = torch.randn(3, 4096, generator=torch.Generator().manual_seed(0))
+    exact = rows.double() @ rows.double().T
+    pooled = UncertaintyWeighting(start=2.003, shared=[["a", "b"]]).bind(dict.fromkeys("ab", Gaussian())).to(DEVICE)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with on_device():
+            gramian = gramian_of(rows.to(DEVICE)).cpu()
+            s = pooled(torch.ones(2, device=DEVICE), torch.ones(2, dtype=torch.bool, device=DEVICE)).log_variances
+    finally:
+        torch.set_float32_matmul_precision(before)
+    lengths = exact.diagonal().sqrt()
+    found = ((gramian - exact) / (lengths[:, None] * lengths)).abs().max().item()
+    record_property("cosines by tensor cores are off by", found)
+    assert found < 2e-3
+    torch.testing.assert_close(s.cpu(), torch.full((2,), 2.003))
 
 
 @cache

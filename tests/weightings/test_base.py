@@ -5,7 +5,7 @@ import torch
 
 from lightning_uncertainty.likelihoods import as_likelihood
 from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting, Weighted, Weighting
-from lightning_uncertainty.weightings._base import named_vector
+from lightning_uncertainty.weightings._named import named_vector
 from tests.weightings._bound import KINDS, UNCOUPLED, WITH_STATE, bind, by_task
 from tests.weightings._properties import assert_same, everywhere, train_step
 
