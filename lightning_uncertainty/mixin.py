@@ -232,6 +232,7 @@ class MultiTaskMixin(Predicting, _Host):
         self.task_weighting.check_tasks()
         self._window.prepare(self.task_weighting.base_weight)
         self._told = told_parts(self)
+        self._tell(None)
         self._checked.note(self)
         trainer = trainer_of(self)
         if trainer is None:
@@ -285,6 +286,7 @@ class MultiTaskMixin(Predicting, _Host):
             return self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
         if not torch.compiler.is_compiling() and not (self.task_weighting.checked and self._checked.is_that_of(self)):
             self.check_setup()
+            self._tell(stage)
         means, present = mean_losses(sums, counts, over_ranks=True)
         values = means.detach()
         roots = self.task_weighting.roots(values)

@@ -38,6 +38,7 @@ KPIS = {"kind": Accuracy("multiclass", num_classes=3), "depth": 2.0, "width": 2.
 VARIANTS_OF: dict[str, dict[str, Callable[[], Weighting]]] = {  # in place of these, by mode
     "float32": {**VARIANTS, "DynamicTaskPrioritization(metric)": lambda: DynamicTaskPrioritization(KPIS)},
     "epochs": {name: VARIANTS[name] for name in BY_EPOCH},
+    "evaluation_mode": {name: VARIANTS[name] for name in ("UncertaintyWeighting", "GradientBalancing")},
 }
 
 
@@ -50,6 +51,7 @@ class Mode:
     optimizer: str = "SGD"
     tolerance: float = 1e-12
     options: Mapping[str, Any] = field(default_factory=dict)  # of the Trainer
+    training: bool = True  # the module's mode when the fit begins
 
 
 MODES = {
@@ -65,6 +67,7 @@ MODES = {
     "means": Mode(module=PlainMeans),
     "skipped_heads": Mode(FIND_UNUSED, module=SkippedHeads),
     "epochs": Mode(options={"max_epochs": 3}),
+    "evaluation_mode": Mode(training=False),
 }
 REPEATED = ("ddp", "static_graph", "skipped_heads", "accumulation")  # for variants of a class that has every mode
 CELLS = [
@@ -110,7 +113,8 @@ def fit(net: Dealt, **options: Any) -> Fitted:
 
 def make(mode: str, weighting: str) -> Dealt:
     torch.manual_seed(0)
-    return MODES[mode].module(VARIANTS_OF.get(mode, VARIANTS)[weighting](), MODES[mode].optimizer)
+    own = MODES[mode]
+    return own.module(VARIANTS_OF.get(mode, VARIANTS)[weighting](), own.optimizer).train(own.training)
 
 
 def fit_two(mode: str, weighting: str, **options: Any) -> Fitted:

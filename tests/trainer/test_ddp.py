@@ -40,6 +40,7 @@ def gap(one, two):
     return max(gaps.values(), default=0.0)
 
 
+@pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode:UserWarning")
 @pytest.mark.parametrize(("mode", "weighting"), [cell(*pair) for pair in CELLS])
 def test_two_processes_equal_one(mode, weighting, found):
     """Unequal counts, rows and validation; labels on one rank, on none and in turn; Dealt looks at ranks and calls."""

@@ -15,7 +15,7 @@ from tests._nets import Owning, Plain, in_a_row, tensors, trainer, tuples
 from tests.trainer._weightings import BALANCING, WEIGHTINGS
 
 STEPS = 12
-each_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS)
+pytestmark = pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode:UserWarning")  # Lightning sees it too
 
 
 class Staged(Owning):
@@ -59,12 +59,12 @@ def assert_same(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@each_weighting
-@pytest.mark.parametrize("kind", [Staged, Unstaged])
+@pytest.mark.parametrize(
+    ("kind", "weighting"),
+    [*((Staged, name) for name in WEIGHTINGS), *((Unstaged, name) for name in WEIGHTINGS if name not in BALANCING)],
+)
 def test_a_fit_is_the_same_in_either_mode(kind, weighting):
     """State, σ, and what the monitor logs; the sanity check and the validation teach nothing."""
-    if kind is Unstaged and weighting in BALANCING:
-        pytest.skip("it splits no features")
     expected, found = (fit(net) for net in modes(lambda: kind(WEIGHTINGS[weighting]())))
     assert_same(found, expected)
 
@@ -80,7 +80,7 @@ def test_a_key_performance_indicator_is_heard():
     kpis = {"kind": Accuracy("multiclass", num_classes=3), "depth": 2.0}
     expected, found = (fit(net) for net in modes(lambda: Staged(DynamicTaskPrioritization(kpis))))
     assert_same(found, expected)
-    assert found[0]["task_weighting.kpi"].isfinite().all()
+    assert found[0]["task_weighting.started"].all()
 
 
 class Burning(MultiTaskMixin, LightningModule):

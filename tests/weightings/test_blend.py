@@ -110,20 +110,20 @@ def test_it_is_in_no_checkpoint_and_among_no_buffers():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda weighting: pickle.loads(pickle.dumps(weighting))])
-def test_copies_are_equal_and_apart(copied):
+def test_copies_blend_no_more(copied):
+    """Whoever began it ends it in the one that it knows."""
     weighting = uncertainty()
     twin = copied(weighting)
-    weighting.blend.share.fill_(0.5)
-    assert twin.blend.share == 0.0
-    twin.blend.share.fill_(0.5)
-    assert_same(train(twin, 2), train(weighting, 2))
+    assert twin.blend is None
+    assert weighting.blend.share == 0.0
+    assert_same(train(twin, 2), train(UncertaintyWeighting().bind(make_tasks(4)), 2))
 
 
 def test_it_moves_with_the_weighting_and_stays_float32_in_half_precision():
-    weighting = uncertainty()
-    weighting.blend.share.fill_(0.3)
-    before = train(copy.deepcopy(weighting), 2)
-    assert_same(train(weighting.bfloat16(), 2), before)
+    weighting, reference = uncertainty(), uncertainty()
+    for each in (weighting, reference):
+        each.blend.share.fill_(0.3)
+    assert_same(train(weighting.bfloat16(), 2), train(reference, 2))
     assert weighting.double().blend.share.dtype is torch.float64
     assert weighting.to("meta").blend.share.device.type == "meta"
 
