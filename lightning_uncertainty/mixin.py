@@ -101,7 +101,7 @@ class MultiTaskMixin(Predicting, _Host):
     _checked: CheckedFit
     _told: tuple[nn.Module, ...]
     _stage: Stage | None = None
-    _skips = False
+    _skips = _warned = False
     skipped_steps = 0
 
     # -- set-up --------------------------------------------------------------------------------------------------------
@@ -234,6 +234,7 @@ class MultiTaskMixin(Predicting, _Host):
         self._told = told_parts(self)
         self._tell(None)
         self._checked.note(self)
+        self._warned = self.task_splitter.warned = False  # what was told once is told in every fit
         trainer = trainer_of(self)
         if trainer is None:
             return
@@ -508,7 +509,8 @@ class MultiTaskMixin(Predicting, _Host):
         """Raise for an unsound loss: negative, NaN or inf; where steps are skipped, for one that is negative."""
         found = check_losses(self.task_weighting, values, allow_nonfinite=self._skips)
         check_skipping(trainer_of(self))
-        if not self.skipped_steps:
+        if not self._warned:
+            self._warned = True
             warnings.warn(
                 f"a training step is skipped, as its loss is not finite: {found}; skipped_steps counts this and others",
                 stacklevel=3,

@@ -40,6 +40,7 @@ class Splitter:
     Attributes:
         watching: whether training steps split them until further notice, for `watched`.
         watched: what the latest such backward found.
+        warned: whether it was told that the features have no gradient.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,7 @@ class Splitter:
         self.watched: Watched | None = None
         self._fork: Fork | None = None
         self._side_group = SideGroup()
-        self._warned = False
+        self.warned = False
 
     def splits(self, weighting: Weighting) -> bool:
         """Whether a training step splits the features now: not where it looks at parameters."""
@@ -126,8 +127,8 @@ class Splitter:
         return weights
 
     def _warn_of_frozen(self, weighting: Weighting) -> None:
-        if isinstance(weighting, BalancingWeighting) and not self._warned:
-            self._warned = True
+        if isinstance(weighting, BalancingWeighting) and not self.warned:
+            self.warned = True
             warnings.warn(
                 f"the shared features have no gradient, so {type(weighting).__name__} has nothing to balance and the "
                 "losses are summed as they are: unfreeze the trunk, or use a weighting of losses",

@@ -1,13 +1,14 @@
-"""Every fit is looked at once for log-variances that no optimizer has, whatever came before it."""
+"""Every fit is looked at once for log-variances that no optimizer has, and tells anew what it tells once."""
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
 
-from lightning_uncertainty import UncertaintyMonitor
-from tests._nets import Owning, Plain, dicts, trainer, tuples
+from lightning_uncertainty import GradientBalancing, UncertaintyMonitor
+from tests._nets import Owning, Plain, dicts, in_a_row, trainer, tuples
 
 FORGOTTEN = "log-variances should be in one optimizer: found them in none"
 
@@ -86,3 +87,35 @@ def test_without_a_trainer_once_is_enough(monkeypatch):
     for _ in range(3):
         by_hand(net)
     assert looks == [1]
+
+
+def spoilt():
+    """Its losses are NaN, and its steps skipped."""
+
+    class Spoilt(Owning):
+        def training_step(self, batch, batch_idx):
+            return super().training_step({**batch, "x": batch["x"] * torch.nan}, batch_idx)
+
+    net = Spoilt()
+    net._skips = True
+    return net
+
+
+def frozen():
+    """Nothing of its trunk is trained, so there is nothing to balance."""
+    net = Owning(GradientBalancing("mgda"))
+    net.trunk.requires_grad_(False)
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "told"), [(spoilt, "a training step is skipped"), (frozen, "the shared features have no gradient")]
+)
+def test_what_is_told_once_is_told_in_every_fit(make, told):
+    net = make()
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer(max_epochs=2).fit(net, in_a_row(2))
+        assert sum(told in str(warning.message) for warning in caught) == 1
