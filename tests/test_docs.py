@@ -36,7 +36,7 @@ def gallery():
 
 
 PAGES_WITH_CODE = [
-    pytest.param(page, marks=pytest.mark.slow if page == "index" else ())
+    pytest.param(page, marks=pytest.mark.slow if page in ("index", "physics-informed") else ())
     for page, text in PAGES.items()
     if blocks(text, "python")
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_uncertainty.balancing.step import Step
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["BalancingWeighting"]
+__all__ = ["BalancingWeighting", "balancing"]
 
 
 class BalancingWeighting(Weighting):
@@ -44,3 +44,10 @@ class BalancingWeighting(Weighting):
             gramian: that of all processes.
             step: the numbers of the step.
         """
+
+
+def balancing(weighting: Any) -> BalancingWeighting | None:
+    """Return a weighting that looks at gradients, out of what is wrapped around it, as by FSDP1; None for any other."""
+    while not isinstance(weighting, Weighting):
+        weighting = weighting.module
+    return weighting if isinstance(weighting, BalancingWeighting) else None

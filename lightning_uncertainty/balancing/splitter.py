@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import SideGroup
 from lightning_uncertainty.balancing._balanced_backward import by_parameters, reweighted
-from lightning_uncertainty.balancing._base import BalancingWeighting
+from lightning_uncertainty.balancing._base import BalancingWeighting, balancing
 from lightning_uncertainty.balancing._fork import Fork
 from lightning_uncertainty.balancing.step import Step
 from lightning_uncertainty.weightings import Weighting
@@ -52,17 +52,19 @@ class Splitter:
 
     def splits(self, weighting: Weighting) -> bool:
         """Whether a training step splits the features now: not where it looks at parameters."""
-        if not isinstance(weighting, BalancingWeighting):
+        own = balancing(weighting)
+        if own is None:
             return self.watching
-        return weighting.on == "features" or (weighting.heads == "unweighted" and not weighting.due())
+        return own.on == "features" or (own.heads == "unweighted" and not own.due())
 
     def balances(self, weighting: Weighting) -> bool:
         """Whether a weighting looks at gradients by itself."""
-        return isinstance(weighting, BalancingWeighting)
+        return balancing(weighting) is not None
 
     def needs_parameters(self, weighting: Weighting) -> bool:
         """Whether a step has to tell which parameters the tasks share."""
-        return isinstance(weighting, BalancingWeighting) and weighting.on == "parameters"
+        own = balancing(weighting)
+        return own is not None and own.on == "parameters"
 
     def records(self, weighting: Weighting) -> bool:
         """Whether a training step has to `record`."""
@@ -77,7 +79,7 @@ class Splitter:
 
     @torch.compiler.disable
     def _split(self, weighting: Weighting, features: Any, tasks: Sequence[str]) -> dict[str, Any]:
-        self._fork = Fork(weighting.tasks, strict=isinstance(weighting, BalancingWeighting))
+        self._fork = Fork(weighting.tasks, strict=balancing(weighting) is not None)
         return self._fork.branch(features, tasks)
 
     def record(self, weighting: Weighting, step: Step) -> Tensor:
@@ -93,8 +95,9 @@ class Splitter:
                 self._warn_of_frozen(weighting)
                 return step.total
             fork.trained, fork.take = frozenset(step.parts), partial(self._take, weighting, step.numbers())
-        if isinstance(weighting, BalancingWeighting):
-            return self._balanced(weighting, fork, step)
+        own = balancing(weighting)
+        if own is not None:
+            return self._balanced(own, fork, step)
         return step.total if fork is None else _tied(fork, step)
 
     def _balanced(self, weighting: BalancingWeighting, fork: Fork | None, step: Step) -> Tensor:
@@ -121,16 +124,18 @@ class Splitter:
 
     def _settle(self, weighting: Weighting, step: Step, gramian: Tensor) -> Tensor | None:
         """Take the Gramian of all processes."""
-        weights = weighting.take_gramian(gramian, step) if isinstance(weighting, BalancingWeighting) else None
+        own = balancing(weighting)
+        weights = None if own is None else own.take_gramian(gramian, step)
         if self.watching:
             self.watched = Watched(gramian, torch.ones_like(gramian[0]) if weights is None else weights)
         return weights
 
     def _warn_of_frozen(self, weighting: Weighting) -> None:
-        if isinstance(weighting, BalancingWeighting) and not self.warned:
+        own = balancing(weighting)
+        if own is not None and not self.warned:
             self.warned = True
             warnings.warn(
-                f"the shared features have no gradient, so {type(weighting).__name__} has nothing to balance and the "
+                f"the shared features have no gradient, so {type(own).__name__} has nothing to balance and the "
                 "losses are summed as they are: unfreeze the trunk, or use a weighting of losses",
                 stacklevel=2,
             )

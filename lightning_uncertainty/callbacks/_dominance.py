@@ -1,4 +1,4 @@
-"""A task that takes over: nearly all weight is its own, and its σ keeps falling."""
+"""Tasks that take over: nearly all weight is theirs, and their σ keeps falling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _ROWS_TO_JUDGE = 10
 
 
 def dominance(rows: Sequence[Mapping[str, Any]], shares: Mapping[str, float], prefix: str = "") -> str | None:
-    """Return what to warn of, if a task takes nearly all weight and its σ fell and still falls; None else.
+    """Return what to warn of, if tasks take nearly all weight and their σ fell and still fall; None else.
+
+    Several do so together only where the σ of another stands still: where all fall, all are learnt.
 
     Args:
         rows: those of the history.
@@ -24,16 +26,37 @@ def dominance(rows: Sequence[Mapping[str, Any]], shares: Mapping[str, float], pr
     """
     if len(shares) == 1 or len(rows) < _ROWS_TO_JUDGE:
         return None
-    for task, share in shares.items():
-        if share <= _DOMINANT:
-            continue
-        key = f"{prefix}sigma/{task}"
-        first, middle, last = (row.get(key, math.nan) for row in (rows[0], rows[len(rows) // 2], rows[-1]))
-        if last < _FALLEN * first and last < _FALLING * middle:
-            return (
-                f"task {task!r} takes {share:.0%} of the weight, and its σ has fallen from {first:.3g} to {last:.3g} "
-                "and is still falling: its loss is heading to zero, as when a model overfits or a task is too easy; "
-                f"stop earlier, regularise, or cap its weight with UncertaintyWeighting(bounds={{{task!r}: (lowest, "
-                "math.inf)})"
-            )
-    return None
+    curves = {
+        task: [row.get(f"{prefix}sigma/{task}", math.nan) for row in (rows[0], rows[len(rows) // 2], rows[-1])]
+        for task in shares
+    }
+    falling = [task for task, (first, middle, last) in curves.items() if _falls(first, middle, last)]
+    alone = [task for task in falling if shares[task] > _DOMINANT]
+    if alone:
+        return _of_one(alone[0], shares[alone[0]], curves[alone[0]])
+    still = [task for task, (first, _, last) in curves.items() if last >= _FALLING * first]
+    share = sum(shares[task] for task in falling)
+    return _of_several(falling, share, curves, still) if still and share > _DOMINANT else None
+
+
+def _falls(first: float, middle: float, last: float) -> bool:
+    return last < _FALLEN * first and last < _FALLING * middle
+
+
+def _of_one(task: str, share: float, curve: Sequence[float]) -> str:
+    return (
+        f"task {task!r} takes {share:.0%} of the weight, and its σ has fallen from {curve[0]:.3g} to {curve[-1]:.3g} "
+        "and is still falling: its loss is heading to zero, as when a model overfits or a task is too easy; stop "
+        "earlier, regularise, or cap its weight with "
+        f"UncertaintyWeighting(bounds={{{task!r}: (lowest, math.inf)}})"
+    )
+
+
+def _of_several(tasks: Sequence[str], share: float, curves: Mapping[str, Sequence[float]], still: Sequence[str]) -> str:
+    falls = ", ".join(f"{task} from {curves[task][0]:.3g} to {curves[task][-1]:.3g}" for task in tasks)
+    return (
+        f"tasks {', '.join(map(repr, tasks))} take {share:.0%} of the weight, and their σ fall together ({falls}) "
+        f"while that of {', '.join(map(repr, still))} stands still: their losses may be small for a trivial reason, as "
+        "of a network that predicts zero; begin with UncertaintyWeighting(start=0.0) and a slow log_variance_lr, or "
+        "cap their weights with bounds"
+    )

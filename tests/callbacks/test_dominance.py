@@ -1,4 +1,4 @@
-"""When a task is said to take over: its share, its σ now, at first and in the middle, and how many rows there are."""
+"""When tasks are said to take over: their share, their σ now, at first and in the middle, and the number of rows."""
 
 import math
 
@@ -40,3 +40,34 @@ def test_other_ways_of_a_sigma_are_not(sigmas):
 @pytest.mark.parametrize("shares", [{"depth": 0.95, "kind": 0.05}, {"depth": 0.04, "kind": 0.96}, {"depth": 1.0}])
 def test_a_task_that_does_not_take_the_weight_of_others_is_not(shares):
     assert warned(FALLING, shares) is None
+
+
+STILL = [2.0] * 12
+TOGETHER = {"residual": 0.6, "boundary": 0.38, "initial": 0.02}
+
+
+def warned_together(shares=TOGETHER, **sigmas):
+    return dominance([{f"sigma/{task}": own[step] for task, own in sigmas.items()} for step in range(12)], shares)
+
+
+def test_tasks_that_fall_together_while_another_stands_still_are_told():
+    told = warned_together(residual=FALLING, boundary=FALLING, initial=STILL)
+    assert told.startswith(
+        "tasks 'residual', 'boundary' take 98% of the weight, and their σ fall together (residual from 1 to 0.314, "
+        "boundary from 1 to 0.314) while that of 'initial' stands still"
+    )
+    assert "UncertaintyWeighting(start=0.0) and a slow log_variance_lr" in told
+
+
+@pytest.mark.parametrize(
+    "sigmas",
+    [
+        {"residual": FALLING, "boundary": FALLING, "initial": FALLING},
+        {"residual": FALLING, "boundary": FALLING, "initial": [0.97**step for step in range(12)]},
+        {"residual": FALLING, "boundary": STILL, "initial": STILL},
+        {"residual": FALLING, "boundary": FALLING, "initial": [math.nan] * 12},
+    ],
+    ids=["all are learnt", "the other falls by less", "one of them rests", "the other has not started"],
+)
+def test_tasks_that_do_not_are_not(sigmas):
+    assert warned_together(**sigmas) is None

@@ -253,7 +253,7 @@ def test_optuna_is_named_where_it_is_missing(monkeypatch):
 PROGRAM = """
 import sys
 import optuna
-from tests.test_search import Counting, run
+from tests.trials.test_search import Counting, run
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 run(Counting(), parts=7, storage=sys.argv[1])
