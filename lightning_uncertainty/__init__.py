@@ -5,9 +5,16 @@ A name is imported with its first use, so that weightings, likelihoods and netwo
 
 from typing import TYPE_CHECKING
 
-from lightning_uncertainty._moved import install
+from lightning_uncertainty._moved import install, moved_name
 
 if TYPE_CHECKING:
+    from lightning_uncertainty import architectures as architectures
+    from lightning_uncertainty import calibration as calibration
+    from lightning_uncertainty import dashboards as dashboards
+    from lightning_uncertainty import examples as examples
+    from lightning_uncertainty import metrics as metrics
+    from lightning_uncertainty import predictions as predictions
+    from lightning_uncertainty import trials as trials
     from lightning_uncertainty.balancing import GradientBalancing
     from lightning_uncertainty.callbacks import GradientConflictMonitor, UncertaintyMonitor, UncertaintyWarmUp
     from lightning_uncertainty.likelihoods import masked_sum
@@ -36,7 +43,7 @@ else:
             return found
         if name in _ROOMS:
             return import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return moved_name(__name__, name)
 
     def __dir__():
         return sorted({*globals(), *_HOME_OF, *_ROOMS})

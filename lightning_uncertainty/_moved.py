@@ -43,26 +43,22 @@ MOVED = {
 """The new home of what had an old path, both within the package."""
 
 
-def _refuse(path: str) -> NoReturn:
-    """Say where something went.
-
-    Raises:
-        ImportError: always.
-    """
+def _sentence(path: str) -> str:
+    """Return where something went."""
     new = MOVED[path.removeprefix(f"{_PACKAGE}.")]
-    raise ImportError(f"{path} has moved to {_PACKAGE}.{new}: name that in the import or the class path", name=path)
+    if new.startswith("_"):
+        return f"{path} is no door any more: load what was pickled with it where it was, and save its `state_dict()`"
+    return f"{path} has moved to {_PACKAGE}.{new}: name that in the import or the class path"
 
 
 def moved_name(module: str, name: str) -> NoReturn:
     """Stand as the `__getattr__` of a module whose names have moved.
 
     Raises:
-        ImportError: this one has.
-        AttributeError: it never was there.
+        AttributeError: always; an import of the name then asks the finder, which raises ImportError.
     """
-    if f"{module}.{name}".removeprefix(f"{_PACKAGE}.") in MOVED:
-        _refuse(f"{module}.{name}")
-    raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    moved = f"{module}.{name}".removeprefix(f"{_PACKAGE}.") in MOVED
+    raise AttributeError(_sentence(f"{module}.{name}") if moved else f"module {module!r} has no attribute {name!r}")
 
 
 class MovedFinder(MetaPathFinder):
@@ -77,7 +73,7 @@ class MovedFinder(MetaPathFinder):
             ImportError: it has.
         """
         if fullname.startswith(f"{_PACKAGE}.") and fullname.removeprefix(f"{_PACKAGE}.") in MOVED:
-            _refuse(fullname)
+            raise ImportError(_sentence(fullname), name=fullname)
         return None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_uncertainty._step import (
-    CheckedFit,
+    FitState,
     StepWindow,
     TaskLossValue,
     check_losses,
@@ -31,6 +31,7 @@ from lightning_uncertainty._step import (
     is_training,
     log_evaluation,
     log_metrics,
+    running_trainer,
     split,
     stack_losses,
     tell_epoch,
@@ -98,10 +99,8 @@ class MultiTaskMixin(Predicting, _Host):
     task_metrics: TaskMetrics
     task_splitter: Splitter
     _window: StepWindow
-    _checked: CheckedFit
-    _told: tuple[nn.Module, ...]
-    _stage: Stage | None = None
-    _skips = _warned = False
+    _task_fit: FitState
+    _skips = False
     skipped_steps = 0
 
     # -- set-up --------------------------------------------------------------------------------------------------------
@@ -155,8 +154,7 @@ class MultiTaskMixin(Predicting, _Host):
         self.task_calibration.rename(renamed)
         self.task_splitter = Splitter()
         self._window = StepWindow()
-        self._checked = CheckedFit()
-        self._told = told_parts(self)
+        self._task_fit = FitState()
         self._skips = on_nonfinite == "skip_step"
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
 
@@ -231,10 +229,11 @@ class MultiTaskMixin(Predicting, _Host):
         self._require_tasks("check_setup")
         self.task_weighting.check_tasks()
         self._window.prepare(self.task_weighting.base_weight)
-        self._told = told_parts(self)
-        self._tell(None)
-        self._checked.note(self)
-        self._warned = self.task_splitter.warned = False  # what was told once is told in every fit
+        running = running_trainer(self)
+        self._task_fit.told = None  # they may be others now
+        self._set_mode(self.training if running is None else running.training)  # before the first step calls a head
+        self._task_fit.begin(self)
+        self.task_splitter.warned = False  # what is told once is told in every fit
         trainer = trainer_of(self)
         if trainer is None:
             return
@@ -282,10 +281,10 @@ class MultiTaskMixin(Predicting, _Host):
         if stage in EVALUATION:
             log_evaluation(self, stage, self._tasks, sums, torch.ones_like(sums) if counts is None else counts)
             with torch.no_grad():
-                return self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
+                return self._evaluated(sums, counts)
         if not self.task_weighting.learning:
-            return self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
-        if not torch.compiler.is_compiling() and not (self.task_weighting.checked and self._checked.is_that_of(self)):
+            return self._evaluated(sums, counts)
+        if not torch.compiler.is_compiling() and not (self.task_weighting.checked and self._task_fit.is_checked(self)):
             self.check_setup()
             self._tell(stage)
         means, present = mean_losses(sums, counts, over_ranks=True)
@@ -461,11 +460,11 @@ class MultiTaskMixin(Predicting, _Host):
                 f"task_step needs a head for every task: found none for {', '.join(headless)}; give `Task(..., "
                 "head=...)`, hand over a mapping that has the outputs by task, or compute the losses and call weigh"
             )
-        self._stage = stage
+        self._task_fit.stage = stage
         try:
             outputs = self.task_outputs(features)
         finally:
-            self._stage = None
+            self._task_fit.stage = None
         losses = self.task_losses(outputs, batch)
         skipped = self.skipped_steps if train_metrics else 0
         with hearing(self.task_weighting, self._tasks, outputs, batch):
@@ -478,10 +477,19 @@ class MultiTaskMixin(Predicting, _Host):
 
     def _tell(self, stage: Stage | None) -> None:
         """Have what learns, or counts, know by its mode whether this is a step of training, until the next call."""
-        training = is_training(self, stage or self._stage)
-        for part in self._told:
+        self._set_mode(is_training(self, stage or self._task_fit.stage))
+
+    def _set_mode(self, training: bool) -> None:
+        if self._task_fit.told is None:
+            self._task_fit.told = tuple(told_parts(self))
+        for part in self._task_fit.told:
             if part.training is not training:
                 part.training = training
+
+    def _evaluated(self, sums: Tensor, counts: Tensor | None) -> Tensor:
+        total = self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
+        self._set_mode(self.training)  # for heads that are called before the next step tells
+        return total
 
     @torch.compiler.disable
     def _recorded(self, losses: Mapping[str, TaskLossValue], means: Tensor, weighted: Weighted) -> Tensor:
@@ -509,8 +517,8 @@ class MultiTaskMixin(Predicting, _Host):
         """Raise for an unsound loss: negative, NaN or inf; where steps are skipped, for one that is negative."""
         found = check_losses(self.task_weighting, values, allow_nonfinite=self._skips)
         check_skipping(trainer_of(self))
-        if not self._warned:
-            self._warned = True
+        if not self._task_fit.warned:
+            self._task_fit.warned = True
             warnings.warn(
                 f"a training step is skipped, as its loss is not finite: {found}; skipped_steps counts this and others",
                 stacklevel=3,
@@ -519,6 +527,10 @@ class MultiTaskMixin(Predicting, _Host):
         return torch.zeros((), device=values.device, requires_grad=True) if world_size() > 1 else None
 
 
-def told_parts(module: nn.Module) -> tuple[nn.Module, ...]:
-    """Return the parts of a module that are told whether a step is one of training."""
-    return tuple(part for part in module.modules() if isinstance(part, Weighting | HeteroscedasticHead))
+def told_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the parts of a module that are told whether a step is one of training, but for those of others of us."""
+    for child in module.children():
+        if isinstance(child, Weighting | HeteroscedasticHead):
+            yield child
+        if not isinstance(child, MultiTaskMixin):
+            yield from told_parts(child)

@@ -769,8 +769,8 @@ FAULTS = [
     Fault(
         "training_by_the_mode",
         "_step/trainers.py",
-        "return bool(module.training if trainer is None else trainer.training)",
-        "return bool(module.training)",
+        "    if trainer is None:\n        return bool(module.training)",
+        "    if True:\n        return bool(module.training)",
         ("tests/trainer/test_evaluation_mode.py::test_what_a_validation_weighs_teaches_nothing_whatever_the_mode",),
     ),
     Fault(
@@ -781,17 +781,31 @@ FAULTS = [
         ("tests/trainer/test_evaluation_mode.py::test_a_burn_in_is_counted",),
     ),
     Fault(
+        "training_wherever_a_fit_is",
+        "_step/trainers.py",
+        'trainer.training and (module.training or _hook_of(trainer) == "training_step")',
+        "trainer.training",
+        ("tests/trainer/test_evaluation_mode.py::test_a_callback_that_looks_in_evaluation_mode_changes_nothing",),
+    ),
+    Fault(
+        "modules_within_are_told",
+        "mixin.py",
+        "if not isinstance(child, MultiTaskMixin):",
+        "if True:",
+        ("tests/trainer/test_evaluation_mode.py::test_a_module_with_tasks_within_another_is_not_told_by_it",),
+    ),
+    Fault(
         "heads_are_not_told",
         "mixin.py",
-        "isinstance(part, Weighting | HeteroscedasticHead)",
-        "isinstance(part, Weighting)",
+        "isinstance(child, Weighting | HeteroscedasticHead)",
+        "isinstance(child, Weighting)",
         ("tests/trainer/test_evaluation_mode.py::test_a_burn_in_is_counted",),
     ),
     Fault(
         "checked_for_life",
         "_step/trainers.py",
-        "return self._parts == self._parts_of(module)",
-        "return self._parts is not None",
+        "return self._checked == self._fit_of(module)",
+        "return self._checked is not None",
         ("tests/trainer/test_checked_setup.py::test_a_fit_that_forgets_them_is_refused",),
     ),
     Fault(

@@ -13,17 +13,18 @@ from lightning_uncertainty._step.optimizers import (
     take_apart,
 )
 from lightning_uncertainty._step.trainers import (
-    CheckedFit,
+    FitState,
     all_dataloaders,
     check_skipping,
     is_training,
+    running_trainer,
     tell_epoch,
     trainer_of,
 )
 from lightning_uncertainty._step.window import StepWindow, check_losses, unsound_loss
 
 __all__ = [
-    "CheckedFit",
+    "FitState",
     "StepWindow",
     "TaskLossValue",
     "all_dataloaders",
@@ -39,6 +40,7 @@ __all__ = [
     "is_training",
     "log_evaluation",
     "log_metrics",
+    "running_trainer",
     "split",
     "stack_losses",
     "take_apart",

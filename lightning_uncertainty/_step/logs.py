@@ -42,5 +42,6 @@ def _update_and_log(module: Any, key: str, *values: Tensor) -> None:
     if not metric.update_called:  # Lightning keeps the metric until the epoch ends: once an epoch is enough
         metric.reset()  # states made in the inference mode of `Trainer.validate` could not be updated in a fit
         with all_dataloaders(trainer_of(module)):
-            module.log(key, metric, on_step=False, on_epoch=True, metric_attribute=f"task_metrics.{key}")
+            if getattr(module, "_fabric", None) is None:  # which logs no metrics
+                module.log(key, metric, on_step=False, on_epoch=True, metric_attribute=f"task_metrics.{key}")
     metric.update(*values)

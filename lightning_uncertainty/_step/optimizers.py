@@ -103,20 +103,20 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
     known = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     if not own or known.isdisjoint(id(parameter) for parameter in [*network, *own]):
         return  # nothing to learn, no Trainer, or a strategy has wrapped the parameters
-    if len(holders) != 1:
+    frozen = not all(parameter.requires_grad for parameter in own)
+    if len(holders) != 1 and not (frozen and not holders):
         raise RuntimeError(
             f"the log-variances should be in one optimizer: found them in {len(holders) or 'none'}, so "
             f"{'they would be stepped twice' if holders else 'σ would never move'}; build it from "
-            "`self.parameters()` or, better, `self.parameter_groups(lr=...)`"
+            "`self.parameters()` or, better, `self.parameter_groups(lr=...)`, or freeze them"
         )
-    _, group = holders[0]
-    if not all(parameter.requires_grad for parameter in own):
+    if frozen:
         warnings.warn(
             "the log-variances are frozen (requires_grad is False), so σ will not move: to train them call "
             "`self.task_weighting.requires_grad_(True)`",
             stacklevel=2,
         )
-    decay = group.get("weight_decay", 0.0)
+    decay = holders[0][1].get("weight_decay", 0.0) if holders else 0.0
     if decay:
         warnings.warn(
             f"the log-variances are under weight decay {decay:g}, which pulls σ back to where it started (at 0.1 "

@@ -8,24 +8,33 @@ from typing import Any
 from weakref import ref
 
 import torch
+from torch import nn
 
 from lightning_uncertainty._tensors import world_size
 from lightning_uncertainty.tasks import Stage
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["CheckedFit", "all_dataloaders", "check_skipping", "is_training", "tell_epoch", "trainer_of"]
+__all__ = [
+    "FitState",
+    "all_dataloaders",
+    "check_skipping",
+    "is_training",
+    "running_trainer",
+    "tell_epoch",
+    "trainer_of",
+]
 
 
 def trainer_of(module: Any) -> Any | None:
-    """The module's Trainer; None where it has none."""
-    try:
-        return getattr(module, "trainer", None)
-    except RuntimeError:  # Lightning's way to say that there is none
-        return None
+    """The module's Trainer; None where it has none, and under Fabric.
+
+    Lightning's property `trainer` raises where there is none, which a compiler that guards what it reads cannot take.
+    """
+    return getattr(module, "_trainer", None)
 
 
 def running_trainer(module: Any) -> Any | None:
-    """The module's Trainer while it fits, validates, tests or predicts; None else, and under Fabric."""
+    """The module's Trainer while it fits, validates, tests or predicts; None else."""
     trainer = trainer_of(module)
     state = getattr(trainer, "state", None)
     return trainer if state is not None and state.status == "running" else None
@@ -35,33 +44,49 @@ def is_training(module: Any, stage: Stage | None) -> bool:
     """Whether a call belongs to a step of training: as its stage says, else a running Trainer, else the module's mode.
 
     A Trainer leaves modes as it finds them, so a module in evaluation mode may well be in training, by mistake or to
-    hold the statistics of normalisation still.
+    hold the statistics of normalisation still. Elsewhere in a fit than in `training_step`, as in a callback that looks
+    at predictions, evaluation mode is evaluation.
     """
     if stage is not None:
         return stage == "train"
     trainer = running_trainer(module)
-    return bool(module.training if trainer is None else trainer.training)
+    if trainer is None:
+        return bool(module.training)
+    return bool(trainer.training and (module.training or _hook_of(trainer) == "training_step"))
 
 
-class CheckedFit:
-    """Which fit, a Trainer and its optimizers, was looked at last; copies and pickles have looked at none."""
+def _hook_of(trainer: Any) -> str | None:
+    return getattr(trainer.lightning_module, "_current_fx_name", None)
+
+
+class FitState:
+    """What a module knows of the fit that it is in; copies and pickles know of none.
+
+    Attributes:
+        stage: of the step that is on, where it was told.
+        told: the parts that are told whether a step is one of training; None before they were looked for.
+        warned: whether this fit was warned of steps that are skipped.
+    """
 
     def __init__(self) -> None:
-        self._parts: tuple[ref[Any], ...] | None = None
+        self.stage: Stage | None = None
+        self.told: tuple[nn.Module, ...] | None = None
+        self.warned = False
+        self._checked: tuple[ref[Any], ...] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CheckedFit, ()
+        return FitState, ()
 
-    def is_that_of(self, module: Any) -> bool:
-        """Whether it is the module's present fit; without a running Trainer all are one."""
-        return self._parts == self._parts_of(module)
+    def is_checked(self, module: Any) -> bool:
+        """Whether the module's present fit, a Trainer and its optimizers, was looked at; without one, whether any."""
+        return self._checked == self._fit_of(module)
 
-    def note(self, module: Any) -> None:
-        """Take the module's present fit for looked at."""
-        self._parts = self._parts_of(module)
+    def begin(self, module: Any) -> None:
+        """Take the module's present fit for looked at, and begin to warn anew."""
+        self._checked, self.warned = self._fit_of(module), False
 
     @staticmethod
-    def _parts_of(module: Any) -> tuple[ref[Any], ...]:
+    def _fit_of(module: Any) -> tuple[ref[Any], ...]:
         trainer = running_trainer(module)
         return () if trainer is None else (ref(trainer), *map(ref, trainer.optimizers))
 

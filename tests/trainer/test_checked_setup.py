@@ -64,6 +64,17 @@ def test_a_fit_that_forgets_them_is_refused(before, watched):
         fit(net, *[UncertaintyMonitor(table=False)] * watched)
 
 
+def test_frozen_log_variances_may_be_left_out_of_a_second_fit():
+    net = Net()
+    fit(net)
+    before = net.task_weighting.offset.clone()
+    net.task_weighting.requires_grad_(False)
+    net.forgets = True
+    with pytest.warns(UserWarning, match="the log-variances are frozen"):
+        fit(net)
+    assert torch.equal(net.task_weighting.offset, before)
+
+
 def test_a_second_fit_of_one_trainer_is_another():
     net = Net()
     fitted = fit(net)

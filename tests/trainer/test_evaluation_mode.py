@@ -1,13 +1,16 @@
 """A module in evaluation mode that is fitted is in training: the Trainer leaves modes as it finds them."""
 
+import copy
+
 import pytest
 import torch
+from lightning_fabric import Fabric
 from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torchmetrics import Accuracy
 
-from lightning_uncertainty import MultiTaskMixin, Task, UncertaintyMonitor, UncertaintyWarmUp
+from lightning_uncertainty import MultiTaskMixin, MultiTaskModule, Task, UncertaintyMonitor, UncertaintyWarmUp
 from lightning_uncertainty.likelihoods import HeteroscedasticGaussian
 from lightning_uncertainty.tasks import HeteroscedasticHead
 from lightning_uncertainty.weightings import DynamicTaskPrioritization
@@ -127,6 +130,30 @@ def test_normalisation_that_is_held_still_stays_so():
     assert all(sigma > 0 for sigma in net.sigma().values())
 
 
+class Looking(Callback):
+    """It looks at gradients of predictions, in evaluation mode, in the middle of a fit."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        pl_module.eval()
+        x = batch["x"].clone().requires_grad_()
+        torch.autograd.grad(sum(output.sum() for output in pl_module.task_outputs(x_of(pl_module, x)).values()), x)
+        pl_module.train()
+
+
+def x_of(net, x):
+    return net.trunk(x).tanh() if hasattr(net, "trunk") else x
+
+
+@pytest.mark.parametrize("make", [lambda: Burning(), *(lambda n=name: Staged(WEIGHTINGS[n]()) for name in BALANCING)])
+def test_a_callback_that_looks_in_evaluation_mode_changes_nothing(make):
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(make())
+    expected, found = (fit(net, *more) for net, more in zip(nets, ((), (Looking(),)), strict=True))
+    assert_same(found, expected)
+
+
 class Probe(Callback):
     """Calls the module by hand in the middle of a validation."""
 
@@ -160,3 +187,82 @@ def test_after_a_fit_the_mode_decides():
     before = tensors(net)
     net.eval().weigh({"depth": torch.tensor(1e6), "kind": torch.tensor(1e6)})
     torch.testing.assert_close(tensors(net), before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to .self.log..:UserWarning")
+def test_heads_that_are_called_between_an_evaluation_and_the_next_step_are_counted():
+    """In a loop of one's own, which changes no mode."""
+    net, batch = Burning(), in_a_row(1).dataset[0]
+    for stage in ("train", "val", "train"):
+        outputs = {"called": net.called(batch["x"]), "owned": net.task_heads["owned"](batch["x"])}
+        net.weigh(net.task_losses(outputs, batch), stage)
+    assert net.called.steps == net.task_heads["owned"].steps == 3
+
+
+def test_a_module_with_tasks_within_another_is_not_told_by_it():
+    class Student(Staged):
+        def __init__(self):
+            super().__init__()
+            self.teacher = Burning().eval()
+
+        def training_step(self, batch, batch_idx):
+            self.teacher.called(batch["x"])
+            return super().training_step(batch, batch_idx)
+
+    net = Student()
+    fit(net)
+    assert net.teacher.called.steps == 0
+    assert not any(part.training for part in net.teacher.modules())
+
+
+def test_names_of_ones_own_are_left_alone():
+    net = Unstaged()
+    net._stage, net._told, net._checked, net._fit = "pretraining", 1, True, "mine"
+    fit(net)
+    assert (net._stage, net._told, net._checked, net._fit) == ("pretraining", 1, True, "mine")
+    assert all(sigma > 0 for sigma in net.sigma().values())
+
+
+# -- without a Trainer -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_step_without_a_stage_compiles_where_there_is_no_trainer(training):
+    torch._dynamo.reset()
+    nets, batch = list(modes(Unstaged)), next(iter(tuples()))
+    for net in nets:
+        net.train(training).check_setup()
+    totals = [torch.compile(net.training_step, backend="aot_eager", fullgraph=True)(batch, 0) for net in nets[:1]]
+    totals.append(nets[1].training_step(batch, 0))
+    torch.testing.assert_close(*totals)
+    assert bool(nets[0].task_weighting.started.all()) is training
+
+
+def test_a_forward_compiles_and_exports_where_there_is_no_trainer():
+    torch._dynamo.reset()
+    net, x = (
+        MultiTaskModule(nn.Linear(4, 8), {"depth": Task("laplace", head=nn.Linear(8, 1))}, inputs="x"),
+        torch.ones(2, 4),
+    )
+    expected = net.eval()(x)
+    torch.testing.assert_close(torch.compile(net, backend="aot_eager", fullgraph=True)(x), expected)
+    torch.testing.assert_close(torch.export.export(net, (x,), strict=True).module()(x), expected)
+
+
+@pytest.mark.parametrize("weighting", ["UncertaintyWeighting", "DynamicWeightAverage", "GradNorm"])
+def test_a_loop_of_fabric(weighting):
+    """It logs no metrics: those of the tasks are updated, and read by hand."""
+    torch.manual_seed(0)
+    fabric, net = Fabric(accelerator="cpu", devices=1), Staged(WEIGHTINGS[weighting]())
+    reference = copy.deepcopy(net)
+    model, optimizer = fabric.setup(net, net.configure_optimizers())
+    model.mark_forward_method("training_step")
+    model.mark_forward_method("validation_step")
+    for index, batch in enumerate(in_a_row(STEPS).dataset):
+        optimizer.zero_grad()
+        fabric.backward(model.training_step(batch, index))
+        optimizer.step()
+    torch.testing.assert_close(tensors(net), fit(reference)[0])
+    model.eval()
+    model.validation_step(batch, 0)
+    assert net.task_metrics["val/depth/loss"].compute() > 0
