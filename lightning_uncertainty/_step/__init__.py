@@ -2,11 +2,19 @@
 
 from lightning_uncertainty._step.kpis import hearing
 from lightning_uncertainty._step.losses import TaskLossValue, check_known, graph_of, stack_losses
-from lightning_uncertainty._step.optimizers import check_optimizers, check_shards, clip_separately, split, take_apart
+from lightning_uncertainty._step.optimizers import (
+    BETAS,
+    check_optimizers,
+    check_shards,
+    clip_separately,
+    split,
+    take_apart,
+)
 from lightning_uncertainty._step.trainers import all_dataloaders, check_skipping, tell_epoch, trainer_of
 from lightning_uncertainty._step.window import StepWindow, unsound_loss
 
 __all__ = [
+    "BETAS",
     "StepWindow",
     "TaskLossValue",
     "all_dataloaders",

@@ -10,9 +10,12 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-__all__ = ["check_optimizers", "check_shards", "clip_separately", "split", "take_apart"]
+__all__ = ["BETAS", "check_optimizers", "check_shards", "clip_separately", "split", "take_apart"]
 
 Parameters = list[nn.Parameter]
+
+BETAS = (0.9, 0.99)
+"""Of Adam's moments of a log-variance: about 10 and 100 steps."""
 
 
 def split(parameters: Iterable[nn.Parameter], own: Parameters) -> tuple[Parameters, Parameters]:
@@ -91,7 +94,8 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
             f"{'they would be stepped twice' if holders else 'σ would never move'}; build it from "
             "`self.parameters()` or, better, `self.parameter_groups(lr=...)`"
         )
-    _, group = holders[0]
+    optimizer, group = holders[0]
+    _fit_betas(optimizer, group)
     if not all(parameter.requires_grad for parameter in own):
         warnings.warn(
             "the log-variances are frozen (requires_grad is False), so σ will not move: to train them call "
@@ -106,6 +110,14 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
             f"weight_decay={decay:g})`, which leaves them out",
             stacklevel=2,
         )
+
+
+def _fit_betas(optimizer: Any, group: dict[str, Any]) -> None:
+    """Take our betas from an optimizer that has none, or has not two: it then has its own."""
+    own = getattr(optimizer, "defaults", group).get("betas") or ()
+    if group.get("betas") == BETAS and len(own) != len(BETAS):
+        group.pop("betas")
+        group.update({"betas": own} if own else {})
 
 
 def check_shards(module: nn.Module, own: Parameters) -> None:

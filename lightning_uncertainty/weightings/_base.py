@@ -222,6 +222,9 @@ class Weighting(Splitting, ABC):
     def observe(self, kpi: Tensor) -> None:
         """Take note of the tasks' key performance indicators `[T]`, where the weighting follows them."""
 
+    def count_labels(self, labels: Tensor) -> None:
+        """Take note of how many labels the next losses are means of, `[T]`; infinite where nobody knows."""
+
     def kpi_metrics(self) -> Mapping[str, Metric]:
         """Return the metrics, by task name, whose values of a training batch the weighting wants to hear."""
         return {}
