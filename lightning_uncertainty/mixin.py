@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_uncertainty._step import (
+    BETAS,
     FitState,
     StepWindow,
     TaskLossValue,
@@ -172,6 +173,10 @@ class MultiTaskMixin(Predicting, _Host):
         Log-variances are never decayed (that would pull σ towards its start), and have a learning rate of their own:
         under Adam `s` moves by at most about one learning rate a step, so at the network's it lags behind the loss.
 
+        Their betas are (0.9, 0.99), unless you name others here, so that Adam and its kin forget a spike of a loss
+        within some hundred steps. Where an optimizer has no betas, or not two, `check_setup` puts its own back before
+        the first step of a fit; SGD and the like never look at them anyway.
+
         Args:
             lr: learning rate of the network.
             weight_decay: weight decay of the network.
@@ -188,15 +193,17 @@ class MultiTaskMixin(Predicting, _Host):
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
         own_lr = 10 * lr if log_variance_lr is None else log_variance_lr
         options = {**group, "lr": lr, "weight_decay": weight_decay}
-        return grouped(network, own, options, {**group, "lr": own_lr, "weight_decay": 0.0}, groups)
+        of_own = {"betas": BETAS, **group, "lr": own_lr, "weight_decay": 0.0}
+        return grouped(network, own, options, of_own, groups)
 
     def clip_separately(
         self, optimizer: Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the gradients of the network and those of the log-variances each by a norm of their own.
 
-        The Trainer's own clipping takes one norm over both, so that a σ far from its optimum, whose gradient is large,
-        shrinks the step of the network. To be called in `configure_gradient_clipping`, with what that is given.
+        The Trainer's own clipping takes one norm over both, so that a network whose gradient is large shrinks the step
+        of σ, and, under `memory=None`, a σ far from its optimum that of the network. To be called in
+        `configure_gradient_clipping`, with what that is given.
 
         Args:
             optimizer: whose parameters' gradients are clipped, in place.
@@ -277,7 +284,7 @@ class MultiTaskMixin(Predicting, _Host):
         if stage is not None and stage not in STAGES:
             raise ValueError(f"stage should be one of {', '.join(STAGES)}: found {stage!r}")
         self._tell(stage)
-        sums, counts = stack_losses(losses, self._tasks, self.task_weighting.task_ids.device)
+        sums, counts, labels = stack_losses(losses, self._tasks, self.task_weighting.task_ids.device)
         if stage in EVALUATION:
             log_evaluation(self, stage, self._tasks, sums, torch.ones_like(sums) if counts is None else counts)
             with torch.no_grad():
@@ -287,14 +294,14 @@ class MultiTaskMixin(Predicting, _Host):
         if not torch.compiler.is_compiling() and not (self.task_weighting.checked and self._task_fit.is_checked(self)):
             self.check_setup()
             self._tell(stage)
-        means, present = mean_losses(sums, counts, over_ranks=True)
+        means, present, labels = mean_losses(sums, counts, labels, over_ranks=True)
         values = means.detach()
         roots = self.task_weighting.roots(values)
         if (self._skips or reads_values(values.device)) and not math.isfinite(roots.sum().item()):
             return self._refuse_or_skip(values)
         if self.task_weighting.needs_epoch:
             tell_epoch(self, self.task_weighting)
-        weighted = self._weighted(means, present)
+        weighted = self._weighted(means, present, labels)
         self._window.add(values, roots, present, weighted)
         if not self.task_splitter.records(self.task_weighting):
             return weighted.total
@@ -509,7 +516,9 @@ class MultiTaskMixin(Predicting, _Host):
         )
         return self.task_splitter.record(self.task_weighting, step)
 
-    def _weighted(self, means: Tensor, present: Tensor) -> Weighted:
+    def _weighted(self, means: Tensor, present: Tensor, labels: Tensor | None = None) -> Weighted:
+        if labels is not None:
+            self.task_weighting.count_labels(labels)
         weighted: Weighted = self.task_weighting(means, present)
         return weighted
 

@@ -192,6 +192,30 @@ def test_pairs_means_and_none_mean_what_they_say():
     assert net.weigh({"depth": None, "kind": (torch.tensor(float("nan")), 0)}).item() == 0.0
 
 
+def test_the_weighting_hears_of_how_many_labels_losses_are():
+    """Observed elements, whatever the sum of their weights is; a mean is of who knows how many."""
+    weights = (0.01, 0.02, 0.03)
+    tasks = {
+        "weighted": Task(Categorical(class_weights=weights), target="kind"),
+        "plain": Task("categorical", target="kind"),
+        "missing": "gaussian",
+        "mean": "gaussian",
+    }
+    net = net_of(tasks)
+    batch = {"kind": torch.tensor([0, 1, 2, -100, 2]), "missing": torch.full((5,), NAN)}
+    outputs = {name: torch.randn(5, 3) for name in ("weighted", "plain")}
+    losses = net.task_losses(outputs | {"missing": torch.zeros(5)}, batch)
+    net.weigh(losses | {"mean": torch.tensor(2.0)})
+    assert net.task_weighting.labels.tolist() == [4, 4, 0, 32]
+    assert net.task_weighting.started.tolist() == [0, 0, 0, 1]
+    assert net.sigma()["weighted"] > 0
+    net.weigh(dict.fromkeys(tasks) | {"plain": (torch.tensor(60.0), 30)})
+    assert net.task_weighting.labels.tolist() == [4, 32, 0, 32]
+    started = net.task_weighting.started.tolist()
+    net.eval().weigh(net.task_losses(outputs, batch) | {"missing": None, "mean": None})
+    assert net.task_weighting.started.tolist() == started == [0, 1, 0, 1]
+
+
 def test_a_task_without_labels_neither_pulls_nor_drifts():
     net = Plain(UncertaintyWeighting(start={"depth": 0.3, "kind": -0.7}))
     total = net.weigh({"depth": torch.tensor(2.0), "kind": None})

@@ -4,6 +4,7 @@ from lightning_uncertainty._step.kpis import hearing
 from lightning_uncertainty._step.logs import log_evaluation, log_metrics
 from lightning_uncertainty._step.losses import TaskLossValue, graph_of, stack_losses
 from lightning_uncertainty._step.optimizers import (
+    BETAS,
     check_optimizers,
     check_resumed,
     check_shards,
@@ -24,6 +25,7 @@ from lightning_uncertainty._step.trainers import (
 from lightning_uncertainty._step.window import StepWindow, check_losses, unsound_loss
 
 __all__ = [
+    "BETAS",
     "FitState",
     "StepWindow",
     "TaskLossValue",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,10 @@ TaskLossValue = Tensor | tuple[Tensor, Tensor | float] | None
 
 def stack_losses(
     losses: Mapping[str, TaskLossValue], tasks: Mapping[str, object], device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """Stack sums and counts `[T]` in the order of `tasks`; no counts where all losses are means.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Stack sums, counts and numbers of labels `[T]` in the order of `tasks`; sums alone where all losses are means.
+
+    A pair's count is its number of labels, unless it has `labels` of its own; that of a mean is not known, so infinite.
 
     Raises:
         ValueError: a task is unknown or missing, or a loss is neither a scalar nor a pair of them.
@@ -27,7 +30,7 @@ def stack_losses(
     Example:
         >>> tasks = {"depth": "gaussian", "kind": "categorical"}
         >>> stack_losses({"kind": (torch.tensor(6.0), 3), "depth": None}, tasks, torch.device("cpu"))
-        (tensor([0., 6.]), tensor([0., 3.]))
+        (tensor([0., 6.]), tensor([0., 3.]), tensor([0., 3.]))
     """
     if losses.keys() != tasks.keys():
         check_known(losses, tasks)
@@ -37,11 +40,13 @@ def stack_losses(
         )
     values = [losses[name] for name in tasks]
     if all(isinstance(value, Tensor) and not value.shape for value in values):
-        return promote(torch.stack(values)), None  # type: ignore[arg-type]
+        return promote(torch.stack(values)), None, None  # type: ignore[arg-type]
     nothing = torch.zeros((), dtype=torch.float32, device=device)  # not the default type, which may be a half one
     pairs = [_pair(name, value, nothing) for name, value in zip(tasks, values, strict=True)]
     sums = promote(torch.stack([value for value, _ in pairs]))
-    return sums, torch.stack([count.to(sums) for _, count in pairs])
+    counts = torch.stack([count.to(sums) for _, count in pairs])
+    labels = [_labels(value, count) for value, count in zip(values, counts.unbind(), strict=True)]
+    return sums, counts, torch.stack(labels)
 
 
 def graph_of(value: TaskLossValue) -> Tensor | None:
@@ -63,6 +68,14 @@ def _pair(name: str, value: TaskLossValue, nothing: Tensor) -> tuple[Tensor, Ten
             "take its mean, or use masked_sum"
         )
     return total, count  # type: ignore[return-value]
+
+
+def _labels(value: TaskLossValue, count: Tensor) -> Tensor:
+    """Return how many labels a loss is of: 0 for None, infinitely many for a mean."""
+    if isinstance(value, Tensor):
+        return torch.full_like(count, math.inf)
+    labels: Tensor | None = getattr(value, "labels", None)
+    return count if labels is None else labels.to(count)
 
 
 def _shape(value: Any) -> str:

@@ -10,9 +10,21 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-__all__ = ["check_optimizers", "check_resumed", "check_shards", "clip_separately", "grouped", "split", "take_apart"]
+__all__ = [
+    "BETAS",
+    "check_optimizers",
+    "check_resumed",
+    "check_shards",
+    "clip_separately",
+    "grouped",
+    "split",
+    "take_apart",
+]
 
 Parameters = list[nn.Parameter]
+
+BETAS = (0.9, 0.99)
+"""Of Adam's moments of a log-variance: about 10 and 100 steps."""
 
 
 def split(parameters: Iterable[nn.Parameter], own: Parameters) -> tuple[Parameters, Parameters]:
@@ -110,6 +122,8 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
             f"{'they would be stepped twice' if holders else 'σ would never move'}; build it from "
             "`self.parameters()` or, better, `self.parameter_groups(lr=...)`, or freeze them"
         )
+    if holders:
+        _fit_betas(*holders[0])
     if frozen:
         warnings.warn(
             "the log-variances are frozen (requires_grad is False), so σ will not move: to train them call "
@@ -137,6 +151,14 @@ def check_resumed(optimizers: Sequence[Any], by_task: Iterable[nn.Parameter]) ->
             "a checkpoint of other tasks cannot be resumed, as its optimizer state is by position: load its "
             "weights (`load_from_checkpoint(..., strict=False)`) and fit anew, without ckpt_path"
         )
+
+
+def _fit_betas(optimizer: Any, group: dict[str, Any]) -> None:
+    """Take our betas from an optimizer that has none, or has not two: it then has its own."""
+    own = getattr(optimizer, "defaults", group).get("betas") or ()
+    if group.get("betas") == BETAS and len(own) != len(BETAS):
+        group.pop("betas")
+        group.update({"betas": own} if own else {})
 
 
 def check_shards(module: nn.Module, own: Parameters) -> None:

@@ -15,8 +15,10 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def mean_losses(sums: Tensor, counts: Tensor | None, *, over_ranks: bool) -> tuple[Tensor, Tensor]:
-    r"""Divide sums by counts over the global batch, in one all-reduce of `[2T]` numbers.
+def mean_losses(
+    sums: Tensor, counts: Tensor | None, labels: Tensor | None = None, *, over_ranks: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    r"""Divide sums by counts over the global batch, in one all-reduce of `[3T]` numbers.
 
     With `W` ranks, local sums `S_r` and the counts' sum `N`, a loss has the value of the global mean `S / N` and the
     gradient of `W S_r / N`: as DDP and FSDP average gradients over ranks, the result is the gradient of `S / N`. The
@@ -26,31 +28,34 @@ def mean_losses(sums: Tensor, counts: Tensor | None, *, over_ranks: bool) -> tup
         sums: `[T]`, with gradients.
         counts: `[T]`; where 0, the sum is ignored, be it NaN; a negative, NaN or infinite one makes the mean NaN. None
             counts 1 for each.
+        labels: how many labels each sum is of, `[T]`, infinite where nobody knows; None is nowhere.
         over_ranks: whether to reduce over the process group (training); otherwise there is no collective.
 
     Returns:
-        Mean losses `[T]`, 0 where nothing is observed, and presence `[T]`: has the task a label anywhere.
+        Mean losses `[T]`, 0 where nothing is observed, presence `[T]`: has the task a label anywhere, and labels of
+        all ranks `[T]`; None where they are known nowhere.
 
     Example:
         >>> mean_losses(torch.tensor([6.0, float("nan")]), torch.tensor([3.0, 0.0]), over_ranks=True)
-        (tensor([2., 0.]), tensor([ True, False]))
+        (tensor([2., 0.]), tensor([ True, False]), None)
     """
     ranks = world_size() if over_ranks else 1
     if counts is None:
         if ranks == 1:
-            return sums, torch.ones_like(sums, dtype=torch.bool)
+            return sums, torch.ones_like(sums, dtype=torch.bool), labels
         counts = torch.ones_like(sums)
     sums = torch.where(counts == 0, 0.0, sums + 0 * counts.detach().sqrt())  # NaN for a count that makes no sense
     if ranks == 1:
         present = counts > 0
-        return sums / torch.where(present, counts, 1.0), present
-    global_sums_counts = torch.cat([sums.detach(), counts])
-    distributed.all_reduce(global_sums_counts)
-    global_sums, global_counts = global_sums_counts.chunk(2)
+        return sums / torch.where(present, counts, 1.0), present, labels
+    labels = torch.full_like(counts, torch.inf) if labels is None else labels  # other ranks may know some
+    global_numbers = torch.cat([sums.detach(), counts, labels])
+    distributed.all_reduce(global_numbers)
+    global_sums, global_counts, global_labels = global_numbers.chunk(3)
     present = global_counts > 0
     global_counts = torch.where(present, global_counts, 1.0)
     local = sums * (ranks / global_counts)
-    return global_sums / global_counts + (local - local.detach()), present
+    return global_sums / global_counts + (local - local.detach()), present, global_labels
 
 
 class SideGroup:

@@ -169,6 +169,9 @@ class GradientBalancing(BalancingWeighting):
     def observe(self, kpi: Tensor) -> None:
         self.weighting.observe(kpi)
 
+    def count_labels(self, labels: Tensor) -> None:
+        self.weighting.count_labels(labels)
+
     def kpi_metrics(self) -> Mapping[str, Metric]:
         return self.weighting.kpi_metrics()
 

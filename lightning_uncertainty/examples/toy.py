@@ -42,7 +42,7 @@ from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, Uncer
 WEIGHTINGS: Mapping[str, Callable[[], Weighting]] = {
     "learned": UncertaintyWeighting,
     "analytic": AnalyticUncertaintyWeighting,
-    "blog": lambda: UncertaintyWeighting(start=0.0),  # s = 0: σ = 1, whatever the data
+    "blog": lambda: UncertaintyWeighting(start=0.0, memory=None),  # σ = 1, whatever the data; the gradient as published
 }
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import promote, reads_values
 
-__all__ = ["align", "fit_mask", "masked_sum", "range_of", "sum_and_count"]
+__all__ = ["Counted", "align", "fit_mask", "masked_sum", "range_of", "sum_and_count"]
 
 
 def masked_sum(error: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,26 @@ def masked_sum(error: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tenso
                     "error is computed, as in `torch.nan_to_num(label)`, or their gradient is NaN"
                 )
     return sum_and_count(error, mask)
+
+
+class Counted(tuple[Tensor, Tensor]):
+    """A pair `(sum, count)` whose count is no number of labels, as where classes have weights.
+
+    Attributes:
+        labels: the number of observed labels, 0-dimensional.
+
+    Example:
+        >>> total, count = pair = Counted((torch.tensor(6.0), torch.tensor(0.5)), torch.tensor(3))
+        >>> total.item(), count.item(), pair.labels.item()
+        (6.0, 0.5, 3)
+    """
+
+    labels: Tensor | None
+
+    def __new__(cls, pair: tuple[Tensor, Tensor], labels: Tensor | None = None) -> Counted:
+        self = super().__new__(cls, pair)
+        self.labels = labels
+        return self
 
 
 def sum_and_count(error: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

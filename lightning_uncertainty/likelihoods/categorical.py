@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lightning_uncertainty._tensors import promote, reads_values
 from lightning_uncertainty.likelihoods._base import Likelihood, Predictive
 from lightning_uncertainty.likelihoods._focal import check_focal, power
-from lightning_uncertainty.likelihoods._labels import fit_mask, range_of, sum_and_count
+from lightning_uncertainty.likelihoods._labels import Counted, fit_mask, range_of, sum_and_count
 from lightning_uncertainty.likelihoods.prediction import Prediction, classification
 
 __all__ = ["Categorical", "CategoricalHalf", "ClassLabels"]
@@ -73,7 +73,8 @@ class ClassLabels(Likelihood):
         if weights is None:
             return sum_and_count(error, mask)
         weight = torch.where(mask, weights[label], 0.0)
-        return (weight * torch.where(mask, error, 0.0)).sum(), weight.sum()
+        pair = (weight * torch.where(mask, error, 0.0)).sum(), weight.sum()
+        return Counted(pair, mask.sum())
 
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         logits = self.logits(output)

@@ -183,6 +183,9 @@ class Weighting(TaskVectors, ABC):
     def observe(self, kpi: Tensor) -> None:
         """Take note of the tasks' key performance indicators `[T]`, where the weighting follows them."""
 
+    def count_labels(self, labels: Tensor) -> None:
+        """Take note of how many labels the next losses are means of, `[T]`; infinite where nobody knows."""
+
     def kpi_metrics(self) -> Mapping[str, Metric]:
         """Return the metrics, by task name, whose values of a training batch the weighting wants to hear."""
         return {}
@@ -228,9 +231,7 @@ class Weighting(TaskVectors, ABC):
 
     def roots(self, losses: Tensor) -> Tensor:
         """Return `√L` `[T]`, or `√|L|` of normalised tasks: not finite where a loss is unsound."""
-        if self.normalised:
-            losses = torch.where(self.exponent > 0, losses, losses.abs())
-        return losses.sqrt()
+        return (torch.where(self.exponent > 0, losses, losses.abs()) if self.normalised else losses).sqrt()
 
     def usable(self, losses: Tensor, present: Tensor) -> Tensor:
         """Where a loss tells anything about the optimum: there is one, the task is on, the loss positive and finite."""

@@ -1,9 +1,11 @@
-"""What all weightings that learn log-variances have in common: where σ starts, and the parameter that moves it."""
+"""What all weightings that learn log-variances have in common: where σ starts, and the gradient that moves it."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,56 +13,125 @@ from torch import Tensor, nn
 from lightning_uncertainty._tensors import keep_for_backward, reads_values
 from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._named import named_vector
+from lightning_uncertainty.weightings._task_vectors import whole
 from lightning_uncertainty.weightings._weighted import Weighted
 
-__all__ = ["LearntWeighting"]
+__all__ = ["DEFAULT_MEMORY", "LearntWeighting", "slope_from"]
 
+DEFAULT_MEMORY = 20.0
+"""Steps that the running mean loss of a learnt σ remembers."""
+
+_ENOUGH = 32.0  # labels that say where σ starts
+_MOST = 100.0  # running means that a single batch may count
+_FULL = 16.0  # memories after which the running mean has forgotten its first step: e^-16 of it is left
+_TINY = torch.finfo(torch.float32).tiny
+_LONGEST = 1e6  # steps that a memory may have
+_NEWER = ("labels", "mean_loss", "steps")  # which older checkpoints do not have
 _STEPS_BETWEEN_LOOKS = 50  # at `started` on devices where reading a value stalls the queue
 
 
-class LearntWeighting(Weighting):
-    """Learns log-variances; a method says what they cost, and how raw numbers become log-variances.
+def slope_from(exponent: Tensor) -> Tensor:
+    """Return `max(1 - e^x, -1)`, a slope by that of the penalty: never steeper downwards than the penalty is upwards.
 
-    `raw = start + offset`, where the offset is the parameter and `start` is given, or set by a task's first training
-    batch, so that σ begins at the size of the residuals and weight decay, if any, pulls towards the data and not
+    Example:
+        >>> slope_from(torch.tensor([-100.0, 0.0, 100.0]))
+        tensor([ 1., -0., -1.])
+    """
+    return (-torch.expm1(exponent)).clamp(min=-1.0)
+
+
+class LearntWeighting(Weighting):
+    r"""Learns log-variances; a method says what they cost, and how raw numbers become log-variances.
+
+    `raw = start + offset`, where the offset is the parameter and `start` is given, or set by a task's first labels in
+    training, so that σ begins at the size of the residuals and weight decay, if any, pulls towards the data and not
     towards σ = 1.
+
+    The start follows the mean loss over the first labels until there are 32, and only then is the parameter's alone. A
+    loss that comes without a count, as a mean, is taken for one of enough labels.
+
+    The total and its gradient in the losses are those of a method's `objective`. Its gradient in `s` is that at the
+    running mean loss in place of the batch's,
+
+    .. math::  \frac{\partial}{\partial s_i} = g_i(s, \bar L), \qquad
+               \bar L \leftarrow \bar L + \frac{1 - d}{1 - d^n} (\min(L, 100 \bar L) - \bar L), \qquad
+               d = 1 - 1 / \text{memory},
+
+    `n` counting the task's steps. All objectives are linear in `L`: it is the method's own gradient, averaged over
+    about `memory` batches and taken at today's `s`, and it is zero at the same place. `g` is bounded: never steeper
+    downwards than the penalty. A batch of a thousandfold loss, whose own gradient would stay in the second moment of
+    Adam for a thousand steps and hold σ for as long, moves σ by what it is worth and is forgotten.
 
     Args:
         start: first log-variance: a number for all tasks, or numbers by task name; others start at the optimum of their
-            first batch with labels.
+            first labels.
         base_weights: see `Weighting`.
+        memory: how many steps the running mean remembers, at least 1, which is the batch alone; None is the gradient of
+            the batch as published, without any bound.
         options: see `Weighting`.
+
+    Raises:
+        ValueError: the memory is below 1 or above a million.
     """
 
     offset: nn.Parameter
     start: Tensor
     started: Tensor
+    labels: Tensor
+    mean_loss: Tensor
+    steps: Tensor
     log_variance: Tensor
 
     def __init__(
         self,
         start: float | Mapping[str, float] | None = None,
         base_weights: Mapping[str, float] | None = None,
+        memory: float | None = DEFAULT_MEMORY,
         **options: object,
     ) -> None:
-        super().__init__(base_weights, start=start, **options)
+        super().__init__(base_weights, start=start, **options, memory=None if memory == DEFAULT_MEMORY else memory)
+        if memory is not None and not 1 <= memory <= _LONGEST:
+            raise ValueError(f"memory should be a number of steps from 1 to {_LONGEST:g}, or None: found {memory}")
+        self.memory = memory
+        self._share = 1 / (DEFAULT_MEMORY if memory is None else memory)  # 1 - d
+        self._log_decay = math.log1p(-self._share) if self._share < 1 else -math.inf
         self._start = start
         self._settled = False
         self._steps = 0
+        self._labels: Tensor | None = None  # of the losses to come
 
     @abstractmethod
     def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Return the total, and the effective weights `[T]`, at log-variances `[T]`."""
 
+    @abstractmethod
+    def slope(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        """Return the gradient of the objective in log-variances `[T]`, at running mean losses, bounded.
+
+        Args:
+            s: log-variances `[T]`.
+            mean_loss: running mean losses `[T]`.
+            steps: how many steps each task was present in, `[T]`.
+            seen: which tasks have a loss in this step, `[T]`; of others any number will do.
+        """
+
+    @abstractmethod
+    def loss_at(self, s: Tensor) -> Tensor:
+        """Return the losses `[T]` of which log-variances `[T]` are the optimum; NaN where they do not tell."""
+
     def shaped(self, raw: Tensor, present: Tensor) -> Tensor:
         """Return the log-variances `[T]` that raw numbers `[T]` stand for."""
         return raw
 
-    def first_raw(self, raw: Tensor, losses: Tensor, present: Tensor, started: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where tasks start that have not, `[T]`, and which of them do so in this batch."""
-        optimum = self.optimum(losses, present)
+    def pooled(self, numbers: Tensor) -> Tensor:
+        """Return the sums of numbers `[T]` over the tasks that share a log-variance with each."""
+        return numbers
+
+    def first_raw(self, mean_loss: Tensor, steps: Tensor) -> Tensor:
+        """Return where tasks of these mean losses start, `[T]`."""
+        optimum = self.optimum(mean_loss, steps)
         assert optimum is not None
-        return optimum, self.usable(losses, present) & ~started
+        return optimum
 
     def make_vectors(self) -> None:
         if isinstance(self._start, Mapping):
@@ -70,9 +141,8 @@ class LearntWeighting(Weighting):
         self._refuse_for_normalised(self._start, "start")
         self._first_start = named_vector(self._given_start, self.tasks, 0.0, "start")
         self._some_without = 0.0 in self._constants["learnable"]
-        self.register_buffer("start", self.vector())
-        self.register_buffer("started", self.vector())  # 0 or 1, as booleans cannot be averaged
-        self.register_buffer("log_variance", self.vector())
+        for name in ("start", "started", "labels", "mean_loss", "steps", "log_variance"):
+            self.register_buffer(name, self.vector())  # started is 0 or 1, as booleans cannot be averaged
         self.offset = nn.Parameter(self.vector())
 
     def _refuse_for_normalised(self, given: object, what: str) -> None:
@@ -93,34 +163,88 @@ class LearntWeighting(Weighting):
         super().reset_parameters()
         self.start.copy_(torch.tensor(self._first_start))
         self.started.copy_(torch.tensor([name in self._given_start for name in self.tasks]))
+        self.labels.copy_(_ENOUGH * self.started)
+        self.mean_loss.zero_()
+        self.steps.zero_()
         self.offset.zero_()
         self._settled = False
 
+    def extra_repr(self) -> str:
+        given = super().extra_repr()
+        return given if self.memory is not None else ", ".join(filter(None, [given, "memory=None"]))
+
+    def count_labels(self, labels: Tensor) -> None:
+        self._labels = None if self._settled else labels.detach()
+
     def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
         raw = self.start + self.offset
-        if not self._settled:
-            raw = self._start_from_data(raw, losses, present)
+        seen, mean_loss, steps, labels = self._remembered(losses.detach(), present)
+        if labels is not None:
+            raw = self._start_from_data(raw, seen, mean_loss, steps, labels)
         s = self.shaped(raw, present)
-        total, weights = self.objective(s, losses, present)
+        fixed = s if self.memory is None else s.detach()
+        total, weights = self.objective(fixed, losses, present)
+        if self.memory is not None and s.requires_grad:
+            slope = torch.where(seen, self.slope(fixed, mean_loss, steps, seen), 0.0)
+            total = total + keep_for_backward(slope.to(s.dtype)).dot(s - fixed)
+        if self.learning:
+            self.mean_loss.copy_(mean_loss)
+            self.steps.copy_(steps)
         log_variances = s.detach()
         if not self._settled or self._some_without:
-            known = self.started > 0 if not self.normalised else (self.started > 0) & (self.exponent > 0)
+            known = (self.started > 0) | (self.pooled(self.labels) > 0)
+            if self.normalised:
+                known = known & (self.exponent > 0)
             log_variances = torch.where(known, log_variances, torch.nan)
         if not self._settled:
             self._look_for_stragglers()
         return Weighted(total, weights, log_variances)
 
-    def _start_from_data(self, raw: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """Return raw with tasks that have not started where this batch says; in training they start there."""
+    def _remembered(self, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return which losses count, and running means, steps and labels with them, `[T]` each.
+
+        A loss of zero has no optimum, but its part in a mean. Labels are None once all tasks have started.
+        """
+        known = losses * (present * self.learnable)
+        seen = ((known > 0) | ((known == 0) & (self.steps > 0) & present & (self.learnable > 0))) & (known < torch.inf)
+        steps = self.steps + seen
+        rate = -self._share / torch.expm1(self._log_decay * steps.clamp(min=1))  # (1 - d) / (1 - d^n)
+        kept = 1 - rate
+        bounded = self.steps > 0
+        labels = None
+        if not self._settled:
+            first = self.started == 0
+            told, self._labels = self._labels, None
+            count = torch.full_like(rate, _ENOUGH) if told is None else torch.where(told < torch.inf, told, _ENOUGH)
+            count = torch.where(seen & first, count.to(rate), 0.0)
+            labels = self.labels + count
+            of = labels.clamp(min=_TINY)
+            rate, kept = torch.where(first, count / of, rate), torch.where(first, self.labels / of, kept)
+            bounded = bounded & ~first
+        mean = self.mean_loss.to(losses)
+        newest = torch.where(bounded, torch.minimum(losses, _MOST * mean.clamp(min=_TINY)), losses)
+        # `mean + rate · (newest - mean)` would lose a loss that has fallen by orders of magnitude to rounding
+        return seen, torch.where(seen, kept.to(mean) * mean + rate.to(mean) * newest, mean), steps, labels
+
+    def _start_from_data(self, raw: Tensor, seen: Tensor, mean_loss: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
+        """Return raw with tasks that have not started where their first labels say; in training they start there."""
         started = keep_for_backward(self.started > 0)
-        first, new = self.first_raw(raw.detach(), losses.detach(), present, started)
-        if self.learning:
+        whose = self.pooled(started.to(raw.dtype))  # one starts for all; who joins those that have takes theirs over
+        theirs = self.pooled(raw.detach() * started) / whose.clamp(min=1)
+        first = torch.where(whose > 0, theirs.to(mean_loss), self.first_raw(mean_loss, steps).to(mean_loss))
+        first = keep_for_backward(first)
+        new = (self.pooled((seen | started).to(raw.dtype)) > 0) & ~started
+        if not self.learning:
+            new = new & (self.pooled(self.labels) == 0)
+        else:
             with torch.no_grad():
                 self.start.copy_(torch.where(new, first - self.offset, self.start))
         # no gradient yet: at the optimum it is rounding error alone, which Adam would blow up to a whole step
         raw = torch.where(started, raw, torch.where(new, first.to(raw.dtype), raw.detach()))
         if self.learning:
-            self.started.copy_(started | new)
+            enough = new & ((whose > 0) | (self.pooled(labels) >= _ENOUGH))
+            self.started.copy_(started | enough)
+            self.labels.copy_(torch.where(started | enough, _ENOUGH, labels))
         return raw
 
     def _look_for_stragglers(self) -> None:
@@ -139,3 +263,15 @@ class LearntWeighting(Weighting):
     def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *args: object) -> None:
         self._settled = False  # the checkpoint decides
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _complete(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Fill what checkpoints had not before there were running means: what has started is at its optimum."""
+        start, started, offset = (state_dict.get(prefix + name) for name in ("start", "started", "offset"))
+        if start is None or started is None or offset is None or any(prefix + name in state_dict for name in _NEWER):
+            return
+        s = start + whole(offset.detach())
+        loss = self.loss_at(s.to(self.exponent.device)).to(s)
+        known = (started > 0) & loss.isfinite()
+        full = math.ceil(_FULL / self._share)
+        filled = torch.where(started > 0, _ENOUGH, 0.0), torch.where(known, loss, 0.0), torch.where(known, full, 0.0)
+        state_dict.update({prefix + name: vector.to(s) for name, vector in zip(_NEWER, filled, strict=True)})

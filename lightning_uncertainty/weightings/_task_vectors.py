@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_uncertainty._tensors import Float32Module
 
-__all__ = ["TaskVectors"]
+__all__ = ["TaskVectors", "whole"]
 
 
 def task_id(name: str) -> int:
@@ -95,7 +95,11 @@ class TaskVectors(Float32Module):
             if saved != names:
                 self._adopt(state_dict, prefix, saved)
             self._remap(state_dict, prefix, saved)
+        self._complete(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _complete(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Add what a checkpoint in our order is too old to have."""
 
     def _vectors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds, by name; what knows its tasks itself is left out."""
@@ -174,13 +178,13 @@ class TaskVectors(Float32Module):
                 state_dict[key] = torch.tensor(self.own_task_ids())
             elif key in state_dict:
                 vector = state_dict[key]
-                theirs, ours = _whole(vector), _whole(own.detach())
+                theirs, ours = whole(vector), whole(own.detach())
                 device = theirs.device
                 mapped = torch.where(known.to(device), theirs[..., index.to(device)], ours.to(device))
                 state_dict[key] = mapped if theirs is vector else _sharded_like(mapped, vector)
 
 
-def _whole(vector: Tensor) -> Tensor:
+def whole(vector: Tensor) -> Tensor:
     """Return all of a vector of which each process may hold a part."""
     if type(vector) in (Tensor, nn.Parameter):
         return vector

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from lightning_uncertainty._tensors import promote
-from lightning_uncertainty.weightings._learnt import LearntWeighting
+from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting
 
 __all__ = ["BoundedUncertaintyWeighting"]
 
@@ -25,14 +25,22 @@ class BoundedUncertaintyWeighting(LearntWeighting):
     where `UncertaintyWeighting` has 50. The price: `c` is no deviation. `c²` nears `L / 2 + 1` for large losses and
     `√(L / 2)` for small ones, so the balance of tasks depends on the units of their labels.
 
+    The gradient of `s` is that of the running mean loss, never steeper than the penalty is at its optimum,
+
+    .. math::  b_i \max \left( \mathrm{sigmoid}(s_i) - \tfrac12 e^{-s_i} \bar L_i, -\mathrm{sigmoid}(s^*_i) \right),
+
+    for the reason that `UncertaintyWeighting` gives.
+
     Source: Liebel & Körner, "Auxiliary Tasks in Multi-Task Learning", arXiv:1805.06334, 2018, Eq. 3.
 
     Args:
         start: first `s`, as in `UncertaintyWeighting`; 0.0 is `c = 1`, the paper's choice.
         base_weights: see `Weighting`.
+        memory: as in `UncertaintyWeighting`.
 
     Raises:
-        ValueError: (when tasks are registered) a name is no task, or a number is not finite or negative.
+        ValueError: the memory is below 1 or above a million; (when tasks are registered) a name is no task, or a number
+            is not finite or negative.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
@@ -43,14 +51,25 @@ class BoundedUncertaintyWeighting(LearntWeighting):
     """
 
     def __init__(
-        self, start: float | Mapping[str, float] | None = None, base_weights: Mapping[str, float] | None = None
+        self,
+        start: float | Mapping[str, float] | None = None,
+        base_weights: Mapping[str, float] | None = None,
+        *,
+        memory: float | None = DEFAULT_MEMORY,
     ) -> None:
-        super().__init__(start, base_weights)
+        super().__init__(start, base_weights, memory)
 
     def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.base_weight * present
         weights = scale * torch.exp(-s) / 2
         return (weights * losses).sum() + scale.dot(softplus(s)), weights.detach()
+
+    def slope(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        data = torch.exp(-s) * mean_loss / 2
+        return self.base_weight * torch.maximum(torch.sigmoid(s) - data, -torch.sigmoid(self.optimum(mean_loss)))
+
+    def loss_at(self, s: Tensor) -> Tensor:
+        return 2 * torch.exp(s) * torch.sigmoid(s)
 
     def optimum(self, losses: Tensor, steps: Tensor | None = None) -> Tensor:
         root = promote(losses).clamp(min=torch.finfo(torch.float32).tiny).sqrt()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import promote
 from lightning_uncertainty.likelihoods import optimal_log_variance
-from lightning_uncertainty.weightings._learnt import LearntWeighting
+from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting
 
 __all__ = ["ConstrainedUncertaintyWeighting"]
 
@@ -24,7 +24,13 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
     others: the total is positive, all weights cannot rise together, and where all `a` are alike it is, at its optimum,
     the geometric mean of the losses (times `T c e^{-a m}`). With one task, its weight is constant.
 
-    The gradient of `s` has the size of the losses: give it to Adam, or choose its learning rate with care.
+    The gradient of `s` is that at the running mean losses, in which a task pulls at most twice as hard as it would at
+    the optimum,
+
+    .. math::  -\lambda \min \left( e^{a_i (s^*_i - s_i)}, 2 \right) + \text{the mean of all},
+
+    with `s*` and `λ` those of the tasks present, for the reason that `UncertaintyWeighting` gives. It has the size of
+    the losses: give it to Adam, or choose its learning rate with care.
 
     σ is relative: for tasks of one exponent `a` and one base weight, the ratio of two σ is that of their deviations;
     their size says nothing about the data.
@@ -36,10 +42,11 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
         mean_log_variance: `m`.
         start: first `s` before the mean is taken out, as in `UncertaintyWeighting`.
         base_weights: see `Weighting`.
+        memory: as in `UncertaintyWeighting`.
 
     Raises:
-        ValueError: the mean is not finite; (when tasks are registered) a name is no task, or a number is not finite or
-            negative.
+        ValueError: the mean is not finite, or the memory is below 1 or above a million; (when tasks are registered) a
+            name is no task, or a number is not finite or negative.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
@@ -54,8 +61,10 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
         mean_log_variance: float = 0.0,
         start: float | Mapping[str, float] | None = None,
         base_weights: Mapping[str, float] | None = None,
+        *,
+        memory: float | None = DEFAULT_MEMORY,
     ) -> None:
-        super().__init__(start, base_weights, mean_log_variance=mean_log_variance)
+        super().__init__(start, base_weights, memory, mean_log_variance=mean_log_variance)
         if not abs(mean_log_variance) <= torch.finfo(torch.float32).max:
             raise ValueError(f"mean_log_variance should be finite: found {mean_log_variance}")
         self.mean_log_variance = mean_log_variance
@@ -64,23 +73,33 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
         counted = present * (self.base_weight > 0)
         return raw - (counted * raw).sum() / counted.sum().clamp(min=1) + self.mean_log_variance
 
-    def first_raw(self, raw: Tensor, losses: Tensor, present: Tensor, started: Tensor) -> tuple[Tensor, Tensor]:
-        free = optimal_log_variance(losses, self.exponent, self.log_ratio)
-        return free, self.usable(losses, present) & ~started
+    def first_raw(self, mean_loss: Tensor, steps: Tensor) -> Tensor:
+        return optimal_log_variance(mean_loss, self.exponent, self.log_ratio)
 
     def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         s = torch.where(present, s, 0.0)  # beside the mean of others an absent one may be beyond what exp can hold
         weights = torch.exp(self.log_factor - self.exponent * s) * present
         return (weights * losses).sum(), weights.detach()
 
+    def slope(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        free, log_multiplier = self._solved(mean_loss, self.usable(mean_loss, seen))
+        pull = torch.exp(self.exponent * (free - s) - log_multiplier).clamp(max=2.0)
+        return -torch.exp(log_multiplier) * pull
+
+    def loss_at(self, s: Tensor) -> Tensor:
+        return torch.full_like(s, torch.nan)  # of all levels of the losses
+
     def optimum(self, losses: Tensor, steps: Tensor | None = None) -> Tensor:
         losses = promote(losses)
         counted = self.usable(losses, torch.ones_like(losses) if steps is None else steps > 0)
+        free, log_multiplier = self._solved(losses, counted)
+        return free - log_multiplier / self.exponent
+
+    def _solved(self, losses: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `log(a b c L) / a`, `[T]`, and `log λ`, of the tasks counted."""
         free = optimal_log_variance(losses, self.exponent, self.exponent.log() + self.log_factor)
         excess = torch.where(counted, free - self.mean_log_variance, 0.0).sum()
-        return (
-            free - excess / (counted / self.exponent).sum().clamp(min=torch.finfo(torch.float32).tiny) / self.exponent
-        )
+        return free, excess / (counted / self.exponent).sum().clamp(min=torch.finfo(torch.float32).tiny)
 
     def meanings(self) -> dict[str, str]:
         return {task: f"relative: only ratios count; {meaning}" for task, meaning in self._meanings.items()}

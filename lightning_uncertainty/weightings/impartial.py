@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import promote
 from lightning_uncertainty.likelihoods import optimal_log_variance
-from lightning_uncertainty.weightings._learnt import LearntWeighting
+from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting, slope_from
 
 __all__ = ["ImpartialLossWeighting"]
 
@@ -23,15 +23,20 @@ class ImpartialLossWeighting(LearntWeighting):
     scale of the loss: at the optimum the loss itself, and every weighted loss is 1. `UncertaintyWeighting` has the same
     weights at its optimum, but for a factor of the likelihood; there σ means something of the data, here nothing.
 
+    The gradient of `s` is `b max(1 - e^{s* - s}, -1)`, with `s*` of the running mean loss, for the reason that
+    `UncertaintyWeighting` gives.
+
     Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021 (IMTL-L). The whole of IMTL is this
     within `GradientBalancing("imtl_g", ...)`.
 
     Args:
-        start: first `s`, as in `UncertaintyWeighting`; 0.0 is the paper's choice, None the optimum of the first batch.
+        start: first `s`, as in `UncertaintyWeighting`; 0.0 is the paper's choice, None the optimum of the first labels.
         base_weights: see `Weighting`.
+        memory: as in `UncertaintyWeighting`.
 
     Raises:
-        ValueError: (when tasks are registered) a name is no task, or a number is not finite or negative.
+        ValueError: the memory is below 1 or above a million; (when tasks are registered) a name is no task, or a number
+            is not finite or negative.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
@@ -42,14 +47,24 @@ class ImpartialLossWeighting(LearntWeighting):
     """
 
     def __init__(
-        self, start: float | Mapping[str, float] | None = 0.0, base_weights: Mapping[str, float] | None = None
+        self,
+        start: float | Mapping[str, float] | None = 0.0,
+        base_weights: Mapping[str, float] | None = None,
+        *,
+        memory: float | None = DEFAULT_MEMORY,
     ) -> None:
-        super().__init__(start, base_weights)
+        super().__init__(start, base_weights, memory)
 
     def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.base_weight * present
         weights = scale * torch.exp(-s)
         return (weights * losses).sum() + scale.dot(s), weights.detach()
+
+    def slope(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        return self.base_weight * slope_from(self.optimum(mean_loss) - s)
+
+    def loss_at(self, s: Tensor) -> Tensor:
+        return torch.exp(s)
 
     def optimum(self, losses: Tensor, steps: Tensor | None = None) -> Tensor:
         losses = promote(losses)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import one_way_clamp, promote
 from lightning_uncertainty.likelihoods import optimal_log_variance
-from lightning_uncertainty.weightings._learnt import LearntWeighting
+from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting, slope_from
 from lightning_uncertainty.weightings._named import check_names
 
 __all__ = ["UncertaintyWeighting"]
@@ -26,8 +26,20 @@ class UncertaintyWeighting(LearntWeighting):
 
     over the tasks present, with `c, a, r` of each task's likelihood and base weights `b`. A task without labels
     contributes neither term. `s = start + offset`, where the offset is the parameter: `start` is given, or the optimum
-    of the task's first training batch, so that σ begins at the size of the residuals and weight decay, if any, pulls
-    towards the data and not towards σ = 1.
+    of the mean over the task's first labels in training, at least 32 of them, so that σ begins at the size of the
+    residuals and weight decay, if any, pulls towards the data and not towards σ = 1. Of a loss that comes as a mean
+    nobody knows of how many labels it is: it counts as enough.
+
+    The gradient of `s` is the paper's at the running mean loss in place of the batch's, and bounded below:
+
+    .. math::  \frac{\partial}{\partial s_i} = b_i r_i \max \left( 1 - e^{a_i (s^*_i - s_i)}, -1 \right), \qquad
+               \bar L \leftarrow \bar L + \frac{1 - d}{1 - d^n} (\min(L, 100 \bar L) - \bar L), \qquad
+               d = 1 - 1 / \text{memory},
+
+    with `s*` the optimum of `L̄` and `n` counting the task's steps. The total is linear in `L`, so this is the paper's
+    gradient averaged over about `memory` batches, at today's `s`; it is zero where the paper's is zero in the mean. One
+    batch of a thousandfold loss would otherwise stay in the second moment of Adam, and hold σ for a thousand steps. The
+    value of the total and its gradient in the losses are the paper's for every batch.
 
     A normalised likelihood, as of a heteroscedastic head, already has a log-variance for each element, from which one
     of the task could not be told apart: its term is `b L`, its weight `b`, and it has no σ here (see `meanings`).
@@ -37,7 +49,7 @@ class UncertaintyWeighting(LearntWeighting):
 
     Args:
         start: first log-variance: a number for all tasks, or numbers by task name; a task without a number, and None,
-            start at the optimum of the first batch with labels (0.0 is σ = 1, the paper's choice).
+            start at the optimum of the first labels (0.0 is σ = 1, the paper's choice).
         base_weights: see `Weighting`.
         bounds: a lowest and a highest `s`, each may be infinite: a pair for all tasks, or pairs by task name. A lowest
             `s` caps the weight of a task whose loss goes to zero. Unlike a clamp, a bound keeps the gradient that leads
@@ -45,11 +57,14 @@ class UncertaintyWeighting(LearntWeighting):
         shared: groups of task names; the tasks of a group have one likelihood and one `s`, whose optimum is
             `log(a Σ b c L / Σ b r) / a` over those present: σ of their pooled residuals. Every task keeps its own
             copy in checkpoints.
+        memory: how many steps the running mean of the gradient in `s` remembers, at least 1, which is the batch alone;
+            None is the batch's own gradient without a bound, as published.
 
     Raises:
-        ValueError: (when tasks are registered) a name is no task, a number is not finite or negative, bounds are not a
-            lower and a higher one, a start is outside its bounds, or tasks that share `s` differ in likelihood, bounds
-            or start, or do so in two groups; or one of these names a task whose likelihood is normalised.
+        ValueError: the memory is below 1 or above a million; (when tasks are registered) a name is no task, a number is
+            not finite or negative, bounds are not a lower and a higher one, a start is outside its bounds, or tasks
+            that share `s` differ in likelihood, bounds or start, or do so in two groups; or one of these names a task
+            whose likelihood is normalised.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
@@ -71,8 +86,9 @@ class UncertaintyWeighting(LearntWeighting):
         *,
         bounds: Bounds | Mapping[str, Bounds] | None = None,
         shared: Sequence[Sequence[str]] = (),
+        memory: float | None = DEFAULT_MEMORY,
     ) -> None:
-        super().__init__(start, base_weights, bounds=bounds, shared=tuple(map(tuple, shared)))
+        super().__init__(start, base_weights, memory, bounds=bounds, shared=tuple(map(tuple, shared)))
         self._bounds = bounds
         self._shared = tuple(map(tuple, shared))
 
@@ -103,15 +119,27 @@ class UncertaintyWeighting(LearntWeighting):
     def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         return self.balanced_objective(s, losses, present)
 
+    def pooled(self, numbers: Tensor) -> Tensor:
+        return self.group.to(numbers) @ numbers if self._shared else numbers
+
+    def slope(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        return self.base_penalty * slope_from(self.exponent * (self._unbounded(mean_loss, steps) - s))
+
+    def loss_at(self, s: Tensor) -> Tensor:
+        return torch.exp(self.exponent * s - self.log_ratio)
+
     def optimum(self, losses: Tensor, steps: Tensor | None = None) -> Tensor:
+        optimum = self._unbounded(losses, steps)
+        return optimum if self._bounds is None else optimum.clamp(self.low, self.high)
+
+    def _unbounded(self, losses: Tensor, steps: Tensor | None) -> Tensor:
         losses = promote(losses)
         if self._shared:
             count = self.base_weight if steps is None else steps * self.base_weight
             sums = torch.where(count > 0, count * losses, 0.0)  # c and r are alike in a group
             group = self.group.to(sums)  # float64 losses may come to a float32 module
             losses = (group @ sums) / (group @ count.to(sums)).clamp(min=torch.finfo(sums.dtype).tiny)
-        optimum = optimal_log_variance(losses, self.exponent, self.log_ratio)
-        return optimum if self._bounds is None else optimum.clamp(self.low, self.high)
+        return optimal_log_variance(losses, self.exponent, self.log_ratio)
 
     def meanings(self) -> dict[str, str]:
         others = {task: [name for name in group if name != task] for group in self._shared for task in group}
@@ -119,16 +147,6 @@ class UncertaintyWeighting(LearntWeighting):
             task: f"{meaning}, pooled with {', '.join(others[task])}" if others.get(task) else meaning
             for task, meaning in super().meanings().items()
         }
-
-    def first_raw(self, raw: Tensor, losses: Tensor, present: Tensor, started: Tensor) -> tuple[Tensor, Tensor]:
-        usable = self.usable(losses, present)
-        first = self.optimum(losses, usable)
-        if self._shared:  # one starts for all; a task that joins a group takes its s over
-            known = self.group @ started.to(raw.dtype)
-            theirs = (self.group @ (raw * started)) / known.clamp(min=1)
-            first = torch.where(known > 0, theirs, first)
-            usable = (self.group @ (usable | started).to(raw.dtype)) > 0
-        return first, usable & ~started
 
 
 def _bounds_of(bounds: Bounds | Mapping[str, Bounds] | None, tasks: tuple[str, ...]) -> dict[str, Bounds]:

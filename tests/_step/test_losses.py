@@ -1,9 +1,12 @@
 """Losses by name become vectors in the order of registration."""
 
+import math
+
 import pytest
 import torch
 
 from lightning_uncertainty._step import stack_losses
+from lightning_uncertainty.likelihoods._labels import Counted
 from lightning_uncertainty.tasks.task import check_known
 
 TASKS = {"depth": "gaussian", "kind": "categorical"}
@@ -11,15 +14,17 @@ CPU = torch.device("cpu")
 
 
 def test_means_alone_have_no_counts_and_come_in_the_order_of_registration():
-    sums, counts = stack_losses({"kind": torch.tensor(2.0), "depth": torch.tensor(1.0)}, TASKS, CPU)
+    sums, counts, labels = stack_losses({"kind": torch.tensor(2.0), "depth": torch.tensor(1.0)}, TASKS, CPU)
     assert sums.tolist() == [1.0, 2.0]
-    assert counts is None
+    assert counts is labels is None
 
 
 def test_beside_a_pair_a_mean_counts_one_and_none_nothing():
-    sums, counts = stack_losses({"depth": (torch.tensor(6.0), torch.tensor(4)), "kind": torch.tensor(1.0)}, TASKS, CPU)
+    sums, counts, _ = stack_losses(
+        {"depth": (torch.tensor(6.0), torch.tensor(4)), "kind": torch.tensor(1.0)}, TASKS, CPU
+    )
     assert (sums.tolist(), counts.tolist()) == ([6.0, 1.0], [4.0, 1.0])
-    sums, counts = stack_losses({"depth": None, "kind": (torch.tensor(1.0), 3)}, TASKS, CPU)
+    sums, counts, _ = stack_losses({"depth": None, "kind": (torch.tensor(1.0), 3)}, TASKS, CPU)
     assert (sums.tolist(), counts.tolist()) == ([0.0, 1.0], [0.0, 3.0])
 
 
@@ -29,10 +34,18 @@ def test_counts_keep_their_digits_whatever_the_default_type_is(default, count):
     """The Trainer makes a half type the default one inside a step of half precision."""
     torch.set_default_dtype(default)
     try:
-        _, counts = stack_losses({"depth": (torch.tensor(1.0, dtype=default), count), "kind": None}, TASKS, CPU)
+        _, counts, labels = stack_losses({"depth": (torch.tensor(1.0, dtype=default), count), "kind": None}, TASKS, CPU)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert counts.tolist() == [count, 0.0]
+    assert counts.tolist() == labels.tolist() == [count, 0.0]
+
+
+def test_labels_are_counts_where_there_are_any_and_those_of_a_mean_nobody_knows():
+    weighted = Counted((torch.tensor(6.0), torch.tensor(0.5)), torch.tensor(3))
+    _, counts, labels = stack_losses({"kind": weighted, "depth": torch.tensor(1.0)}, TASKS, CPU)
+    assert (counts.tolist(), labels.tolist()) == ([1.0, 0.5], [math.inf, 3.0])
+    _, counts, labels = stack_losses({"kind": (torch.tensor(6.0), 4), "depth": None}, TASKS, CPU)
+    assert counts.tolist() == labels.tolist() == [0.0, 4.0]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,65 @@ def test_parameter_groups_hold_every_parameter_once_log_variances_last():
     assert net.parameter_groups(lr=0.1, log_variance_lr=0.5)[1]["lr"] == 0.5
 
 
+def kept_betas(optimizer, **options):
+    """Those of the two groups after a fit."""
+    net = fit_with(lambda self: optimizer(self.parameter_groups(lr=1e-2, **options)))
+    return [group.get("betas") for group in net.optimizers().optimizer.param_groups]
+
+
+class ThreeBetas(torch.optim.Adam):
+    """As those of Adan: three of them."""
+
+    def __init__(self, groups):
+        super().__init__(groups)
+        self.defaults["betas"] = (0.98, 0.92, 0.99)
+        self.param_groups[0]["betas"] = self.defaults["betas"]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        for group in self.param_groups:
+            _, _, _ = group["betas"]
+
+
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax]
+)
+def test_log_variances_have_betas_of_their_own_where_an_optimizer_has_two(optimizer):
+    assert kept_betas(optimizer) == [(0.9, 0.999), (0.9, 0.99)]
+    assert kept_betas(optimizer, betas=(0.8, 0.9)) == [(0.8, 0.9)] * 2
+
+
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adafactor]
+)
+def test_an_optimizer_without_betas_gets_none(optimizer):
+    assert kept_betas(optimizer) == [None, None]
+
+
+def test_an_optimizer_with_three_betas_keeps_its_own():
+    assert kept_betas(ThreeBetas) == [(0.98, 0.92, 0.99)] * 2
+
+
+def test_betas_of_their_own_survive_one_cycle_and_a_resume(tmp_path):
+    class Net(Plain):
+        def configure_optimizers(self):
+            optimizer = torch.optim.Adam(self.parameter_groups(lr=1e-2))
+            cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, [1e-2, 1e-1], total_steps=100)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+    net, again = Net(), Net()
+    first = trainer(max_epochs=1)
+    first.fit(net, tuples())
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    trainer(max_epochs=2).fit(again, tuples(), ckpt_path=tmp_path / "one.ckpt")
+    for each in (net, again):
+        network, own = each.optimizers().optimizer.param_groups
+        assert (network["betas"][1], own["betas"][1]) == (0.999, 0.99)
+
+
 def test_parts_of_the_network_may_have_groups_of_their_own():
     net = Owning()
     apart = list(net.task_heads["depth"].parameters())
@@ -148,8 +207,8 @@ def norm(tensors):
 
 
 def far_off():
-    """A net whose log-variances are far from their optimum, so that their gradient is the largest of all."""
-    return Plain(UncertaintyWeighting(start={"depth": -4.0, "kind": 6.0}))
+    """A net whose log-variances are far from their optimum, so that their published gradient is the largest of all."""
+    return Plain(UncertaintyWeighting(start={"depth": -4.0, "kind": 6.0}, memory=None))
 
 
 @pytest.mark.parametrize("algorithm", [None, "norm", "value"])
@@ -204,7 +263,7 @@ def test_the_trainers_hook_clips_separately_and_its_own_way_jointly():
                 super().optimizer_step(*args, **kwargs)
                 norms.extend(norm(part) for part in gradients_now(self))
 
-        net = Watched(UncertaintyWeighting(start={"depth": -4.0, "kind": 6.0}))
+        net = Watched(UncertaintyWeighting(start={"depth": -4.0, "kind": 6.0}, memory=None))
         trainer(max_steps=1, gradient_clip_val=0.5).fit(net, tuples())
         return norms
 

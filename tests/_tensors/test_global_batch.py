@@ -10,13 +10,13 @@ def test_without_a_process_group_means_are_sums_over_counts():
     assert world_size() == 1
     sums, counts = torch.tensor([6.0, torch.nan, 0.0]), torch.tensor([4.0, 0.0, 2.0])
     for over_ranks in (True, False):
-        means, present = mean_losses(sums, counts, over_ranks=over_ranks)
+        means, present, _ = mean_losses(sums, counts, over_ranks=over_ranks)
         assert means.tolist() == [1.5, 0.0, 0.0]
         assert present.tolist() == [True, False, True]
 
 
 def test_counts_below_one_still_divide():
-    means, _ = mean_losses(torch.tensor([0.3]), torch.tensor([0.1]), over_ranks=True)
+    means, *_ = mean_losses(torch.tensor([0.3]), torch.tensor([0.1]), over_ranks=True)
     assert means.item() == pytest.approx(3.0)  # a batch of rare, lightly weighted classes
 
 
@@ -29,6 +29,6 @@ def test_a_nan_sum_of_no_labels_has_no_gradient():
 @pytest.mark.parametrize("over_ranks", [True, False])
 @pytest.mark.parametrize("count", [-1.0, torch.nan, torch.inf, -torch.inf])
 def test_a_count_that_makes_no_sense_is_neither_no_label_nor_a_small_loss(count, over_ranks):
-    means, _ = mean_losses(torch.tensor([6.0, 6.0]), torch.tensor([count, 2.0]), over_ranks=over_ranks)
+    means, *_ = mean_losses(torch.tensor([6.0, 6.0]), torch.tensor([count, 2.0]), over_ranks=over_ranks)
     assert means.isnan().tolist() == [True, False]
     assert means[1] == 3

@@ -117,7 +117,7 @@ def test_the_network_trains_as_under_the_fixed_weights_that_are_held(mode):
 @pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("length", [{"epochs": 1}, {"steps": 4}])
 def test_the_hold_ends_after_its_epochs_or_optimizer_steps(length, accumulated):
-    net = Drawn()
+    net = Drawn(UncertaintyWeighting(START))
     fitted = train(net, UncertaintyWarmUp(**length), accumulate_grad_batches=accumulated)
     steps = 3 * math.ceil(BATCHES / accumulated)
     held = length.get("steps", math.ceil(BATCHES / accumulated))
@@ -125,7 +125,7 @@ def test_the_hold_ends_after_its_epochs_or_optimizer_steps(length, accumulated):
     assert state["step"] == steps - held  # Adam's moments begin after the hold
     sigmas = [row["sigma"]["depth"] for row in net.rows]
     batches = held if accumulated == 1 else {3: 5, 4: 7}[held]  # an epoch of five is 2 + 2 + 1
-    assert len(set(sigmas[: batches + 1])) == 1  # that of the first batch, which is where σ starts
+    assert len(set(sigmas[: batches + 1])) == 1  # that of the start
     assert len(set(sigmas[batches:])) == steps - held
 
 
@@ -199,7 +199,7 @@ def test_weights_move_linearly_from_the_fixed_ones_to_the_own(case):
 
 
 def test_the_first_step_is_that_of_the_fixed_weights_and_sigma_is_learnt_meanwhile():
-    blended, fixed = twins(Drawn, UncertaintyWeighting(), FixedWeighting({"kind": 2.0}))
+    blended, fixed = twins(Drawn, UncertaintyWeighting(START), FixedWeighting({"kind": 2.0}))
     train(blended, UncertaintyWarmUp(steps=100, blend_from={"kind": 2.0}), max_steps=1, max_epochs=1)
     train(fixed, max_steps=1, max_epochs=1)
     torch.testing.assert_close(network(blended), network(fixed), rtol=0, atol=0)
@@ -305,7 +305,8 @@ def test_no_blend_is_left_behind(error):
 
 def test_the_same_trainer_goes_on_counting():
     warm_up = UncertaintyWarmUp(epochs=2)
-    net, fitted = Drawn(), trainer(max_epochs=1, callbacks=[warm_up], limit_val_batches=0)
+    net = Drawn(UncertaintyWeighting(START))
+    fitted = trainer(max_epochs=1, callbacks=[warm_up], limit_val_batches=0)
     for _ in range(3):
         fitted.fit(net)
         fitted.fit_loop.max_epochs += 1

@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -42,6 +44,22 @@ def test_categorical_with_class_weights_and_ignored_labels(kind, ignore_index):
     weights = (0.1, 2.0, 0.0, 5.0)
     expected = F.cross_entropy(output, target, weight=torch.tensor(weights), ignore_index=ignore_index)
     close(mean(kind(ignore_index=ignore_index, class_weights=weights).loss(output, target)), expected)
+
+
+@pytest.mark.parametrize("kind", [Categorical, CategoricalHalf])
+def test_beside_a_sum_of_class_weights_stands_the_number_of_labels(kind):
+    output, target = torch.randn(5, 3), torch.tensor([0, 1, 2, -100, 2])
+    mask = torch.tensor([True, True, True, True, False])
+    likelihood = kind(class_weights=(0.1, 0.2, 0.4))
+    pair = likelihood.loss(output, target, mask)
+    total, count = pair
+    assert count.item() == pytest.approx(0.7)
+    assert pair.labels == 3
+    for copied in (copy.deepcopy(pair), pickle.loads(pickle.dumps(pair))):
+        assert copied.labels == 3
+        assert copied[0] == total
+    compiled = torch.compile(likelihood.loss, fullgraph=True, backend="eager")
+    assert compiled(output, target, mask).labels == 3
 
 
 def test_class_weights_may_be_a_list_or_a_tensor():

@@ -30,16 +30,26 @@ class Expected:
 
 
 def expected_step(
-    setup: Setup, state: Mapping[str, Vector], losses: Vector, present: Sequence[bool], learning: bool = True
+    setup: Setup,
+    state: Mapping[str, Vector],
+    losses: Vector,
+    present: Sequence[bool],
+    labels: Vector,
+    learning: bool = True,
 ) -> Expected:
-    """What the weighting should make of mean losses, from the state before them."""
+    """What the weighting should make of mean losses of so many labels, from the state before them.
+
+    The total and its gradient in the losses are those of the objective. Its gradient in s is not: it is that of the
+    running mean loss, and bounded, unless memory is None.
+    """
     kinds = [LIKELIHOODS[kind] for kind in setup.kinds.values()]
     c, a, r = ([getattr(kind, name) for kind in kinds] for name in ("factor", "exponent", "penalty"))
     b = [setup.options.get("base_weights", {}).get(name, 1.0) for name in setup.tasks]
     usable = [p and x > 0 and w > 0 for p, x, w in zip(present, losses, b, strict=True)]
-    if not learning and "steps" in state:
+    if not learning and "steps" in state and "labels" not in state:
         usable = [ok and not steps for ok, steps in zip(usable, state["steps"], strict=True)]
-    return _STEPS[setup.kind](setup, state, losses, present, usable, (c, a, r, b), learning)
+    step, given = _STEPS[setup.kind], (setup, state, losses, present, usable, (c, a, r, b), learning)
+    return step(*given, labels) if "labels" in state else step(*given)
 
 
 def _exp(x: float) -> float:
@@ -95,76 +105,153 @@ def _analytic(setup, state, losses, present, usable, numbers, learning) -> Expec
     return _summed(terms, weights, reported, None, mean_loss=means, steps=steps)
 
 
-def _begun(state, first: Vector, new: Sequence[bool]) -> tuple[list[float], dict[str, Vector]]:
-    """Raw numbers with tasks that start, and what that leaves behind."""
-    rows = list(zip(state["start"], state["offset"], first, new, strict=True))
-    raw = [x if n else start + offset for start, offset, x, n in rows]
-    begun = {"start": [x - offset if n else start for start, offset, x, n in rows]}
-    return raw, begun | {"started": [float(old or n) for old, n in zip(state["started"], new, strict=True)]}
+@dataclass
+class Learnt:
+    """What a weighting that learns log-variances remembers with a step, and where that leaves its raw numbers."""
+
+    raw: list[float]
+    seen: list[bool]
+    mean: list[float]
+    steps: list[float]
+    after: dict[str, Vector]
+    known: list[bool]
 
 
-def _reported(s: Vector, after: Mapping[str, Vector]) -> list[float]:
-    return [x if started else math.nan for x, started in zip(s, after["started"], strict=True)]
+def _learnt(setup, state, losses, present, numbers, labels, learning, first, members=None) -> Learnt:
+    """Go on with the running means, and start tasks; `first` makes starts of mean losses and numbers of steps."""
+    span, enough, tasks = range(len(losses)), 32.0, setup.tasks
+    members = members or [[i] for i in span]
+    decay = 1 - 1 / (setup.options.get("memory", 20.0) or 20.0)
+    mean, steps, counted, started = (list(state[name]) for name in ("mean_loss", "steps", "labels", "started"))
+    seen = [bool(present[i] and numbers[3][i] > 0 and (losses[i] > 0 or steps[i] > 0)) for i in span]
+    for i in span:
+        if not seen[i]:
+            continue
+        newest, steps[i] = losses[i], steps[i] + 1
+        if started[i]:
+            newest = newest if steps[i] == 1 else min(newest, 100 * max(mean[i], TINY))
+            rate = (1 - decay) / (1 - decay ** steps[i])
+            kept = 1 - rate
+        else:
+            count = enough if math.isinf(labels[i]) else labels[i]
+            counted[i] += count
+            rate, kept = count / counted[i], state["labels"][i] / counted[i]
+        mean[i] = kept * mean[i] + rate * newest
+    given = [start + offset for start, offset in zip(state["start"], state["offset"], strict=True)]
+    begins, raw, start, known = first(mean, steps), list(given), list(state["start"]), [False] * len(tasks)
+    after_started, after_labels = list(started), list(counted)
+    for i in span:
+        begun = [given[j] for j in members[i] if started[j]]
+        new = (any(seen[j] for j in members[i]) or bool(begun)) and not started[i]
+        if new and (learning or not any(state["labels"][j] for j in members[i])):
+            raw[i] = sum(begun) / len(begun) if begun else begins[i]
+            start[i] = raw[i] - state["offset"][i]
+        if started[i] or (new and (begun or sum(counted[j] for j in members[i]) >= enough)):
+            after_started[i], after_labels[i] = 1.0, enough
+    for i in span:
+        known[i] = bool(after_started[i] or any(after_labels[j] for j in members[i]))
+    after: dict[str, Vector] = {"start": start, "started": after_started, "labels": after_labels}
+    return Learnt(raw, seen, mean, steps, after | {"mean_loss": mean, "steps": steps}, known)
 
 
-def _uncertainty_step(setup, state, losses, present, usable, numbers, learning) -> Expected:
+def _reported(s: Vector, learnt: Learnt) -> list[float]:
+    return [x if known else math.nan for x, known in zip(s, learnt.known, strict=True)]
+
+
+def _pull(exponent: float) -> float:
+    return max(1 - _exp(exponent), -1.0)
+
+
+def _uncertainty_step(setup, state, losses, present, usable, numbers, learning, labels) -> Expected:
     (c, a, r, b), tasks, span = numbers, setup.tasks, range(len(losses))
     groups = [next((g for g in setup.options.get("shared", ()) if name in g), [name]) for name in tasks]
     members = [[tasks.index(name) for name in group] for group in groups]
     bounds = setup.options.get("bounds")
     pairs = bounds if isinstance(bounds, Mapping) else dict.fromkeys(tasks, bounds or (-math.inf, math.inf))
     low, high = zip(*[pairs.get(name, (-math.inf, math.inf)) for name in tasks], strict=True)
-    first, new = [0.0] * len(tasks), [False] * len(tasks)
-    for i in span:
-        seen, begun = [j for j in members[i] if usable[j]], [j for j in members[i] if state["started"][j]]
-        new[i] = bool(seen or begun) and not state["started"][i]
-        if begun:
-            first[i] = sum(state["start"][j] + state["offset"][j] for j in begun) / len(begun)
-        elif seen:
-            pooled = sum(b[j] * losses[j] for j in seen) / sum(b[j] for j in seen)
-            first[i] = min(max(_optimum(pooled, c[i], a[i], r[i]), low[i]), high[i])
-    raw, after = _begun(state, first, new)
-    shared = [sum(raw[j] for j in members[i]) / len(members[i]) for i in span]
+
+    def free(mean: Vector, steps: Vector) -> list[float]:
+        sizes = [sum(b[j] * steps[j] for j in members[i]) for i in span]
+        sums = [sum(b[j] * steps[j] * mean[j] for j in members[i]) for i in span]
+        pooled = [x / n if n else 0.0 for x, n in zip(sums, sizes, strict=True)]
+        return [_optimum(pooled[i], c[i], a[i], r[i]) for i in span]
+
+    def first(mean: Vector, steps: Vector) -> list[float]:
+        return [min(max(x, lo), hi) for x, lo, hi in zip(free(mean, steps), low, high, strict=True)]
+
+    learnt = _learnt(setup, state, losses, present, numbers, labels, learning, first, members)
+    shared = [sum(learnt.raw[j] for j in members[i]) / len(members[i]) for i in span]
     s = [min(max(x, lo), hi) for x, lo, hi in zip(shared, low, high, strict=True)]
     terms, weights = _kendall(s, losses, present, numbers)
-    slopes = [present[i] * (b[i] * r[i] - a[i] * weights[i] * losses[i]) for i in span]
+    if setup.options.get("memory", 20.0) is None:
+        slopes = [present[i] * (b[i] * r[i] - a[i] * weights[i] * losses[i]) for i in span]
+    else:
+        best = free(learnt.mean, learnt.steps)
+        slopes = [b[i] * r[i] * _pull(a[i] * (best[i] - s[i])) if learnt.seen[i] else 0.0 for i in span]
     kept = [
         0.0 if (shared[i] <= low[i] and slopes[i] > 0) or (shared[i] >= high[i] and slopes[i] < 0) else slopes[i]
         for i in span
     ]
     gradient = [sum(kept[j] for j in members[i]) if state["started"][i] else 0.0 for i in span]
-    return _summed(terms, weights, _reported(s, after), gradient, **after)
+    return _summed(terms, weights, _reported(s, learnt), gradient, **learnt.after)
 
 
-def _bounded_step(setup, state, losses, present, usable, numbers, learning) -> Expected:
-    b, floored = numbers[3], [max(x, TINY) for x in losses]
-    first = [math.log((x + math.sqrt(x * x + 8 * x)) / 4) for x in floored]
-    new = [ok and not started for ok, started in zip(usable, state["started"], strict=True)]
-    s, after = _begun(state, first, new)
+def _bounded_optimum(loss: float) -> float:
+    loss = max(loss, TINY)
+    return math.log((loss + math.sqrt(loss * loss + 8 * loss)) / 4)
+
+
+def _bounded_step(setup, state, losses, present, usable, numbers, learning, labels) -> Expected:
+    b = numbers[3]
+    learnt = _learnt(
+        setup, state, losses, present, numbers, labels, learning, lambda mean, _: [_bounded_optimum(x) for x in mean]
+    )
+    s = learnt.raw
     rows = list(zip(s, losses, present, b, state["started"], strict=True))
     weights = [p * w * _exp(-x) / 2 for x, _, p, w, _ in rows]
     terms = [e * x for e, x in zip(weights, losses, strict=True)]
     terms += [p * w * (max(x, 0.0) + math.log1p(math.exp(-abs(x)))) for x, _, p, w, _ in rows]
-    gradient = [
-        started * (p * w / (1 + _exp(-x)) - e * loss) for e, (x, loss, p, w, started) in zip(weights, rows, strict=True)
-    ]
-    return _summed(terms, weights, _reported(s, after), gradient, **after)
+    if setup.options.get("memory", 20.0) is None:
+        slopes = [p * w / (1 + _exp(-x)) - e * loss for e, (x, loss, p, w, _) in zip(weights, rows, strict=True)]
+    else:
+        slopes = [
+            seen * w * max(1 / (1 + _exp(-x)) - _exp(-x) * mean / 2, -1 / (1 + _exp(-_bounded_optimum(mean))))
+            for x, w, mean, seen in zip(s, b, learnt.mean, learnt.seen, strict=True)
+        ]
+    gradient = [started * slope for slope, started in zip(slopes, state["started"], strict=True)]
+    return _summed(terms, weights, _reported(s, learnt), gradient, **learnt.after)
 
 
-def _constrained_step(setup, state, losses, present, usable, numbers, learning) -> Expected:
+def _constrained_step(setup, state, losses, present, usable, numbers, learning, labels) -> Expected:
     c, a, r, b = numbers
-    first = [_optimum(x, *n) for x, *n in zip(losses, c, a, r, strict=True)]
-    new = [ok and not started for ok, started in zip(usable, state["started"], strict=True)]
-    raw, after = _begun(state, first, new)
+    level = setup.options["mean_log_variance"]
+    learnt = _learnt(
+        setup,
+        state,
+        losses,
+        present,
+        numbers,
+        labels,
+        learning,
+        lambda mean, _: [_optimum(x, *n) for x, *n in zip(mean, c, a, r, strict=True)],
+    )
     counted = [bool(p and w > 0) for p, w in zip(present, b, strict=True)]
-    mean = sum(x for x, ok in zip(raw, counted, strict=True) if ok) / max(sum(counted), 1)
-    s = [x - mean + setup.options["mean_log_variance"] for x in raw]
+    mean = sum(x for x, ok in zip(learnt.raw, counted, strict=True) if ok) / max(sum(counted), 1)
+    s = [x - mean + level for x in learnt.raw]
     weights = [p * w * e * _exp(-k * x) if w else 0.0 for x, p, e, k, w in zip(s, present, c, a, b, strict=True)]
     terms = [w * x for w, x in zip(weights, losses, strict=True)]
-    slopes = [-k * term for k, term in zip(a, terms, strict=True)]
+    if setup.options.get("memory", 20.0) is None:
+        slopes = [-k * term for k, term in zip(a, terms, strict=True)]
+    else:
+        known = [i for i, seen in enumerate(learnt.seen) if seen and learnt.mean[i] > 0]
+        free = {i: math.log(a[i] * b[i] * c[i] * max(learnt.mean[i], TINY)) / a[i] for i in known}
+        multiplier = sum(free[i] - level for i in known) / sum(1 / a[i] for i in known) if known else 0.0
+        slopes = [0.0] * len(s)
+        for i in known:
+            slopes[i] = -_exp(multiplier) * min(_exp(a[i] * (free[i] - s[i]) - multiplier), 2.0)
     share = sum(slopes) / max(sum(counted), 1)
     gradient = [started * (g - ok * share) for g, ok, started in zip(slopes, counted, state["started"], strict=True)]
-    return _summed(terms, weights, _reported(s, after), gradient, **after)
+    return _summed(terms, weights, _reported(s, learnt), gradient, **learnt.after)
 
 
 def _weighted(losses: Vector, weights: Vector, **state: Any) -> Expected:
@@ -207,18 +294,24 @@ def _geometric(setup, state, losses, present, usable, numbers, learning) -> Expe
     return Expected(value, value, weights, None, None, {})
 
 
-def _impartial(setup, state, losses, present, usable, numbers, learning) -> Expected:
+def _impartial(setup, state, losses, present, usable, numbers, learning, labels) -> Expected:
     b = numbers[3]
-    first = [math.log(max(x, TINY)) for x in losses]
-    new = [ok and not started for ok, started in zip(usable, state["started"], strict=True)]
-    s, after = _begun(state, first, new)
+    learnt = _learnt(
+        setup, state, losses, present, numbers, labels, learning, lambda mean, _: [math.log(max(x, TINY)) for x in mean]
+    )
+    s = learnt.raw
     weights = [p * w * _exp(-x) if w else 0.0 for x, p, w in zip(s, present, b, strict=True)]
     terms = [e * x for e, x in zip(weights, losses, strict=True)]
-    gradient = [
-        started * (p * w - term) for p, w, term, started in zip(present, b, terms, state["started"], strict=True)
-    ]
+    if setup.options.get("memory", 20.0) is None:
+        slopes = [p * w - term for p, w, term in zip(present, b, terms, strict=True)]
+    else:
+        slopes = [
+            seen * w * _pull(math.log(max(mean, TINY)) - x)
+            for x, w, mean, seen in zip(s, b, learnt.mean, learnt.seen, strict=True)
+        ]
+    gradient = [started * slope for slope, started in zip(slopes, state["started"], strict=True)]
     terms += [p * w * x for x, p, w in zip(s, present, b, strict=True)]
-    return _summed(terms, weights, _reported(s, after), gradient, **after)
+    return _summed(terms, weights, _reported(s, learnt), gradient, **learnt.after)
 
 
 def _means_of_the_epoch(state, losses, counted, epoch) -> tuple[list[bool], dict[str, Vector]]:

@@ -65,6 +65,9 @@ def setups(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Setup:
     return Setup(kinds, kind, draw(OPTIONS[kind](kinds)))
 
 
+MEMORIES = st.sampled_from([1, 3.5, 20.0, None])
+
+
 def _base(kinds: Mapping[str, str]) -> st.SearchStrategy[dict[str, float]]:
     return by_name(list(kinds), st.sampled_from([0.0, 0.01, 1.0, 30.0]))
 
@@ -76,7 +79,7 @@ def _start(kinds: Mapping[str, str]) -> st.SearchStrategy[Any]:
 
 @st.composite
 def _uncertainty(draw: st.DrawFn, kinds: Mapping[str, str]) -> dict[str, Any]:
-    options: dict[str, Any] = {"base_weights": draw(_base(kinds))}
+    options: dict[str, Any] = {"base_weights": draw(_base(kinds)), "memory": draw(MEMORIES)}
     if draw(st.booleans()):  # groups of one likelihood, and what follows from that
         alike = [[name for name in kinds if kinds[name] == kind] for kind in dict.fromkeys(kinds.values())]
         options["shared"] = [group for group in alike if draw(st.booleans())]
@@ -104,10 +107,15 @@ def _tchebycheff(draw: st.DrawFn, kinds: Mapping[str, str]) -> dict[str, Any]:
 OPTIONS: dict[type[weightings.Weighting], Any] = {
     weightings.UncertaintyWeighting: _uncertainty,
     weightings.BoundedUncertaintyWeighting: lambda k: st.fixed_dictionaries(
-        {"start": _start(k), "base_weights": _base(k)}
+        {"start": _start(k), "base_weights": _base(k), "memory": MEMORIES}
     ),
     weightings.ConstrainedUncertaintyWeighting: lambda k: st.fixed_dictionaries(
-        {"start": _start(k), "base_weights": _base(k), "mean_log_variance": st.sampled_from([-2.0, 0.0, 1.5])}
+        {
+            "start": _start(k),
+            "base_weights": _base(k),
+            "mean_log_variance": st.sampled_from([-2.0, 0.0, 1.5]),
+            "memory": MEMORIES,
+        }
     ),
     weightings.SoftOptimalUncertaintyWeighting: lambda k: st.fixed_dictionaries(
         {"temperature": st.sampled_from([0.1, 1.0, 20.0]), "base_weights": _base(k)}
@@ -132,7 +140,9 @@ OPTIONS: dict[type[weightings.Weighting], Any] = {
     ),
     weightings.SmoothTchebycheff: lambda k: _tchebycheff(k),
     weightings.GeometricLossWeighting: lambda k: st.fixed_dictionaries({"base_weights": _base(k)}),
-    weightings.ImpartialLossWeighting: lambda k: st.fixed_dictionaries({"start": _start(k), "base_weights": _base(k)}),
+    weightings.ImpartialLossWeighting: lambda k: st.fixed_dictionaries(
+        {"start": _start(k), "base_weights": _base(k), "memory": MEMORIES}
+    ),
 }
 
 

@@ -87,6 +87,7 @@ def _sound_options(kinds: Mapping[Any, str], options: Mapping[str, Any]) -> bool
         and 0 < options.get("temperature", 1.0) < math.inf
         and 0 <= options.get("decay", 0.5) < 1
         and abs(options.get("mean_log_variance", 0.0)) <= HUGE
+        and (options.get("memory") is None or 1 <= options["memory"] <= 1e6)
         and isinstance(options.get("seed", 0), int)
         and (epoch is None or (isinstance(epoch, int) and not given["ideal"]))
         and all(abs(number) <= HUGE for number in given["ideal"].values())

@@ -117,9 +117,9 @@ REMEDIES = {
 @pytest.mark.parametrize("remedy", REMEDIES)
 def test_a_task_without_labels_at_first_has_its_sigma_in_the_average_if(remedy):
     options, start = REMEDIES[remedy]
-    batches, net, watch = dicts(), Owning(UncertaintyWeighting(start=start)), Watch()
+    batches, net, watch = dicts(128, 32), Owning(UncertaintyWeighting(start=start)), Watch()
     batches.dataset.table["depth"] *= 1000
-    batches.dataset.table["depth"][:8] = torch.nan  # in the first of four batches
+    batches.dataset.table["depth"][:32] = torch.nan  # in the first of four batches
     trainer(max_epochs=1, callbacks=[watch, EMAWeightAveraging(decay=0.9, **options)]).fit(net, batches)
     assert log_variances(net)[0] == pytest.approx(watch.after[-1][0].item(), abs=0.3)
     assert net.sigma()["depth"] == pytest.approx(log_variances(net)[0].div(2).exp().item(), rel=0.2)

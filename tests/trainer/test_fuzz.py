@@ -79,9 +79,13 @@ def check_step(setup, net, losses, learning=True):
     """Weigh, and compare with the formula; False where float32 cannot hold the result."""
     numbers = [numbers_of(losses[name]) for name in setup.tasks]
     means, present = [n[0] / n[1] if n[1] else 0.0 for n in numbers], [n[1] > 0 for n in numbers]
-    expected = expected_step(setup, before_step(net), means, present, learning)
+    labels = [
+        math.inf if isinstance(losses[name], torch.Tensor) else n[1]
+        for name, n in zip(setup.tasks, numbers, strict=True)
+    ]
+    expected = expected_step(setup, before_step(net), means, present, labels, learning)
     total = net.weigh(losses)
-    if max(expected.size, *expected.weights, 1e-30) > HUGE / 1e3:
+    if max(expected.size, *expected.weights, *map(abs, expected.gradient or ()), 1e-30) > HUGE / 1e3:
         return False
     assert close([total.item()], [expected.total], expected.size)
     if not learning:

@@ -26,7 +26,7 @@ class Net(MultiTaskMixin, LightningModule):
         self.trunk = nn.Linear(4, 8)
         depth = Task("gaussian", head=nn.Linear(8, 1), metrics=MeanAbsoluteError())
         tasks = {"depth": depth, "kind": Task("categorical", head=nn.Linear(8, 3))}
-        self.register_tasks(tasks, weighting=UncertaintyWeighting(start=0.0))
+        self.register_tasks(tasks, weighting=UncertaintyWeighting(start=0.0, memory=None))
 
     def training_step(self, batch, batch_idx):
         losses = dict.fromkeys(self.task_heads)  # None where a loader has run out
@@ -72,7 +72,7 @@ def losses_of(net, depth, kind):
 
 
 def by_hand(net, pairs, epochs):
-    """Train with Kendall's sum written out; return log-variances."""
+    """Train with Kendall's sum written out, as published; return log-variances."""
     s = {"depth": torch.zeros((), requires_grad=True), "kind": torch.zeros((), requires_grad=True)}
     factor = {"depth": 0.5, "kind": 1.0}
     network = [*net.trunk.parameters(), *net.task_heads.parameters()]

@@ -37,7 +37,7 @@ OTHER = {"pytorch_lightning": "lightning.pytorch", "lightning.pytorch": "pytorch
 
 def fit_of(package, net, epochs=2, callbacks=(), **options):
     fit = trainer(PACKAGES[package], max_epochs=epochs, callbacks=list(callbacks))
-    fit.fit(net, dicts(), **options)
+    fit.fit(net, dicts(128, 32), **options)
     return fit
 
 

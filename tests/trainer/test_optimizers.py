@@ -43,7 +43,7 @@ def test_sigma_reaches_its_optimum_under_every_optimizer(name):
 
 @pytest.mark.parametrize(("name", "moved"), [("Adafactor", 0.01), ("Adadelta", 0.01), ("Adagrad", 0.2)])
 def test_some_optimizers_hardly_move_sigma_at_a_small_rate(name, moved):
-    """At lr=1e-3 Adam has closed three quarters of the gap that these hardly begin to close in 300 steps."""
+    """At lr=1e-3 Adam has closed a gap that these hardly begin to close in 300 steps."""
     left = {}
     for kind in (name, "Adam"):
         net = Plain(UncertaintyWeighting(start=0.0))
@@ -53,21 +53,22 @@ def test_some_optimizers_hardly_move_sigma_at_a_small_rate(name, moved):
             net.weigh({"depth": torch.tensor(9.0), "kind": None}).backward()
             optimizer.step()
         left[kind] = math.log(3 / net.sigma()["depth"]) / math.log(3)
-    assert left["Adam"] == pytest.approx(0.25, abs=0.02)
+    assert left["Adam"] < 0.05
     assert 1 - moved < left[name] < 1
 
 
-def test_radam_leaps_in_its_first_five_steps_where_sigma_is_far_off():
-    """They are of the gradient's size, here 50, times the rate."""
-    net = Plain(UncertaintyWeighting(start=0.0))
+@pytest.mark.parametrize(("memory", "gradient"), [(20.0, 0.5), (None, 49.5)])
+def test_radam_leaps_in_its_first_five_steps_under_the_published_gradient_alone(memory, gradient):
+    """These steps are of the gradient's size times the rate."""
+    net = Plain(UncertaintyWeighting(start=0.0, memory=memory))
     optimizer, path = torch.optim.RAdam(net.parameter_groups(lr=0.01)), []
     for _ in range(6):
         optimizer.zero_grad()
         net.weigh({"depth": torch.tensor(100.0), "kind": None}).backward()
         optimizer.step()
         path.append(net.sigma()["depth"])
-    assert path[:2] == pytest.approx([1.0, math.exp(0.5 * 0.1 * 49.5)], rel=1e-3)
-    assert max(path) > 2 * 10
+    assert path[:2] == pytest.approx([1.0, math.exp(0.5 * 0.1 * gradient)], rel=1e-3)
+    assert (max(path) > 2 * 10) is (memory is None)
 
 
 class OnTwo(Plain):
@@ -120,7 +121,7 @@ def test_muon_refuses_the_log_variances_and_takes_the_matrices():
     trainer(callbacks=[monitor], max_epochs=10).fit(net, tuples())
     assert not torch.equal(net.depth.weight, before)
     first, last = monitor.history.rows[0], monitor.history.rows[-1]
-    assert abs(last["sigma_gap/depth"]) < abs(first["sigma_gap/depth"]) / 3
+    assert abs(last["sigma_gap/depth"]) < abs(first["sigma_gap/depth"]) / 2
 
 
 def test_a_loss_with_an_optimizer_of_its_own_stays_out_of_the_weighting():
@@ -168,14 +169,15 @@ def test_a_loss_with_an_optimizer_of_its_own_stays_out_of_the_weighting():
 class Rooms(MultiTaskMixin, LightningModule):
     """Two regressions whose network is already good; labels of one are ten times as large."""
 
-    def __init__(self, start, apart=False):
+    def __init__(self, start, apart=False, memory=None):
         super().__init__()
         self.x = torch.randn(256, 4)
         self.labels = {"far": 10 * torch.randn(256), "near": torch.randn(256)}
         self.heads = nn.ModuleDict({"far": nn.Linear(4, 1), "near": nn.Linear(4, 1)})
         for head in self.heads.values():
             nn.init.zeros_(head.weight)
-        self.register_tasks(dict.fromkeys(self.heads, "gaussian"), weighting=UncertaintyWeighting(start=start))
+        weighting = UncertaintyWeighting(start=start, memory=memory)
+        self.register_tasks(dict.fromkeys(self.heads, "gaussian"), weighting=weighting)
         self.apart = apart
 
     def training_step(self, batch, batch_idx):
@@ -189,10 +191,10 @@ class Rooms(MultiTaskMixin, LightningModule):
         return torch.optim.SGD(self.parameter_groups(lr=0.0))
 
 
-def factor_of(start, apart=False):
+def factor_of(start, **options):
     """What clipping to a norm of 1 multiplies the network's gradient by, in the second step."""
     torch.manual_seed(0)
-    net = Rooms(start, apart)
+    net = Rooms(start, **options)
     trainer(max_epochs=1, gradient_clip_val=1.0).fit(net, torch.utils.data.DataLoader(range(2)))
     clipped = net.heads["far"].weight.grad.norm()
     net.zero_grad()
@@ -200,8 +202,9 @@ def factor_of(start, apart=False):
     return (clipped / net.heads["far"].weight.grad.norm()).item()
 
 
-def test_clipping_by_the_joint_norm_takes_the_networks_step_while_sigma_is_far_off():
+def test_clipping_by_the_joint_norm_takes_the_networks_step_under_the_published_gradient_while_sigma_is_far_off():
     """|dtotal/ds| is ½ |L/σ² - 1|: with σ = 1 and L = 100, about 50, beside which the network's norm is nothing."""
     assert factor_of(start=0.0) == pytest.approx(0.02, abs=0.003)
+    assert factor_of(start=0.0, memory=20.0) == pytest.approx(1.0, rel=1e-5)
     assert factor_of(start=0.0, apart=True) == pytest.approx(1.0, rel=1e-5)
     assert factor_of(start=None) == pytest.approx(1.0, rel=1e-5)

@@ -34,7 +34,7 @@ class Net(Owning):
 def fit(weighting, warm_up):
     """Return the monitor's rows, the weights without a blend, and by what gradients were weighed on top."""
     monitor, net = UncertaintyMonitor(table=False), Net(WEIGHTINGS[weighting]())
-    trainer(max_epochs=3, callbacks=[monitor, warm_up]).fit(net, dicts())
+    trainer(max_epochs=3, callbacks=[monitor, warm_up]).fit(net, dicts(128, 32))  # enough labels for σ to start at once
     return monitor.history.rows, net.own, net.pulls
 
 

@@ -32,7 +32,7 @@ def test_the_total_is_that_of_the_published_code():
     c, losses = nn.Parameter(torch.tensor([0.3, 1.0, 7.0])), torch.tensor([2.0, 0.1, 50.0])
     expected = sum(0.5 / c[i] ** 2 * losses[i] + torch.log(1 + c[i] ** 2) for i in range(3))
     starts = {f"task{i}": 2 * math.log(value) for i, value in enumerate(c.tolist())}
-    weighting = BoundedUncertaintyWeighting(starts).bind(make_tasks(3))
+    weighting = BoundedUncertaintyWeighting(starts, memory=None).bind(make_tasks(3))
     total = weighting(losses, everywhere(3)).total
     torch.testing.assert_close(total, expected)
     expected.backward()

@@ -87,7 +87,7 @@ def test_absent_tasks_are_as_if_they_were_not_registered(name):
 def test_parameters_are_found_and_learn_as_ours():
     """TorchJD's uncertainty weighting is ours for Gaussian tasks that start at 0."""
     weighting = bind(jd.UW)
-    ours = UncertaintyWeighting(start=0.0).bind({name: Gaussian() for name in "abcd"})
+    ours = UncertaintyWeighting(start=0.0, memory=None).bind({name: Gaussian() for name in "abcd"})
     assert [*dict(weighting.named_parameters())] == ["scalarizer.log_var"]
     for step in range(5):
         losses, present = draw_losses(4, step), torch.tensor([True, step % 2 == 0, True, step % 3 == 0])

@@ -195,7 +195,7 @@ def test_where_values_are_not_read_every_step_the_result_is_the_same(monkeypatch
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_torchjds_uw_is_ours_for_gaussian_tasks_from_zero(optimizer):
-    ours, theirs = gaussians(4, start=0.0), UW(4)
+    ours, theirs = gaussians(4, start=0.0, memory=None), UW(4)
     steps = [optimizer(module.parameters(), lr=0.05) for module in (ours, theirs)]
     for step in range(20):
         losses = draw_losses(4, step)
@@ -244,7 +244,7 @@ def test_the_offset_is_the_only_parameter():
 def test_vector_gaussian(key):
     vector = VECTORS[key]
     names = ["task0", "task1", "task2"]
-    weighting = gaussians(3, dict(zip(names, vector["inputs"]["s"], strict=True))).double()
+    weighting = gaussians(3, dict(zip(names, vector["inputs"]["s"], strict=True)), memory=None).double()
     weighting.start.copy_(float64(vector["inputs"]["s"]))  # the number itself, not its float32
     weighted = weighting(float64(vector["inputs"]["loss"]), everywhere(3))
     weighted.total.backward()
@@ -271,7 +271,7 @@ def test_vector_missing_task(absent):
 
 
 def trajectory(optimizer, loss, steps):
-    weighting = gaussians(1, 0.0).double()
+    weighting = gaussians(1, 0.0, memory=None).double()
     step = optimizer(weighting.parameters())
     seen = [weighting.offset.item()]
     for _ in range(steps):
@@ -402,7 +402,7 @@ def test_shared_tasks_have_the_variance_of_their_pooled_residuals():
 
 def test_it_is_one_parameter():
     """The same training as with one log-variance used twice, step for step."""
-    weighting, start = shared(start=0.4), torch.tensor([0.4, 0.4])
+    weighting, start = shared(start=0.4, memory=None), torch.tensor([0.4, 0.4])
     s = start.clone().requires_grad_()
     optimizers = [torch.optim.SGD([p], lr=0.1) for p in (weighting.offset, s)]
     for step in range(10):
