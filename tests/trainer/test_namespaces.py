@@ -1,6 +1,9 @@
 """`pytorch_lightning` and `lightning.pytorch`: Trainers, command lines and checkpoints of both, and across."""
 
 import importlib
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning.pytorch
 import pytest
@@ -106,3 +109,15 @@ def test_the_command_line_fits_with_our_callbacks_and_its_checkpoints_load(packa
     again = MODULES[OTHER[package]](width=6)
     again.load_state_dict(torch.load(tmp_path / "net.ckpt", weights_only=True)["state_dict"])
     assert again.sigma() == line.model.sigma()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["lightning_uncertainty", "trainer"])
+@pytest.mark.parametrize("package", PACKAGES)
+def test_one_callback_is_taken_in_either_order_of_import(package, first):
+    """It is given alone, as no list, to a Trainer of a process that has imported nothing else."""
+    imports = ["from lightning_uncertainty import UncertaintyMonitor", f"from {package} import Trainer"]
+    lines = [*imports[:: 1 if first == "lightning_uncertainty" else -1], "monitor = UncertaintyMonitor()"]
+    lines += ["own = Trainer(callbacks=monitor, logger=False, accelerator='cpu')", "assert monitor in own.callbacks"]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, check=True, timeout=120)
