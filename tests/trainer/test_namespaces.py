@@ -112,12 +112,13 @@ def test_the_command_line_fits_with_our_callbacks_and_its_checkpoints_load(packa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["lightning_uncertainty", "trainer"])
-@pytest.mark.parametrize("package", PACKAGES)
-def test_one_callback_is_taken_in_either_order_of_import(package, first):
-    """It is given alone, as no list, to a Trainer of a process that has imported nothing else."""
-    imports = ["from lightning_uncertainty import UncertaintyMonitor", f"from {package} import Trainer"]
-    lines = [*imports[:: 1 if first == "lightning_uncertainty" else -1], "monitor = UncertaintyMonitor()"]
-    lines += ["own = Trainer(callbacks=monitor, logger=False, accelerator='cpu')", "assert monitor in own.callbacks"]
+@pytest.mark.parametrize("turn", [1, -1], ids=["ours first", "Lightning first"])
+def test_one_callback_is_taken_in_either_order_of_import(turn):
+    """It is given alone, as no list, to Trainers of a process that has imported nothing else."""
+    lines = ["from lightning_uncertainty import UncertaintyMonitor", *(f"import {package}" for package in PACKAGES)]
+    lines = [*lines[::turn], "monitor = UncertaintyMonitor()"]
+    for package in PACKAGES:
+        lines += [f"own = {package}.Trainer(callbacks=monitor, logger=False, accelerator='cpu')"]
+        lines += ["assert monitor in own.callbacks"]
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, check=True, timeout=120)
