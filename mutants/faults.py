@@ -321,29 +321,29 @@ FAULTS = [
     Fault(
         "learnt_slope_of_the_batch",
         "weightings/_learnt.py",
-        "self.slope(fixed, mean_loss, steps, seen)",
-        "self.slope(fixed, losses.detach(), steps, seen)",
+        "self.slope(fixed, weights, mean_loss, steps, seen)",
+        "self.slope(fixed, weights, losses.detach(), steps, seen)",
         ("tests/weightings/test_learnt.py::test_the_gradient_in_s_is_that_of_the_running_mean_loss",),
     ),
     Fault(
         "learnt_slope_unbounded",
-        "weightings/_learnt.py",
-        "(-torch.expm1(exponent)).clamp(min=-1.0)",
-        "-torch.expm1(exponent)",
+        "weightings/uncertainty.py",
+        "return torch.maximum(slope, -self.base_penalty)",
+        "return slope",
         ("tests/weightings/test_learnt.py::test_the_gradient_in_s_is_that_of_the_running_mean_loss",),
     ),
     Fault(
         "bounded_slope_as_steep_as_a_large_loss",
         "weightings/bounded.py",
-        "-torch.sigmoid(self.optimum(mean_loss)))",
-        "-torch.ones_like(s))",
+        "-self.base_weight * torch.sigmoid(self.optimum(mean_loss))",
+        "-self.base_weight",
         ("tests/weightings/test_learnt.py::test_the_gradient_in_s_is_that_of_the_running_mean_loss",),
     ),
     Fault(
         "constrained_slope_unbounded",
         "weightings/constrained.py",
-        ".clamp(max=2.0)",
-        "",
+        "-torch.minimum(self.exponent * weights * mean_loss, 2 * torch.exp(log_multiplier))",
+        "-self.exponent * weights * mean_loss",
         (
             "tests/weightings/test_learnt.py::test_a_constrained_gradient_is_the_derivative_at_the_means_and_bounded_by_twice_that_of_the_optimum",
         ),
@@ -351,7 +351,7 @@ FAULTS = [
     Fault(
         "running_mean_hears_all",
         "weightings/_learnt.py",
-        "torch.minimum(losses, _MOST * mean.clamp(min=_TINY))",
+        "torch.minimum(losses, _MOST * mean)",
         "losses",
         (
             "tests/weightings/test_learnt.py::test_the_running_mean_is_a_plain_one_at_first_an_exponential_one_later_and_hears_no_loss_at_more_than_a_hundred",
@@ -360,15 +360,15 @@ FAULTS = [
     Fault(
         "running_mean_stuck_at_zero",
         "weightings/_learnt.py",
-        "_MOST * mean.clamp(min=_TINY)",
-        "_MOST * mean",
+        "torch.where(mean > 0, torch.minimum(losses, _MOST * mean), losses)",
+        "torch.minimum(losses, _MOST * mean)",
         ("tests/weightings/test_learnt.py::test_a_loss_of_zero_pulls_the_mean_down_and_one_that_returns_is_heard",),
     ),
     Fault(
         "running_mean_of_losses_above_zero",
         "weightings/_learnt.py",
-        "((known > 0) | ((known == 0) & (self.steps > 0) & present & (self.learnable > 0)))",
-        "(known > 0)",
+        "(losses.clamp(0.0, _HUGE) == losses)",
+        "(losses.clamp(0.0, _HUGE) == losses) & (losses > 0)",
         ("tests/weightings/test_learnt.py::test_a_loss_of_zero_pulls_the_mean_down_and_one_that_returns_is_heard",),
     ),
     Fault(
@@ -388,8 +388,8 @@ FAULTS = [
     Fault(
         "start_from_the_last_labels",
         "weightings/_learnt.py",
-        "torch.where(first, self.labels / of, kept)",
-        "torch.where(first, 0.0, kept)",
+        "self.labels / of * mean + (of - self.labels) / of * newest",
+        "newest",
         (
             "tests/weightings/test_learnt.py::test_the_start_follows_the_mean_over_the_first_labels_until_there_are_enough",
         ),

@@ -1,4 +1,7 @@
-"""What all weightings that learn log-variances have in common: where σ starts, and the gradient that moves it."""
+"""What all weightings that learn log-variances have in common: where σ starts, and the gradient that moves it.
+
+Long, but one file: both read one running mean of the losses, which a step brings up to date once.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from lightning_uncertainty.weightings._named import named_vector
 from lightning_uncertainty.weightings._task_vectors import whole
 from lightning_uncertainty.weightings._weighted import Weighted
 
-__all__ = ["DEFAULT_MEMORY", "LearntWeighting", "slope_from"]
+__all__ = ["DEFAULT_MEMORY", "LearntWeighting"]
 
 DEFAULT_MEMORY = 20.0
 """Steps that the running mean loss of a learnt σ remembers."""
@@ -24,20 +27,10 @@ DEFAULT_MEMORY = 20.0
 _ENOUGH = 32.0  # labels that say where σ starts
 _MOST = 100.0  # running means that a single batch may count
 _FULL = 16.0  # memories after which the running mean has forgotten its first step: e^-16 of it is left
-_TINY = torch.finfo(torch.float32).tiny
+_HUGE = torch.finfo(torch.float32).max
 _LONGEST = 1e6  # steps that a memory may have
 _NEWER = ("labels", "mean_loss", "steps")  # which older checkpoints do not have
 _STEPS_BETWEEN_LOOKS = 50  # at `started` on devices where reading a value stalls the queue
-
-
-def slope_from(exponent: Tensor) -> Tensor:
-    """Return `max(1 - e^x, -1)`, a slope by that of the penalty: never steeper downwards than the penalty is upwards.
-
-    Example:
-        >>> slope_from(torch.tensor([-100.0, 0.0, 100.0]))
-        tensor([ 1., -0., -1.])
-    """
-    return (-torch.expm1(exponent)).clamp(min=-1.0)
 
 
 class LearntWeighting(Weighting):
@@ -105,11 +98,12 @@ class LearntWeighting(Weighting):
         """Return the total, and the effective weights `[T]`, at log-variances `[T]`."""
 
     @abstractmethod
-    def slope(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+    def slope(self, s: Tensor, weights: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
         """Return the gradient of the objective in log-variances `[T]`, at running mean losses, bounded.
 
         Args:
             s: log-variances `[T]`.
+            weights: the effective weights `[T]` there.
             mean_loss: running mean losses `[T]`.
             steps: how many steps each task was present in, `[T]`.
             seen: which tasks have a loss in this step, `[T]`; of others any number will do.
@@ -185,7 +179,7 @@ class LearntWeighting(Weighting):
         fixed = s if self.memory is None else s.detach()
         total, weights = self.objective(fixed, losses, present)
         if self.memory is not None and s.requires_grad:
-            slope = torch.where(seen, self.slope(fixed, mean_loss, steps, seen), 0.0)
+            slope = torch.where(seen, self.slope(fixed, weights, mean_loss, steps, seen), 0.0)
             total = total + keep_for_backward(slope.to(s.dtype)).dot(s - fixed)
         if self.learning:
             self.mean_loss.copy_(mean_loss)
@@ -205,26 +199,27 @@ class LearntWeighting(Weighting):
 
         A loss of zero has no optimum, but its part in a mean. Labels are None once all tasks have started.
         """
-        known = losses * (present * self.learnable)
-        seen = ((known > 0) | ((known == 0) & (self.steps > 0) & present & (self.learnable > 0))) & (known < torch.inf)
-        steps = self.steps + seen
-        rate = -self._share / torch.expm1(self._log_decay * steps.clamp(min=1))  # (1 - d) / (1 - d^n)
-        kept = 1 - rate
-        bounded = self.steps > 0
+        seen = present & (losses.clamp(0.0, _HUGE) == losses)
+        mean = self.mean_loss.to(losses)
+        newest = torch.where(mean > 0, torch.minimum(losses, _MOST * mean), losses)
+        if self._some_without:
+            seen = seen & (self.learnable > 0)
         labels = None
         if not self._settled:
             first = self.started == 0
+            seen = seen & ~(first & (self.labels == 0) & (losses == 0))
+            newest = torch.where(first, losses, newest)
             told, self._labels = self._labels, None
-            count = torch.full_like(rate, _ENOUGH) if told is None else torch.where(told < torch.inf, told, _ENOUGH)
-            count = torch.where(seen & first, count.to(rate), 0.0)
-            labels = self.labels + count
-            of = labels.clamp(min=_TINY)
-            rate, kept = torch.where(first, count / of, rate), torch.where(first, self.labels / of, kept)
-            bounded = bounded & ~first
-        mean = self.mean_loss.to(losses)
-        newest = torch.where(bounded, torch.minimum(losses, _MOST * mean.clamp(min=_TINY)), losses)
+            count = torch.full_like(mean, _ENOUGH) if told is None else torch.where(told < torch.inf, told, _ENOUGH)
+            labels = self.labels + torch.where(seen & first, count.to(self.labels), 0.0)
+        steps = self.steps + seen
+        rate = -self._share / torch.expm1(self._log_decay * steps)  # (1 - d) / (1 - d^n)
         # `mean + rate · (newest - mean)` would lose a loss that has fallen by orders of magnitude to rounding
-        return seen, torch.where(seen, kept.to(mean) * mean + rate.to(mean) * newest, mean), steps, labels
+        after = torch.lerp(mean, newest, rate.to(mean))
+        if labels is not None:
+            of = labels.to(mean)
+            after = torch.where(first, self.labels / of * mean + (of - self.labels) / of * newest, after)
+        return seen, torch.where(seen, after, mean), steps, labels
 
     def _start_from_data(self, raw: Tensor, seen: Tensor, mean_loss: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
         """Return raw with tasks that have not started where their first labels say; in training they start there."""

@@ -64,9 +64,9 @@ class BoundedUncertaintyWeighting(LearntWeighting):
         weights = scale * torch.exp(-s) / 2
         return (weights * losses).sum() + scale.dot(softplus(s)), weights.detach()
 
-    def slope(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
-        data = torch.exp(-s) * mean_loss / 2
-        return self.base_weight * torch.maximum(torch.sigmoid(s) - data, -torch.sigmoid(self.optimum(mean_loss)))
+    def slope(self, s: Tensor, weights: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        slope = self.base_weight * torch.sigmoid(s) - weights * mean_loss
+        return torch.maximum(slope, -self.base_weight * torch.sigmoid(self.optimum(mean_loss)))
 
     def loss_at(self, s: Tensor) -> Tensor:
         return 2 * torch.exp(s) * torch.sigmoid(s)

@@ -81,10 +81,9 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
         weights = torch.exp(self.log_factor - self.exponent * s) * present
         return (weights * losses).sum(), weights.detach()
 
-    def slope(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
-        free, log_multiplier = self._solved(mean_loss, self.usable(mean_loss, seen))
-        pull = torch.exp(self.exponent * (free - s) - log_multiplier).clamp(max=2.0)
-        return -torch.exp(log_multiplier) * pull
+    def slope(self, s: Tensor, weights: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        _, log_multiplier = self._solved(mean_loss, self.usable(mean_loss, seen))
+        return -torch.minimum(self.exponent * weights * mean_loss, 2 * torch.exp(log_multiplier))
 
     def loss_at(self, s: Tensor) -> Tensor:
         return torch.full_like(s, torch.nan)  # of all levels of the losses

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import promote
 from lightning_uncertainty.likelihoods import optimal_log_variance
-from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting, slope_from
+from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting
 
 __all__ = ["ImpartialLossWeighting"]
 
@@ -60,8 +60,8 @@ class ImpartialLossWeighting(LearntWeighting):
         weights = scale * torch.exp(-s)
         return (weights * losses).sum() + scale.dot(s), weights.detach()
 
-    def slope(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
-        return self.base_weight * slope_from(self.optimum(mean_loss) - s)
+    def slope(self, s: Tensor, weights: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        return torch.maximum(self.base_weight - weights * mean_loss, -self.base_weight)
 
     def loss_at(self, s: Tensor) -> Tensor:
         return torch.exp(s)

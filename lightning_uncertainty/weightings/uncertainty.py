@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import one_way_clamp, promote
 from lightning_uncertainty.likelihoods import optimal_log_variance
-from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting, slope_from
+from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting
 from lightning_uncertainty.weightings._named import check_names
 
 __all__ = ["UncertaintyWeighting"]
@@ -120,26 +120,28 @@ class UncertaintyWeighting(LearntWeighting):
         return self.balanced_objective(s, losses, present)
 
     def pooled(self, numbers: Tensor) -> Tensor:
-        return self.group.to(numbers) @ numbers if self._shared else numbers
+        return self.group.to(numbers) @ numbers if self._shared else numbers  # float64 in a float32 module
 
-    def slope(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
-        return self.base_penalty * slope_from(self.exponent * (self._unbounded(mean_loss, steps) - s))
+    def slope(self, s: Tensor, weights: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        losses = self._pooled_losses(mean_loss, steps)
+        slope = torch.addcmul(self.base_penalty, self.exponent * weights, losses, value=-1)
+        return torch.maximum(slope, -self.base_penalty)
 
     def loss_at(self, s: Tensor) -> Tensor:
         return torch.exp(self.exponent * s - self.log_ratio)
 
     def optimum(self, losses: Tensor, steps: Tensor | None = None) -> Tensor:
-        optimum = self._unbounded(losses, steps)
+        losses = self._pooled_losses(promote(losses), steps)
+        optimum = optimal_log_variance(losses, self.exponent, self.log_ratio)
         return optimum if self._bounds is None else optimum.clamp(self.low, self.high)
 
-    def _unbounded(self, losses: Tensor, steps: Tensor | None) -> Tensor:
-        losses = promote(losses)
-        if self._shared:
-            count = self.base_weight if steps is None else steps * self.base_weight
-            sums = torch.where(count > 0, count * losses, 0.0)  # c and r are alike in a group
-            group = self.group.to(sums)  # float64 losses may come to a float32 module
-            losses = (group @ sums) / (group @ count.to(sums)).clamp(min=torch.finfo(sums.dtype).tiny)
-        return optimal_log_variance(losses, self.exponent, self.log_ratio)
+    def _pooled_losses(self, losses: Tensor, steps: Tensor | None) -> Tensor:
+        """Return the mean loss over the tasks that share a log-variance, `[T]`; c and r are alike in a group."""
+        if not self._shared:
+            return losses
+        count = self.base_weight if steps is None else steps * self.base_weight
+        sums = torch.where(count > 0, count * losses, 0.0)
+        return self.pooled(sums) / self.pooled(count.to(sums)).clamp(min=torch.finfo(sums.dtype).tiny)
 
     def meanings(self) -> dict[str, str]:
         others = {task: [name for name in group if name != task] for group in self._shared for task in group}

@@ -123,13 +123,13 @@ def _learnt(setup, state, losses, present, numbers, labels, learning, first, mem
     members = members or [[i] for i in span]
     decay = 1 - 1 / (setup.options.get("memory", 20.0) or 20.0)
     mean, steps, counted, started = (list(state[name]) for name in ("mean_loss", "steps", "labels", "started"))
-    seen = [bool(present[i] and numbers[3][i] > 0 and (losses[i] > 0 or steps[i] > 0)) for i in span]
+    seen = [bool(present[i] and numbers[3][i] > 0 and (losses[i] > 0 or started[i] or counted[i] > 0)) for i in span]
     for i in span:
         if not seen[i]:
             continue
         newest, steps[i] = losses[i], steps[i] + 1
         if started[i]:
-            newest = newest if steps[i] == 1 else min(newest, 100 * max(mean[i], TINY))
+            newest = min(newest, 100 * mean[i]) if mean[i] > 0 else newest
             rate = (1 - decay) / (1 - decay ** steps[i])
             kept = 1 - rate
         else:

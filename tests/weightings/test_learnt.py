@@ -14,7 +14,7 @@ from lightning_uncertainty.weightings import (
     ImpartialLossWeighting,
     UncertaintyWeighting,
 )
-from lightning_uncertainty.weightings._learnt import LearntWeighting, slope_from
+from lightning_uncertainty.weightings._learnt import LearntWeighting
 from tests._numbers import float64
 from tests.weightings._properties import (
     WEIGHTINGS,
@@ -212,11 +212,6 @@ def test_no_gradient_is_steeper_than_the_penalty_is(listed, far):
     if not isinstance(weighting, ConstrainedUncertaintyWeighting):
         most = weighting.base_penalty if isinstance(weighting, UncertaintyWeighting) else weighting.base_weight
         assert (found.abs() <= most).all()
-
-
-def test_slope_from_keeps_its_digits_where_it_is_nearly_zero():
-    tiny = torch.tensor([1e-7, -1e-7])
-    assert_same(slope_from(tiny), -tiny, rtol=1e-6, atol=0.0)
 
 
 @every_kind

@@ -94,8 +94,9 @@ def test_a_loss_without_an_optimum_starts_nothing(loss):
     assert again.log_variances.exp().tolist() == pytest.approx([9.0, 4.0])
 
 
-def test_a_zero_loss_before_the_start_moves_nothing():
-    weighting = gaussians(1)
+@pytest.mark.parametrize("memory", [20, None])
+def test_a_zero_loss_before_the_start_moves_nothing(memory):
+    weighting = gaussians(1, memory=memory)
     weighted = train_step(weighting, torch.zeros(1), everywhere(1))
     assert weighted.total.isfinite()
     assert weighting.offset.item() == 0.0
