@@ -157,6 +157,7 @@ class MultiTaskMixin(Predicting, _Host):
         self._window = StepWindow()
         self._task_fit = FitState()
         self._skips = on_nonfinite == "skip_step"
+        self._set_mode(self.training)
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
 
     def parameter_groups(
