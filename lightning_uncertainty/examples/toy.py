@@ -87,8 +87,8 @@ class Toy(MultiTaskMixin, LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Give the log-variances their own learning rate, except in the blog's mode."""
-        if self.blog:  # s at the network's learning rate, and the eps of Keras
-            return torch.optim.Adam(self.parameter_groups(lr=1e-3, log_variance_lr=1e-3), eps=1e-7)
+        if self.blog:  # s at the network's learning rate and betas, and the eps of Keras
+            return torch.optim.Adam(self.parameter_groups(lr=1e-3, log_variance_lr=1e-3, betas=(0.9, 0.999)), eps=1e-7)
         return torch.optim.Adam(self.parameter_groups(lr=1e-3))
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """A compiled model trains as the eager one, in few graphs without breaks, whatever labels are missing."""
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -191,6 +192,29 @@ def test_the_gradient_is_of_the_step_that_is_compiled(weighting):
         for one, other in zip(own.parameters(), eager.parameters(), strict=True):
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-6)
             assert torch.equal(one.grad == 0, other.grad == 0)  # Adam makes a whole step of any rounding error
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inductor's own
+@pytest.mark.parametrize("weighting", LEARNT)
+def test_a_start_that_follows_the_first_labels_is_compiled_too(weighting):
+    tasks = {name: as_likelihood(TASKS[name][0]) for name in THREE}
+    own, eager = (WEIGHTINGS[weighting]().bind(tasks) for _ in range(2))
+
+    def weigh(x, labels, each=own):
+        each.count_labels(labels)
+        return each(x.exp(), labels > 0).total
+
+    compiled = torch.compile(weigh, backend="aot_eager_decomp_partition", fullgraph=True)
+    for labels in ([5.0, 9.0, 0.0], [20.0, 0.0, 3.0], [20.0, 40.0, 3.0], [1.0, 1.0, 40.0], [9.0, 9.0, 9.0]):
+        found = []
+        for call in (compiled, partial(weigh, each=eager)):
+            x = torch.linspace(-1, 3, 3).mul(sum(labels) / 20).requires_grad_()
+            call(x, torch.tensor(labels)).backward()
+            found.append(x.grad)
+        torch.testing.assert_close(*found, rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(dict(own.named_buffers()), dict(eager.named_buffers()), equal_nan=True)
+        torch.testing.assert_close(own.offset.grad, eager.offset.grad, rtol=1e-5, atol=1e-6)
+    assert own.started.all()
 
 
 def test_all_subsets_of_labels_share_few_graphs():
