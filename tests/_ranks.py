@@ -137,7 +137,7 @@ class PlainMeans(Dealt):
         means = [self.means(part["x"], *rows) for part, *rows in zip(parts, *own, strict=True)]
         if len(parts) == 1:
             return self.weigh(means[0], stage)
-        return self.weigh({task: (sum(mean[task] for mean in means), float(len(means))) for task in means[0]}, stage)
+        return self.weigh({task: sum(mean[task] for mean in means) / len(means) for task in means[0]}, stage)
 
     def means(self, x, depth, width, kind):
         return {
