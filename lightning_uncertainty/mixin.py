@@ -238,9 +238,8 @@ class MultiTaskMixin(Predicting, _Host):
         self.task_weighting.check_tasks()
         self._window.prepare(self.task_weighting.base_weight)
         running = running_trainer(self)
-        self._task_fit.told = None  # they may be others now
-        self._set_mode(self.training if running is None else running.training)  # before the first step calls a head
         self._task_fit.begin(self)
+        self._set_mode(self.training if running is None else running.training)  # before the first step calls a head
         self.task_splitter.warned = False  # what is told once is told in every fit
         trainer = trainer_of(self)
         if trainer is None:
@@ -468,6 +467,7 @@ class MultiTaskMixin(Predicting, _Host):
                 f"task_step needs a head for every task: found none for {', '.join(headless)}; give `Task(..., "
                 "head=...)`, hand over a mapping that has the outputs by task, or compute the losses and call weigh"
             )
+        self._tell(stage)  # `task_outputs` does so too, unless it is overridden
         self._task_fit.stage = stage
         try:
             outputs = self.task_outputs(features)

@@ -2,12 +2,9 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from mutants.__main__ import MARKS, problems
 from mutants.faults import FAULTS, Fault
@@ -81,7 +78,6 @@ sys.exit(runner.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="copies are of what git knows")
 def test_verdicts(tmp_path):
     """Copies hold no ignored file; processes of the tests see the fault, too; the project stays as it is."""
     for name, text in PROJECT.items():

@@ -82,8 +82,8 @@ class FitState:
         return self._checked == self._fit_of(module)
 
     def begin(self, module: Any) -> None:
-        """Take the module's present fit for looked at, and begin to warn anew."""
-        self._checked, self.warned = self._fit_of(module), False
+        """Take the module's present fit for looked at, look for its parts, and warn, anew."""
+        self._checked, self.told, self.warned = self._fit_of(module), None, False
 
     @staticmethod
     def _fit_of(module: Any) -> tuple[ref[Any], ...]:

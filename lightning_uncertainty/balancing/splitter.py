@@ -89,13 +89,13 @@ class Splitter:
             RuntimeError: no features were split for this step, so the tasks' gradients would not be seen.
         """
         fork, self._fork = self._fork, None
+        own = balancing(weighting)
         self._side_group.prepare()
         if fork is not None:
             if not fork.tensors:
-                self._warn_of_frozen(weighting)
+                self._warn_of_frozen(own)
                 return step.total
-            fork.trained, fork.take = frozenset(step.parts), partial(self._take, weighting, step.numbers())
-        own = balancing(weighting)
+            fork.trained, fork.take = frozenset(step.parts), partial(self._take, own, step.numbers())
         if own is not None:
             return self._balanced(own, fork, step)
         return step.total if fork is None else _tied(fork, step)
@@ -118,24 +118,22 @@ class Splitter:
             return reweighted(fork, step, fork.take)
         return _tied(fork, step)
 
-    def _take(self, weighting: Weighting, step: Step, gramian: Tensor) -> Tensor | None:
+    def _take(self, weighting: BalancingWeighting | None, step: Step, gramian: Tensor) -> Tensor | None:
         """Take the Gramian of this process's gradients."""
         return self._settle(weighting, step, self._side_group.all_reduced(gramian))
 
-    def _settle(self, weighting: Weighting, step: Step, gramian: Tensor) -> Tensor | None:
+    def _settle(self, weighting: BalancingWeighting | None, step: Step, gramian: Tensor) -> Tensor | None:
         """Take the Gramian of all processes."""
-        own = balancing(weighting)
-        weights = None if own is None else own.take_gramian(gramian, step)
+        weights = None if weighting is None else weighting.take_gramian(gramian, step)
         if self.watching:
             self.watched = Watched(gramian, torch.ones_like(gramian[0]) if weights is None else weights)
         return weights
 
-    def _warn_of_frozen(self, weighting: Weighting) -> None:
-        own = balancing(weighting)
-        if own is not None and not self.warned:
+    def _warn_of_frozen(self, weighting: BalancingWeighting | None) -> None:
+        if weighting is not None and not self.warned:
             self.warned = True
             warnings.warn(
-                f"the shared features have no gradient, so {type(own).__name__} has nothing to balance and the "
+                f"the shared features have no gradient, so {type(weighting).__name__} has nothing to balance and the "
                 "losses are summed as they are: unfreeze the trunk, or use a weighting of losses",
                 stacklevel=2,
             )

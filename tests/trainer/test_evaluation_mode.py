@@ -11,6 +11,7 @@ from torch import nn
 from torchmetrics import Accuracy
 
 from lightning_uncertainty import MultiTaskMixin, MultiTaskModule, Task, UncertaintyMonitor, UncertaintyWarmUp
+from lightning_uncertainty._step import kpis
 from lightning_uncertainty.likelihoods import HeteroscedasticGaussian
 from lightning_uncertainty.tasks import HeteroscedasticHead
 from lightning_uncertainty.weightings import DynamicTaskPrioritization
@@ -80,10 +81,30 @@ def test_so_it_is_for_a_compiled_step(kind):
 
 
 def test_a_key_performance_indicator_is_heard():
-    kpis = {"kind": Accuracy("multiclass", num_classes=3), "depth": 2.0}
-    expected, found = (fit(net) for net in modes(lambda: Staged(DynamicTaskPrioritization(kpis))))
+    given = {"kind": Accuracy("multiclass", num_classes=3), "depth": 2.0}
+    expected, found = (fit(net) for net in modes(lambda: Staged(DynamicTaskPrioritization(given))))
     assert_same(found, expected)
     assert found[0]["task_weighting.started"].all()
+
+
+class Overriding(Staged):
+    """Its heads take the features themselves, so that nothing of ours runs before the losses."""
+
+    def task_outputs(self, features):
+        return {name: head(features) for name, head in self.task_heads.items()}
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to .self.log..:UserWarning")
+def test_outputs_of_ones_own_are_heard_in_every_step_of_training_and_in_no_other(monkeypatch):
+    heard, measured = [], kpis._measured
+    monkeypatch.setattr(kpis, "_measured", lambda *given: heard.append(1) or measured(*given))
+    given = {"kind": Accuracy("multiclass", num_classes=3), "depth": 2.0}
+    batch = in_a_row(1).dataset[0]
+    for net in modes(lambda: Overriding(DynamicTaskPrioritization(given))):
+        heard.clear()
+        for stage, times in (("train", 1), ("val", 1), ("train", 2)):
+            net.task_step(net.trunk(batch["x"]), batch, stage)
+            assert len(heard) == times
 
 
 class Burning(MultiTaskMixin, LightningModule):
