@@ -10,6 +10,7 @@ import torch
 
 from lightning_uncertainty.callbacks._dominance import dominance
 from lightning_uncertainty.callbacks._history import History
+from lightning_uncertainty.callbacks._lateness import lateness
 from lightning_uncertainty.callbacks._plot import Kind, plot_rows
 from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_rows
 from lightning_uncertainty.callbacks.base import AnyCallback, check_module, offer
@@ -35,7 +36,8 @@ class UncertaintyMonitor(AnyCallback):
 
     At the start of a fit the monitor runs `check_setup`, puts weighting, likelihoods and the meaning of every σ into
     the loggers' config under "uncertainty", and gives TensorBoard a layout with all tasks in one chart. At its end it
-    prints a table, which wandb gets too.
+    prints a table, which wandb gets too. Once in a fit it warns of a task that takes over, and once of a σ that has
+    been more than a third off its optimum for 500 steps.
 
     Args:
         prefix: put before every key, for example "uncertainty/".
@@ -71,7 +73,7 @@ class UncertaintyMonitor(AnyCallback):
         self._boards: list[Any] = []  # loggers that have TensorBoard's layout
         self._last_step = 0
         self._latest: dict[str, dict[str, float]] = {}
-        self._warned = False
+        self._warned, self._warned_late = False, False
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
@@ -99,7 +101,7 @@ class UncertaintyMonitor(AnyCallback):
         self._title, self._config = type(pl_module).__name__, {"uncertainty": self._about(pl_module)}
         self._last_step = trainer.global_step
         self._latest = {}
-        self._warned = False
+        self._warned, self._warned_late = False, False
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log a row if this is a logging step."""
@@ -217,6 +219,10 @@ class UncertaintyMonitor(AnyCallback):
         if warning:
             self._warned = True
             warnings.warn(warning, stacklevel=2)
+        late = None if self._warned_late else lateness(self.history.rows, found.get("sigma", {}), self.prefix)
+        if late:
+            self._warned_late = True
+            warnings.warn(late, stacklevel=2)
 
     def _about(self, pl_module: Any) -> dict[str, Any]:
         """Return what reads the rows: the entry of the loggers' config."""

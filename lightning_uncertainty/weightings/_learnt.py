@@ -29,7 +29,8 @@ _MOST = 100.0  # running means that a single batch may count
 _FULL = 16.0  # memories after which the running mean has forgotten its first step: e^-16 of it is left
 _HUGE = torch.finfo(torch.float32).max
 _LONGEST = 1e6  # steps that a memory may have
-_NEWER = ("labels", "mean_loss", "steps")  # which older checkpoints do not have
+_FAR = 2 * math.log(4 / 3)  # of a log-variance: σ is a third off
+_NEWER = ("labels", "mean_loss", "steps", "late")  # which older checkpoints do not have
 _STEPS_BETWEEN_LOOKS = 50  # at `started` on devices where reading a value stalls the queue
 
 
@@ -61,10 +62,12 @@ class LearntWeighting(Weighting):
         base_weights: see `Weighting`.
         memory: how many steps the running mean remembers, at least 1, which is the batch alone; None is the gradient of
             the batch as published, without any bound.
+        restart: after how many steps in a row in which σ was a third off the optimum of the running mean loss it starts
+            anew: the mean does, and for as many steps as it remembers `start` moves to its optimum; None never.
         options: see `Weighting`.
 
     Raises:
-        ValueError: the memory is below 1 or above a million.
+        ValueError: the memory is below 1 or above a million, or a restart comes before the first step.
     """
 
     offset: nn.Parameter
@@ -73,6 +76,7 @@ class LearntWeighting(Weighting):
     labels: Tensor
     mean_loss: Tensor
     steps: Tensor
+    late: Tensor  # steps in a row that σ was a third off, where it may restart; below 0 steps that are left of one
     log_variance: Tensor
 
     def __init__(
@@ -80,12 +84,16 @@ class LearntWeighting(Weighting):
         start: float | Mapping[str, float] | None = None,
         base_weights: Mapping[str, float] | None = None,
         memory: float | None = DEFAULT_MEMORY,
+        restart: int | None = None,
         **options: object,
     ) -> None:
-        super().__init__(base_weights, start=start, **options, memory=None if memory == DEFAULT_MEMORY else memory)
+        shown = None if memory == DEFAULT_MEMORY else memory
+        super().__init__(base_weights, start=start, **options, memory=shown, restart=restart)
         if memory is not None and not 1 <= memory <= _LONGEST:
             raise ValueError(f"memory should be a number of steps from 1 to {_LONGEST:g}, or None: found {memory}")
-        self.memory = memory
+        if restart is not None and not restart >= 1:
+            raise ValueError(f"restart should be a number of steps, at least 1, or None: found {restart}")
+        self.memory, self.restart = memory, restart
         self._share = 1 / (DEFAULT_MEMORY if memory is None else memory)  # 1 - d
         self._log_decay = math.log1p(-self._share) if self._share < 1 else -math.inf
         self._start = start
@@ -121,6 +129,12 @@ class LearntWeighting(Weighting):
         """Return the sums of numbers `[T]` over the tasks that share a log-variance with each."""
         return numbers
 
+    def running_optimum(self, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        """Return the log-variances `[T]` to which the running means lead; arguments as of `slope`."""
+        optimum = self.optimum(mean_loss, steps)
+        assert optimum is not None
+        return optimum
+
     def first_raw(self, mean_loss: Tensor, steps: Tensor) -> Tensor:
         """Return where tasks of these mean losses start, `[T]`."""
         optimum = self.optimum(mean_loss, steps)
@@ -135,7 +149,7 @@ class LearntWeighting(Weighting):
         self._refuse_for_normalised(self._start, "start")
         self._first_start = named_vector(self._given_start, self.tasks, 0.0, "start")
         self._some_without = 0.0 in self._constants["learnable"]
-        for name in ("start", "started", "labels", "mean_loss", "steps", "log_variance"):
+        for name in ("start", "started", "labels", "mean_loss", "steps", "late", "log_variance"):
             self.register_buffer(name, self.vector())  # started is 0 or 1, as booleans cannot be averaged
         self.offset = nn.Parameter(self.vector())
 
@@ -160,6 +174,7 @@ class LearntWeighting(Weighting):
         self.labels.copy_(_ENOUGH * self.started)
         self.mean_loss.zero_()
         self.steps.zero_()
+        self.late.zero_()
         self.offset.zero_()
         self._settled = False
 
@@ -171,7 +186,7 @@ class LearntWeighting(Weighting):
         self._labels = None if self._settled else labels.detach()
 
     def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
-        raw = self.start + self.offset
+        raw = (self.start if self.restart is None else keep_for_backward(self.start)) + self.offset
         seen, mean_loss, steps, labels = self._remembered(losses.detach(), present)
         if labels is not None:
             raw = self._start_from_data(raw, seen, mean_loss, steps, labels)
@@ -184,6 +199,8 @@ class LearntWeighting(Weighting):
         if self.learning:
             self.mean_loss.copy_(mean_loss)
             self.steps.copy_(steps)
+            if self.restart is not None:
+                self._restart(s.detach(), mean_loss, steps, seen)
         log_variances = s.detach()
         if not self._settled or self._some_without:
             known = (self.started > 0) | (self.pooled(self.labels) > 0)
@@ -242,6 +259,20 @@ class LearntWeighting(Weighting):
             self.labels.copy_(torch.where(started | enough, _ENOUGH, labels))
         return raw
 
+    @torch.no_grad()
+    def _restart(self, s: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> None:
+        """Have σ start anew that was a third off for too long: its start follows the optimum of a new running mean."""
+        assert self.restart is not None
+        way = self.running_optimum(mean_loss, steps, seen).to(s.dtype) - s
+        follows = self.late < 0
+        far = (way.abs() > _FAR) & (mean_loss > 0) & (self.started > 0)
+        late = torch.where(seen, torch.where(follows, self.late + 1, (self.late + 1) * far), self.late)
+        due = self.pooled((late >= self.restart).to(s.dtype)) > 0
+        moves = (self.pooled((follows & seen).to(s.dtype)) > 0) & (mean_loss > 0)
+        self.start.add_(torch.where(moves, way, 0.0))
+        self.late.copy_(torch.where(due, -math.ceil(1 / self._share), late))
+        self.steps.mul_(~due)
+
     def _look_for_stragglers(self) -> None:
         """Settle when all tasks have started: on eager CPU at once, elsewhere every 50th step, compiled never."""
         if torch.compiler.is_compiling() or not self.learning:
@@ -268,5 +299,6 @@ class LearntWeighting(Weighting):
         loss = self.loss_at(s.to(self.exponent.device)).to(s)
         known = (started > 0) & loss.isfinite()
         full = math.ceil(_FULL / self._share)
-        filled = torch.where(started > 0, _ENOUGH, 0.0), torch.where(known, loss, 0.0), torch.where(known, full, 0.0)
+        labels, steps = torch.where(started > 0, _ENOUGH, 0.0), torch.where(known, full, 0.0)
+        filled = labels, torch.where(known, loss, 0.0), steps, torch.zeros_like(s)
         state_dict.update({prefix + name: vector.to(s) for name, vector in zip(_NEWER, filled, strict=True)})

@@ -37,10 +37,11 @@ class BoundedUncertaintyWeighting(LearntWeighting):
         start: first `s`, as in `UncertaintyWeighting`; 0.0 is `c = 1`, the paper's choice.
         base_weights: see `Weighting`.
         memory: as in `UncertaintyWeighting`.
+        restart: as in `UncertaintyWeighting`.
 
     Raises:
-        ValueError: the memory is below 1 or above a million; (when tasks are registered) a name is no task, or a number
-            is not finite or negative.
+        ValueError: the memory is below 1 or above a million, or the restart below 1; (when tasks are registered) a name
+            is no task, or a number is not finite or negative.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
@@ -56,8 +57,9 @@ class BoundedUncertaintyWeighting(LearntWeighting):
         base_weights: Mapping[str, float] | None = None,
         *,
         memory: float | None = DEFAULT_MEMORY,
+        restart: int | None = None,
     ) -> None:
-        super().__init__(start, base_weights, memory)
+        super().__init__(start, base_weights, memory, restart)
 
     def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.base_weight * present

@@ -43,10 +43,11 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
         start: first `s` before the mean is taken out, as in `UncertaintyWeighting`.
         base_weights: see `Weighting`.
         memory: as in `UncertaintyWeighting`.
+        restart: as in `UncertaintyWeighting`.
 
     Raises:
-        ValueError: the mean is not finite, or the memory is below 1 or above a million; (when tasks are registered) a
-            name is no task, or a number is not finite or negative.
+        ValueError: the mean is not finite, the memory is below 1 or above a million, or the restart below 1; (when
+            tasks are registered) a name is no task, or a number is not finite or negative.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
@@ -63,8 +64,9 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
         base_weights: Mapping[str, float] | None = None,
         *,
         memory: float | None = DEFAULT_MEMORY,
+        restart: int | None = None,
     ) -> None:
-        super().__init__(start, base_weights, memory, mean_log_variance=mean_log_variance)
+        super().__init__(start, base_weights, memory, restart, mean_log_variance=mean_log_variance)
         if not abs(mean_log_variance) <= torch.finfo(torch.float32).max:
             raise ValueError(f"mean_log_variance should be finite: found {mean_log_variance}")
         self.mean_log_variance = mean_log_variance
@@ -84,6 +86,9 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
     def slope(self, s: Tensor, weights: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
         _, log_multiplier = self._solved(mean_loss, self.usable(mean_loss, seen))
         return -torch.minimum(self.exponent * weights * mean_loss, 2 * torch.exp(log_multiplier))
+
+    def running_optimum(self, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        return self.optimum(mean_loss, seen)  # the tasks present, over which s has its mean
 
     def loss_at(self, s: Tensor) -> Tensor:
         return torch.full_like(s, torch.nan)  # of all levels of the losses

@@ -33,10 +33,11 @@ class ImpartialLossWeighting(LearntWeighting):
         start: first `s`, as in `UncertaintyWeighting`; 0.0 is the paper's choice, None the optimum of the first labels.
         base_weights: see `Weighting`.
         memory: as in `UncertaintyWeighting`.
+        restart: as in `UncertaintyWeighting`.
 
     Raises:
-        ValueError: the memory is below 1 or above a million; (when tasks are registered) a name is no task, or a number
-            is not finite or negative.
+        ValueError: the memory is below 1 or above a million, or the restart below 1; (when tasks are registered) a name
+            is no task, or a number is not finite or negative.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
@@ -52,8 +53,9 @@ class ImpartialLossWeighting(LearntWeighting):
         base_weights: Mapping[str, float] | None = None,
         *,
         memory: float | None = DEFAULT_MEMORY,
+        restart: int | None = None,
     ) -> None:
-        super().__init__(start, base_weights, memory)
+        super().__init__(start, base_weights, memory, restart)
 
     def objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.base_weight * present

@@ -59,12 +59,16 @@ class UncertaintyWeighting(LearntWeighting):
             copy in checkpoints.
         memory: how many steps the running mean of the gradient in `s` remembers, at least 1, which is the batch alone;
             None is the batch's own gradient without a bound, as published.
+        restart: after how many steps in a row in which σ was a third off the optimum of the running mean loss it starts
+            anew: the mean does, and for as many steps as it remembers `start` moves to its optimum, and σ with it; None
+            never. At a small learning rate nothing else is as fast after a change of the loss. It does so under a
+            warm-up that holds σ, too.
 
     Raises:
-        ValueError: the memory is below 1 or above a million; (when tasks are registered) a name is no task, a number is
-            not finite or negative, bounds are not a lower and a higher one, a start is outside its bounds, or tasks
-            that share `s` differ in likelihood, bounds or start, or do so in two groups; or one of these names a task
-            whose likelihood is normalised.
+        ValueError: the memory is below 1 or above a million, or the restart below 1; (when tasks are registered) a name
+            is no task, a number is not finite or negative, bounds are not a lower and a higher one, a start is outside
+            its bounds, or tasks that share `s` differ in likelihood, bounds or start, or do so in two groups; or one of
+            these names a task whose likelihood is normalised.
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
@@ -87,8 +91,9 @@ class UncertaintyWeighting(LearntWeighting):
         bounds: Bounds | Mapping[str, Bounds] | None = None,
         shared: Sequence[Sequence[str]] = (),
         memory: float | None = DEFAULT_MEMORY,
+        restart: int | None = None,
     ) -> None:
-        super().__init__(start, base_weights, memory, bounds=bounds, shared=tuple(map(tuple, shared)))
+        super().__init__(start, base_weights, memory, restart, bounds=bounds, shared=tuple(map(tuple, shared)))
         self._bounds = bounds
         self._shared = tuple(map(tuple, shared))
 

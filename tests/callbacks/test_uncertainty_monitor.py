@@ -17,6 +17,7 @@ from pytorch_lightning.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
+from torch.utils.data import DataLoader
 
 from lightning_uncertainty import (
     AnalyticUncertaintyWeighting,
@@ -554,6 +555,49 @@ def test_a_task_that_takes_all_weight_while_its_sigma_falls_warns_once():
     with pytest.warns(UserWarning, match=message) as told:
         trainer(max_epochs=6, callbacks=[UncertaintyMonitor()]).fit(net, tuples())
     assert sum("of the weight" in str(warning.message) for warning in told) == 1
+
+
+class Sized(Plain):
+    """Losses of these sizes whatever the network does, one for each step."""
+
+    def __init__(self, sizes, rate, **options):
+        super().__init__(UncertaintyWeighting(**options))
+        self.sizes, self.rate = sizes, rate
+
+    def losses(self, batch):
+        nothing = 0 * self.depth.weight.sum()
+        return {"depth": nothing + float(batch), "kind": nothing + 1.0}
+
+    def train_dataloader(self):
+        return DataLoader(self.sizes, batch_size=None)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameter_groups(lr=0.0, log_variance_lr=self.rate))
+
+
+FALLEN = [100.0] * 50 + [1.0] * 651  # σ is 10, and should be 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rate", "options", "warns"),
+    [
+        (FALLEN, 1e-3, {}, True),
+        (FALLEN, 1e-2, {}, False),
+        (FALLEN, 1e-3, {"restart": 50}, False),
+        ([100.0] + [1.0] * 700, 1e-3, {"memory": None}, True),
+        ([1.0] * 50 + [1e6] + [1.0] * 650, 1e-2, {}, False),
+    ],
+    ids=["a small rate", "our rate", "restart", "a spike at the start, as published", "a spike"],
+)
+def test_a_sigma_that_is_late_for_long_warns_once(sizes, rate, options, warns):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(callbacks=[UncertaintyMonitor(table=False)], max_epochs=1, log_every_n_steps=10).fit(
+            Sized(sizes, rate, **options)
+        )
+    told = [str(warning.message) for warning in caught if "more than a third too large" in str(warning.message)]
+    assert len(told) == warns
+    assert all(message.startswith("σ of task 'depth'") and "restart=50" in message for message in told)
 
 
 def test_a_large_share_for_the_sake_of_units_alone_does_not_warn():

@@ -68,6 +68,8 @@ WEIGHTINGS = [
         "uncertainty, one floor and a group of one",
         lambda: UncertaintyWeighting(bounds={"task0": (5.0, float("inf"))}, shared=[["task0"]]),
     ),
+    Listed("uncertainty, as published", lambda: UncertaintyWeighting(memory=None), scale_equivariant=True),
+    Listed("uncertainty, restart", lambda: UncertaintyWeighting(memory=2, restart=1), scale_equivariant=True),
     Listed("bounded", BoundedUncertaintyWeighting),
     Listed("bounded, start 0 and base weight", lambda: BoundedUncertaintyWeighting(0.0, {"task0": 0.3})),
     Listed("constrained", ConstrainedUncertaintyWeighting),

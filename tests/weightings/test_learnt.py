@@ -180,6 +180,7 @@ def test_the_total_and_its_gradient_in_the_losses_are_those_of_the_batch(listed)
 @every
 def test_without_memory_the_gradient_is_the_derivative_of_the_total_and_with_one_step_its_own_but_bounded(listed):
     published, one = listed.bind(4), listed.bind(4)
+    published.restart = one.restart = None
     published.memory, one.memory = None, 1
     one._share, one._log_decay = 1.0, -math.inf
     for weighting in (published, one):
@@ -206,6 +207,7 @@ def test_without_memory_the_gradient_is_the_derivative_of_the_total_and_with_one
 @every
 def test_no_gradient_is_steeper_than_the_penalty_is(listed, far):
     weighting = listed.bind(3)
+    weighting.memory = weighting.memory or 1
     train(weighting, 3)
     found = gradient(weighting, far * draw_losses(3))
     assert found.isfinite().all()
@@ -411,12 +413,74 @@ def test_what_wraps_a_weighting_passes_the_numbers_on():
     assert gaussians(2, lambda **_: ConstrainedUncertaintyWeighting()).count_labels(torch.ones(2)) is None
 
 
+# -- restart -----------------------------------------------------------------------------------------------------------
+
+
+def steps_until_right(kind, lr=1e-3, **options):
+    """How many steps after its loss has fallen to a hundredth σ is within 3 % of right; None if not within 500."""
+    weighting = gaussians(2, kind, **options)
+    adam = torch.optim.Adam(weighting.parameters(), lr=lr, betas=(0.9, 0.99))
+    for step in range(-100, 500):
+        losses = torch.tensor([1.0 if step < 0 else 1e-2, 1.0])
+        adam.zero_grad()
+        weighted = weighting(losses, everywhere(2))
+        weighted.total.backward()
+        adam.step()
+        if step >= 0 and ((weighted.log_variances - weighting.optimum(losses)).abs() < 0.06).all():
+            return step
+    return None
+
+
+@every_kind
+def test_a_restart_brings_sigma_to_its_optimum_where_the_rate_would_not(kind):
+    assert steps_until_right(kind) is None
+    assert 50 < steps_until_right(kind, restart=50) < 80
+
+
+def test_it_comes_after_so_many_steps_in_a_row_a_third_off_and_moves_no_parameter():
+    weighting = gaussians(2, start=0.0, memory=2, restart=3)
+    weighting.memory = None  # which has nothing to do with it
+    late = []
+    for loss in [2.0, 2.0, 0.01, 4.0, 4.0, 4.0]:  # ln 16/9 is 0.58
+        weighting(torch.tensor([loss, 1.0]), everywhere(2))
+        late.append(weighting.late[0].item())
+    assert late == [1, 2, 0, 1, 2, -2]
+    assert weighting.steps.tolist() == [0, 6]
+    assert weighting.start.tolist() == [0.0, 0.0]
+    for loss, mean in ((9.0, 9.0), (3.0, 5.0), (3.0, 5.0)):  # a new mean, that it follows for two steps
+        weighting(torch.tensor([loss, 1.0]), everywhere(2))
+        assert weighting.start.exp().tolist() == pytest.approx([mean, 1.0])
+    assert weighting.late.tolist() == [0, 0]
+    assert (weighting.offset == 0).all()
+
+
+def test_tasks_that_share_a_log_variance_restart_together():
+    weighting = gaussians(3, shared=[["task0", "task2"]], start=0.0, memory=1, restart=2)
+    for present in ([True, True, True], [True, True, True], [True, True, False]):
+        weighting(torch.tensor([9.0, 1.0, 9.0]), torch.tensor(present))
+    assert weighting.start.exp().tolist() == pytest.approx([9.0, 1.0, 9.0])
+
+
+def test_a_task_that_is_at_its_bound_or_has_no_loss_left_does_not_restart():
+    weighting = gaussians(2, start=0.0, bounds={"task0": (-0.5, math.inf)}, memory=1, restart=1)
+    for _ in range(9):
+        weighting(torch.tensor([1e-3, 0.0]), everywhere(2))
+    assert weighting.start.tolist() == [0.0, 0.0]  # from the bound to 0 it is less than a third
+
+
+@pytest.mark.parametrize("restart", [0, -5, math.nan])
+@every_kind
+def test_a_restart_comes_after_a_step_at_least(kind, restart):
+    with pytest.raises(ValueError, match="restart should be a number of steps, at least 1, or None: found"):
+        kind(restart=restart)
+
+
 # -- checkpoints of before ---------------------------------------------------------------------------------------------
 
 
 def old_state(weighting):
     """What it would have been when there were no running means."""
-    newer = ("labels", "mean_loss", "steps")
+    newer = ("labels", "mean_loss", "steps", "late")
     return {name: value for name, value in copy.deepcopy(weighting.state_dict()).items() if name not in newer}
 
 
@@ -433,7 +497,7 @@ def test_a_checkpoint_from_before_there_were_running_means_loads_as_started_at_i
         raw = (new.start + new.offset).detach()
         known = (new.started > 0) & new.usable(torch.ones(4), everywhere(4))
         assert_same(new.loss_at(raw)[known], new.mean_loss[known], rtol=1e-6, atol=0.0)
-        assert (new.steps[new.started > 0] * math.log1p(-1 / 20) < -15).all()
+        assert (new.steps[new.started > 0] * new._log_decay < -15).all()
         if new.started.all() and "bounds" not in listed.name:
             assert_same(new.optimum(new.mean_loss, new.steps), new.shaped(raw, everywhere(4)), rtol=1e-4, atol=1e-4)
     train(new, 3, seed=40)
