@@ -308,15 +308,18 @@ class MultiTaskMixin(Predicting, _Host):
         total: Tensor = self._recorded(losses, means, weighted)
         return total
 
-    def take_row(self) -> dict[str, dict[str, float]]:
-        """Return what the training steps since the last call left, by log key and task; one copy to the host.
+    def take_row(self, *, keep: bool = False) -> dict[str, dict[str, float]]:
+        """Return what the training steps since the last row left, by log key and task; one copy to the host.
 
         `loss` is the mean over the steps where the task was present; `weight`, `weight_share`, `sigma` and `sigma_gap`
         are those of its latest present step. Compiled steps leave nothing before `check_setup` was called.
+
+        Args:
+            keep: whether these steps stay for the next call, which is a look at a row that is not over.
         """
         self._require_tasks("take_row")
         self.task_weighting.settle()
-        return self._window.take(self.task_weighting)
+        return self._window.take(self.task_weighting, keep)
 
     def drop_row(self) -> None:
         """Forget what the training steps left so far, as those of an earlier fit that nobody watched."""

@@ -45,8 +45,8 @@ class StepWindow:
         if self.sums is not None:
             self.sums.zero_()
 
-    def take(self, weighting: Weighting) -> dict[str, dict[str, float]]:
-        """Return the row, by log key and task, and empty the window; one copy to the host.
+    def take(self, weighting: Weighting, keep: bool = False) -> dict[str, dict[str, float]]:
+        """Return the row, by log key and task, and empty the window unless it is to keep all; one copy to the host.
 
         Tasks without a label since the last row are left out, and keys that the weighting does not have.
         """
@@ -59,7 +59,8 @@ class StepWindow:
         if weighting.log_variance is not None and optimum is not None:
             vectors += [self.latest[1], optimum]
         columns = torch.stack([vector.to(mean_losses.dtype) for vector in vectors]).T.tolist()
-        self.empty()
+        if not keep:
+            self.empty()
         rows = {task: column for task, column in zip(weighting.tasks, columns, strict=True) if column[0] > 0}
         if not rows:
             return {}

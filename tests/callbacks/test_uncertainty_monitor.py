@@ -361,7 +361,7 @@ def test_a_report_holds_both_histories_and_needs_rows(tmp_path, monkeypatch):
         teller.report(tmp_path / "report.html")
         run = runs.pop()
         assert (run.title, run.config) == ("Plain", {"uncertainty": about(prefix="u/")})
-        assert [row["step"] for row in run.rows] == [2, 3, 5, 7]
+        assert [row["step"] for row in run.rows] == [2, 3, 5, 7, 7]
         assert [row for row in run.rows if "u/loss/depth" in row] == monitor.history.rows
         assert [row for row in run.rows if "val/balanced_loss" in row] == monitor.evaluations.rows
         assert "RMSE [label]" in (tmp_path / "report.html").read_text(encoding="utf-8")

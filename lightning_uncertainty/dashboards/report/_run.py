@@ -49,8 +49,8 @@ class Run:
     def __post_init__(self) -> None:
         if not self.curves:
             raise ValueError(
-                f"a report needs a run with logged rows: found none in {self.title}; train for at least "
-                "log_every_n_steps steps"
+                f"a report needs a run with logged rows: found none in {self.title}; train with "
+                "log_every_n_steps above 0"
             )
         if not self._found:
             keys = list(self.curves)

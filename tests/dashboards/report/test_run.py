@@ -54,7 +54,7 @@ def test_held_out_curves_are_found_by_stage_task_and_metric():
 
 def test_a_run_without_rows_or_without_our_keys_is_refused():
     for rows in ([], [{"step": 3}]):
-        with pytest.raises(ValueError, match="needs a run with logged rows: found none in birds; train for at least"):
+        with pytest.raises(ValueError, match="needs a run with logged rows: found none in birds; train with log_every"):
             Run("birds", rows, {})
     with pytest.raises(ValueError, match=r"UncertaintyMonitor logged.*found lr, train_loss in birds; add Uncertainty"):
         Run("birds", [{"step": 1, "lr": 0.1, "train_loss": 2.0}], {})
