@@ -906,8 +906,8 @@ FAULTS = [
     Fault(
         "monitor_one_step_late",
         "callbacks/uncertainty_monitor.py",
-        "if (step + 1) % every == 0:",
-        "if step % every == 0:",
+        "and (self._step + 1) % every == 0:",
+        "and self._step % every == 0:",
         ("tests/callbacks/test_uncertainty_monitor.py::test_rows_are_the_means_and_the_latest_values_of_their_steps",),
     ),
     Fault(
