@@ -311,8 +311,9 @@ class MultiTaskMixin(Predicting, _Host):
     def take_row(self, *, keep: bool = False) -> dict[str, dict[str, float]]:
         """Return what the training steps since the last row left, by log key and task; one copy to the host.
 
-        `loss` is the mean over the steps where the task was present; `weight`, `weight_share`, `sigma` and `sigma_gap`
-        are those of its latest present step. Compiled steps leave nothing before `check_setup` was called.
+        `loss` is the mean over the steps where the task was present; `weight`, `sigma` and `sigma_gap` are those of its
+        latest present step; `loss_share` is their `|w L|` over the sum of all. Compiled steps leave nothing before
+        `check_setup` was called.
 
         Args:
             keep: whether these steps stay for the next call, which is a look at a row that is not over.

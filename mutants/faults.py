@@ -869,6 +869,15 @@ FAULTS = [
         ("tests/weightings/test_bounded.py::test_vector_liebel",),
     ),
     Fault(
+        "window_share_of_weights",
+        "_step/window.py",
+        "abs(column[2] * column[3])",
+        "abs(column[3])",
+        (
+            "tests/_step/test_window.py::test_shares_of_the_weighted_loss_are_free_of_units_and_level_where_sigma_is_at_its_optimum",
+        ),
+    ),
+    Fault(
         "monitor_no_last_row",
         "callbacks/uncertainty_monitor.py",
         "            self._log(trainer, pl_module, last=True)\n",

@@ -69,11 +69,12 @@ class StepWindow:
                 normalised = task in weighting.normalised
                 found = f"a value that is {'' if normalised else 'negative, '}NaN or inf since the last logged step"
                 raise ValueError(unsound_loss(task, found, normalised))
-        total = sum(column[3] for column in rows.values())
+        weighted = {task: abs(column[2] * column[3]) for task, column in rows.items()}
+        total = sum(weighted.values())
         row = {
             "loss": {task: column[2] for task, column in rows.items()},
             "weight": {task: column[3] for task, column in rows.items()},
-            "weight_share": {task: column[3] / total for task, column in rows.items() if total > 0},
+            "loss_share": {task: value / total for task, value in weighted.items() if total > 0},
         }
         if len(vectors) > 4:
             s = {task: (column[4], column[5]) for task, column in rows.items() if math.isfinite(column[4])}

@@ -74,7 +74,7 @@ class KeptRows(AnyCallback):
         """Draw one curve per task.
 
         Args:
-            kind: "sigma", "sigma_gap", "weight", "weight_share" or "loss"; σ, weight and loss on a log axis.
+            kind: "sigma", "sigma_gap", "weight", "loss_share" or "loss"; σ, weight and loss on a log axis.
             ax: axes to draw into; a new figure where None.
 
         Returns:

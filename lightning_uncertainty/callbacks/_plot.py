@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "plot_rows"]
 
-Kind = Literal["sigma", "sigma_gap", "weight", "weight_share", "loss"]
+Kind = Literal["sigma", "sigma_gap", "weight", "loss_share", "loss"]
 
 
 def plot_rows(

@@ -17,7 +17,7 @@ COLUMNS = {  # name of the column, its header and format in print
     "sigma": ("σ", ".4g"),
     "sigma_gap": ("σ/σ*-1", "+.1%"),
     "weight": ("weight", ".4g"),
-    "weight_share": ("share", ".1%"),
+    "loss_share": ("share", ".1%"),
     "sigma_is": ("σ is", ""),
 }
 

@@ -23,11 +23,12 @@ __all__ = ["UncertaintyMonitor"]
 class UncertaintyMonitor(KeptRows):
     """Log every task's σ, effective weight and loss on the Trainer's logging steps, to all its loggers or none.
 
-    Keys are `loss/<task>`, `sigma/<task>`, `sigma_gap/<task>`, `weight/<task>` and `weight_share/<task>`. A row covers
-    the training steps since the last row: the mean loss, and the latest σ and weight; a task without labels since then
-    is left out, and so is σ where a likelihood is normalised. The last row of a fit, finished or interrupted, holds the
-    steps that were left over. The values are in `trainer.callback_metrics` too, where ModelCheckpoint and EarlyStopping
-    find them; before every validation and at the end of every epoch these are of all steps so far.
+    Keys are `loss/<task>`, `sigma/<task>`, `sigma_gap/<task>`, `weight/<task>` and `loss_share/<task>`. A row covers
+    the training steps since the last row: the mean loss, the latest σ and weight, and the share `|w L| / Σ |w L|` of
+    the weighted loss, without penalties. A task without labels since then is left out, and so is σ where a likelihood
+    is normalised. The last row of a fit, finished or interrupted, holds the steps that were left over. The values are
+    in `trainer.callback_metrics` too, where ModelCheckpoint and EarlyStopping find them; before every validation and at
+    the end of every epoch these are of all steps so far.
 
     At the start of a fit the monitor runs `check_setup`, puts weighting, likelihoods and the meaning of every σ into
     the loggers' config under "uncertainty", and gives TensorBoard a layout with all tasks in one chart. At its end it
@@ -169,7 +170,7 @@ class UncertaintyMonitor(KeptRows):
         for logger in trainer.loggers:
             logger.log_metrics(metrics={**row, **optima} if logger in self._boards else row, step=step)
         offer(trainer, row)
-        warning = None if self._warned else dominance(self.history.rows, found["weight_share"], self.prefix)
+        warning = None if self._warned else dominance(self.history.rows, found["weight"], self.prefix)
         if warning:
             self._warned = True
             warnings.warn(warning, stacklevel=2)
