@@ -326,6 +326,10 @@ class MultiTaskMixin(Predicting, _Host):
         """Forget what the training steps left so far, as those of an earlier fit that nobody watched."""
         self._window.empty()
 
+    def latest_total(self) -> Tensor | None:
+        """Return the weighted total of the latest batch, 0-dimensional; None before one, and where it was compiled."""
+        return self._window.total
+
     def auxiliary_tasks(self) -> list[str]:
         """Return the names of the tasks that only help the others."""
         return [name for name, task in self._tasks.items() if task.auxiliary]
@@ -500,6 +504,8 @@ class MultiTaskMixin(Predicting, _Host):
 
     def _evaluated(self, sums: Tensor, counts: Tensor | None) -> Tensor:
         total = self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
+        if not torch.compiler.is_compiling():
+            self._window.total = total.detach()
         self._set_mode(self.training)  # for heads that are called before the next step tells
         return total
 

@@ -878,6 +878,20 @@ FAULTS = [
         ),
     ),
     Fault(
+        "total_told_at_once",
+        "callbacks/_total.py",
+        "_ENOUGH = 2",
+        "_ENOUGH = 1",
+        ("tests/callbacks/test_total.py::test_a_value_that_is_equal_by_chance_is_not_told",),
+    ),
+    Fault(
+        "total_of_constant_weights_told",
+        "callbacks/uncertainty_monitor.py",
+        "monitored(trainer) if weighting.remembers else {}",
+        "monitored(trainer)",
+        ("tests/callbacks/test_total.py::test_a_total_of_the_losses_alone_may_be_monitored",),
+    ),
+    Fault(
         "monitor_no_last_row",
         "callbacks/uncertainty_monitor.py",
         "            self._log(trainer, pl_module, last=True)\n",

@@ -18,9 +18,13 @@ class StepWindow:
     Plain tensors: as buffers they would be broadcast from rank 0 and saved in checkpoints. They are made once, outside
     of compiled steps, and written in place: what a step makes may lie where CUDA graphs write the next step's.
     Adding a step launches a few kernels and reads nothing.
+
+    Attributes:
+        total: the weighted total of the latest batch, detached; None before the first, and where steps are compiled.
     """
 
     def __init__(self) -> None:
+        self.total: Tensor | None = None
         self.sums: Tensor | None = None  # steps with labels, √|loss| (NaN or inf once one is unsound), loss: [3, T]
         self.latest: Tensor  # weights, and log-variances where there are any, [2, T]
 
@@ -34,6 +38,7 @@ class StepWindow:
         """Note one step: detached losses, their `roots`, presence, `[T]` each, and what became of them."""
         if not torch.compiler.is_compiling():
             self.prepare(losses)
+            self.total = weighted.total.detach()
         if self.sums is None or self.sums.device != losses.device:
             return  # compiled, and `check_setup` has not been called: nobody watches
         self.sums.add_(torch.stack([present.to(losses.dtype), roots, losses]))

@@ -12,6 +12,7 @@ from lightning_uncertainty.callbacks._dominance import dominance
 from lightning_uncertainty.callbacks._kept import KeptRows
 from lightning_uncertainty.callbacks._lateness import lateness
 from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_rows
+from lightning_uncertainty.callbacks._total import TotalWatch, monitored, total_monitored
 from lightning_uncertainty.callbacks.base import check_module, offer
 from lightning_uncertainty.dashboards.loggers import log_config
 from lightning_uncertainty.dashboards.tensorboard import log_tensorboard_layout, sigma_optima
@@ -32,8 +33,9 @@ class UncertaintyMonitor(KeptRows):
 
     At the start of a fit the monitor runs `check_setup`, puts weighting, likelihoods and the meaning of every σ into
     the loggers' config under "uncertainty", and gives TensorBoard a layout with all tasks in one chart. At its end it
-    prints a table, which wandb gets too. Once in a fit it warns of a task that takes over, and once of a σ that has
-    been more than a third off its optimum for 500 steps.
+    prints a table, which wandb gets too. Once in a fit it warns of a task that takes over, once of a σ that has been
+    more than a third off its optimum for 500 steps, and once of a callback or scheduler that monitors the weighted
+    total.
 
     Args:
         prefix: put before every key, for example "uncertainty/".
@@ -64,6 +66,8 @@ class UncertaintyMonitor(KeptRows):
         self._begun, self._steps, self._step = 0, 0, 0  # steps made before the fit, and up to now; which one is on
         self._fitting, self._fresh = False, False  # is there a fit, and a step that callbacks have not been told of?
         self._latest: dict[str, dict[str, float]] = {}
+        self._monitored: dict[str, list[str]] = {}
+        self._totals: dict[str, TotalWatch] = {}
         self._warned, self._warned_late = False, False
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
@@ -95,6 +99,13 @@ class UncertaintyMonitor(KeptRows):
         self._fitting, self._fresh = True, False
         self._latest = {}
         self._warned, self._warned_late = False, False
+        weighting = getattr(pl_module.task_weighting, "weighting", pl_module.task_weighting)
+        self._monitored = monitored(trainer) if weighting.remembers else {}  # another total is one of the losses alone
+        self._totals = {stage: TotalWatch(self._monitored) for stage in ("train", "val")}
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look what the last epoch logged at its end."""
+        self._tell_of_total(self._totals["train"].close(trainer.callback_metrics))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note which step this is, as Lightning's own rows and LearningRateMonitor's do."""
@@ -112,16 +123,25 @@ class UncertaintyMonitor(KeptRows):
                 pl_module.log_dict(shown, prog_bar=True, logger=False)
         if trainer.fit_loop.epoch_loop._is_training_done or trainer.should_stop:
             self._offer(trainer, pl_module)
+        self._tell_of_total(self._totals["train"].look(trainer._results, pl_module.latest_total()))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Have the latest values ready for callbacks that read them after this validation."""
         self._offer(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Look what is logged."""
+        if self._fitting:
+            self._tell_of_total(self._totals["val"].look(trainer._results, pl_module.latest_total()))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep a row of what this validation found; one copy to the host."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         computed = trainer._logger_connector.metrics["callback"]  # callback_metrics has those of earlier epochs too
+        self._tell_of_total(self._totals["val"].close(trainer.callback_metrics))
         keys = [key for key in pl_module.task_metrics if key.startswith("val/") and key in computed]
         if keys:
             device = trainer.strategy.root_device
@@ -136,6 +156,7 @@ class UncertaintyMonitor(KeptRows):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the last row; print the table, of all steps up to the last, and log it to wandb."""
         self._finish(trainer, pl_module)
+        self._tell_of_total(self._totals["train"].close(trainer.callback_metrics))
         if trainer.barebones or not trainer.is_global_zero or self._steps == self._begun:
             return
         about = self._config["uncertainty"]
@@ -185,6 +206,12 @@ class UncertaintyMonitor(KeptRows):
         if self._fitting and self._fresh and not trainer.barebones:
             self._fresh = False
             offer(trainer, self._keyed(pl_module.take_row(keep=True)))
+
+    def _tell_of_total(self, key: str | None) -> None:
+        """Warn, once in a fit, of a key that is monitored and the weighted total."""
+        if key is not None:
+            warnings.warn(total_monitored(key, self._monitored[key]), stacklevel=2)
+            self._totals = {stage: TotalWatch(()) for stage in self._totals}
 
     def _finish(self, trainer: Any, pl_module: Any) -> None:
         """Log what steps are left over."""
