@@ -15,7 +15,7 @@ from lightning_uncertainty.callbacks._heat_map import draw_heat_map
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._similarity import SIMILARITIES, PairMeans, pair_row, shares_of_descent
 from lightning_uncertainty.callbacks.base import AnyCallback, check_module, is_last_step, offer
-from lightning_uncertainty.dashboards.loggers import log_picture
+from lightning_uncertainty.dashboards.loggers import log_picture, log_row, refusable
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ class GradientConflictMonitor(AnyCallback):
         self.every_n_steps, self.prefix, self.pairs = every_n_steps, prefix, pairs
         self.history = History(max_rows)
         self._means = PairMeans(())
-        self._due = False
-        self._skipped = 0
+        self._due, self._skipped = False, 0
         self._eager = ExitStack()
         self._warned = False
+        self._told: set[tuple[int, str]] = set()  # what loggers have refused
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class GradientConflictMonitor(AnyCallback):
         tasks = tuple(pl_module.task_likelihoods())
         if not self.history.begin(trainer.global_step) or self._means.tasks != tasks:
             self._means = PairMeans(tasks)
-        self._warned = False
+        self._warned, self._told = False, set()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Have the step split the features if it is due."""
@@ -157,7 +157,8 @@ class GradientConflictMonitor(AnyCallback):
             figure = Figure(layout="constrained")  # not pyplot's, which a notebook would show
             draw_heat_map(figure.subplots(), kind, self._means.mean(kind), self._means.tasks)
             for logger in trainer.loggers:
-                log_picture(logger, f"{self.prefix}{kind}/heat_map", figure, self.history.rows[-1]["step"])
+                with refusable(logger, "a picture", self._told):
+                    log_picture(logger, f"{self.prefix}{kind}/heat_map", figure, self.history.rows[-1]["step"])
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Stop watching."""
@@ -230,8 +231,7 @@ class GradientConflictMonitor(AnyCallback):
             row[f"{self.prefix}first_order_change"] = shares[worst].item()
             names = {f"{self.prefix}worst_task": self._means.tasks[worst]}
         self.history.append(step, {**row, **names})
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics=row, step=step)
+        log_row(trainer.loggers, row, step, self._told)
         offer(trainer, row)
 
     def _warn(self, step: int) -> None:
