@@ -319,6 +319,36 @@ FAULTS = [
         ("tests/weightings/test_uncertainty.py::test_a_start_takes_an_offset_that_is_not_zero_into_account",),
     ),
     Fault(
+        "drift_stays_in_the_start",
+        "weightings/_learnt.py",
+        "self.start, self.start - drift)",
+        "self.start, self.start)",
+        (
+            "tests/weightings/test_learnt.py::test_a_task_without_labels_stays_where_it_was_whatever_momentum_and_decay_do",
+        ),
+    ),
+    Fault(
+        "drift_taken_from_tasks_present",
+        "weightings/_learnt.py",
+        "torch.where(self.present_since > 0, self.start, self.start - drift)",
+        "self.start - drift",
+        ("tests/weightings/test_learnt.py::test_where_a_task_has_labels_in_one_micro_batch_the_step_is_its_own",),
+    ),
+    Fault(
+        "presence_forgotten_between_micro_batches",
+        "weightings/_learnt.py",
+        "since = self.present_since * (drift == 0)",
+        "since = self.present_since * 0",
+        ("tests/weightings/test_learnt.py::test_where_a_task_has_labels_in_one_micro_batch_the_step_is_its_own",),
+    ),
+    Fault(
+        "presence_not_pooled",
+        "weightings/_learnt.py",
+        "(self.pooled(seen.to(since)) > 0).to(since)",
+        "seen.to(since)",
+        ("tests/weightings/test_learnt.py::test_tasks_that_share_a_log_variance_move_together_where_one_has_labels",),
+    ),
+    Fault(
         "learnt_slope_of_the_batch",
         "weightings/_learnt.py",
         "self.slope(fixed, weights, mean_loss, steps, seen)",

@@ -237,4 +237,5 @@ def test_extra_state_is_made_of_builtins():
 def test_only_what_changes_is_saved():
     weighting = bind(UncertaintyWeighting, "depth")
     learnt = {"offset", "start", "started", "labels", "mean_loss", "steps", "late", "log_variance"}
-    assert set(weighting.state_dict()) == learnt | {"task_ids", "_extra_state"}
+    drift = {"last_offset", "present_since"}
+    assert set(weighting.state_dict()) == learnt | drift | {"task_ids", "_extra_state"}
