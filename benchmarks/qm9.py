@@ -38,6 +38,8 @@ from torchmetrics import MeanAbsoluteError, MetricCollection
 from lightning_uncertainty import MultiTaskMixin, Task
 from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.trials import Comparison, compare, search_weights
+from lightning_uncertainty.trials._standing import gains_over
+from lightning_uncertainty.trials.comparing import SINGLE_TASK
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     DynamicTaskPrioritization,
@@ -111,8 +113,11 @@ class Net(MultiTaskMixin, LightningModule):
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def show(found: Comparison) -> None:
-    """Print a comparison as a Markdown table, and its answer."""
+def show(found: Comparison, alone: Sequence[Comparison] = ()) -> None:
+    """Print a comparison as a Markdown table, and its answer.
+
+    `alone` are those of one task each, under one weighting of that comparison; they make a row and an answer more.
+    """
     columns = [f"{measure.task} {PROPERTIES[measure.task][0]}" for measure in found.measures]
     rows = []
     for result in found.results:
@@ -120,8 +125,18 @@ def show(found: Comparison) -> None:
         gain = result.gain.text("+.2f") if result.gain else ""
         rank = "" if result.rank is None else f"{result.rank:.2f}"
         rows.append([result.name, *cells, gain, rank])
+    answers = [found.answer()]
+    if alone:
+        name = alone[0].best.name
+        alone_name = f"{SINGLE_TASK}, {name}"
+        own = {measure: mean for single in alone for measure, mean in single.best.values.items()}
+        values = {result.name: result.values for result in found.results} | {alone_name: own}
+        over, of_it = (gains_over(values[base], values, found.measures) for base in (alone_name, SINGLE_TASK))
+        cells = [own[measure].text() for measure in found.measures]
+        rows.insert(1, [alone_name, *cells, of_it[alone_name].text("+.2f"), ""])
+        answers.append(f"Over single tasks under the same weighting {name} gains {over[name].text('+.2f')} %.")
     table(["weighting", *columns, "gain %", "mean rank"], rows)
-    print(f"{found.answer()}\n", flush=True)
+    print("\n".join(answers) + "\n", flush=True)
 
 
 def main() -> None:
@@ -159,7 +174,20 @@ def main() -> None:
     shared = {"seeds": args.seeds, "trainer": options, "setup": {"lr": LEARNING_RATE, "batch": BATCH}}
     train, val, test = data.train.loader(shuffle=True), data.val.loader(shuffle=False), data.test.loader(shuffle=False)
 
-    show(compare(partial(Net, std=data.std), (train, test), WEIGHTINGS, folder / "tasks", **shared))
+    together = compare(partial(Net, std=data.std), (train, test), WEIGHTINGS, folder / "tasks", **shared)
+    name = "uncertainty"
+    alone = [
+        compare(
+            partial(Net, std=data.std, tasks=[task]),
+            (train, test),
+            {name: WEIGHTINGS[name]},
+            folder / "alone" / task,
+            baseline=name,
+            **shared,
+        )
+        for task in PROPERTIES
+    ]
+    show(together, alone)
 
     print(
         f"# {', '.join(SUBSET)} alone, with fixed weights by search\n\nThe search goes by the validation molecules, "
