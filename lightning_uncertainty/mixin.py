@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_uncertainty._step import (
     BETAS,
+    FACTOR,
     FitState,
     StepWindow,
     TaskLossValue,
@@ -192,7 +193,7 @@ class MultiTaskMixin(Predicting, _Host):
         """
         self._require_tasks("parameter_groups")
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
-        own_lr = 10 * lr if log_variance_lr is None else log_variance_lr
+        own_lr = FACTOR * lr if log_variance_lr is None else log_variance_lr
         options = {**group, "lr": lr, "weight_decay": weight_decay}
         of_own = {"betas": BETAS, **group, "lr": own_lr, "weight_decay": 0.0}
         return grouped(network, own, options, of_own, groups)

@@ -349,6 +349,47 @@ FAULTS = [
         ("tests/weightings/test_learnt.py::test_tasks_that_share_a_log_variance_move_together_where_one_has_labels",),
     ),
     Fault(
+        "own_group_twice_in_one",
+        "_step/own_group.py",
+        "if id(_parameter(member)) not in self.ids]",
+        "]",
+        (
+            "tests/_step/test_own_group.py::test_whatever_an_optimizer_is_given_the_log_variances_are_a_group_of_their_own",
+        ),
+    ),
+    Fault(
+        "own_group_in_every_optimizer",
+        "_step/own_group.py",
+        "self.holder is None if self.beside is None else",
+        "True if self.beside is None else",
+        (
+            "tests/_step/test_own_group.py::test_of_several_optimizers_the_first_that_was_given_them_or_the_one_beside_has_them",
+        ),
+    ),
+    Fault(
+        "own_group_decays",
+        "_step/own_group.py",
+        '"weight_decay": 0.0, ',
+        "",
+        (
+            "tests/_step/test_own_group.py::test_whatever_an_optimizer_is_given_the_log_variances_are_a_group_of_their_own",
+        ),
+    ),
+    Fault(
+        "own_group_rate_flattened",
+        "_step/own_group.py",
+        "self.group[key] *= self.ratio",
+        "pass",
+        ("tests/_step/test_own_group.py::test_schedulers_that_are_built_within_keep_the_ratio_of_rates",),
+    ),
+    Fault(
+        "own_group_for_ever",
+        "_step/own_group.py",
+        "    finally:\n        Optimizer.__init__ = init  # type: ignore[method-assign]",
+        "    finally:\n        pass",
+        ("tests/_step/test_own_group.py::test_torch_is_as_it_was_afterwards_even_after_an_error",),
+    ),
+    Fault(
         "learnt_slope_of_the_batch",
         "weightings/_learnt.py",
         "self.slope(fixed, weights, mean_loss, steps, seen)",

@@ -5,6 +5,7 @@ from lightning_uncertainty._step.logs import log_evaluation, log_metrics
 from lightning_uncertainty._step.losses import TaskLossValue, graph_of, stack_losses
 from lightning_uncertainty._step.optimizers import (
     BETAS,
+    FACTOR,
     check_optimizers,
     check_resumed,
     check_shards,
@@ -13,6 +14,7 @@ from lightning_uncertainty._step.optimizers import (
     split,
     take_apart,
 )
+from lightning_uncertainty._step.own_group import own_group
 from lightning_uncertainty._step.trainers import (
     FitState,
     all_dataloaders,
@@ -26,6 +28,7 @@ from lightning_uncertainty._step.window import StepWindow, check_losses, unsound
 
 __all__ = [
     "BETAS",
+    "FACTOR",
     "FitState",
     "StepWindow",
     "TaskLossValue",
@@ -42,6 +45,7 @@ __all__ = [
     "is_training",
     "log_evaluation",
     "log_metrics",
+    "own_group",
     "running_trainer",
     "split",
     "stack_losses",
