@@ -19,13 +19,13 @@ from lightning_uncertainty._step import (
     BETAS,
     FACTOR,
     FitState,
+    Skip,
     StepWindow,
     TaskLossValue,
     check_losses,
     check_optimizers,
     check_resumed,
     check_shards,
-    check_skipping,
     clip_separately,
     graph_of,
     grouped,
@@ -39,7 +39,7 @@ from lightning_uncertainty._step import (
     tell_epoch,
     trainer_of,
 )
-from lightning_uncertainty._tensors import mean_losses, reads_values, world_size
+from lightning_uncertainty._tensors import mean_losses, reads_values
 from lightning_uncertainty.balancing.splitter import Splitter
 from lightning_uncertainty.balancing.step import Step
 from lightning_uncertainty.predictions.predicting import Predicting
@@ -233,7 +233,7 @@ class MultiTaskMixin(Predicting, _Host):
 
         Raises:
             RuntimeError: no tasks are registered; the log-variances are in no optimizer, in several, in LBFGS, or left
-                out of FSDP2's shards; those of a checkpoint do not fit these tasks; or steps cannot be skipped.
+                out of FSDP2's shards; or those of a checkpoint do not fit these tasks.
         """
         self._require_tasks("check_setup")
         self.task_weighting.check_tasks()
@@ -248,14 +248,12 @@ class MultiTaskMixin(Predicting, _Host):
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
         check_shards(self, own)
         check_optimizers(network, own, trainer.optimizers, remembers=self.task_weighting.remembers)
-        if self._skips:
-            check_skipping(trainer)
         if self.task_weighting.remapped:
             check_resumed(trainer.optimizers, [*own, *self.task_heads.parameters()])  # their order is that of the tasks
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def weigh(self, losses: Mapping[str, TaskLossValue], stage: Stage | None = None) -> Tensor | None:
+    def weigh(self, losses: Mapping[str, TaskLossValue], stage: Stage | None = None) -> Tensor:
         """Return the scalar to minimise, weighing the tasks' losses.
 
         In training, losses are those of the global batch on every rank, with one all-reduce. In evaluation nothing of
@@ -272,8 +270,8 @@ class MultiTaskMixin(Predicting, _Host):
 
         Returns:
             The weighted total, 0-dimensional, float32 or wider. In training with `on_nonfinite="skip_step"`, where a
-            loss is NaN or infinite: None, or, with several processes, for which Lightning refuses None, a zero whose
-            backward reaches no parameter. `training_step` should return either: optimizers then find no gradient.
+            loss is NaN or infinite: a zero whose backward moves nothing. It may be logged and added to like any total:
+            where a Trainer is, the optimizers' next step finds no gradient of what was added either.
 
         Raises:
             RuntimeError: no tasks are registered.
@@ -295,6 +293,7 @@ class MultiTaskMixin(Predicting, _Host):
         if not torch.compiler.is_compiling() and not (self.task_weighting.checked and self._task_fit.is_checked(self)):
             self.check_setup()
             self._tell(stage)
+        self._task_fit.end_skip()
         means, present, labels = mean_losses(sums, counts, labels, over_ranks=True)
         values = means.detach()
         roots = self.task_weighting.roots(values)
@@ -447,7 +446,7 @@ class MultiTaskMixin(Predicting, _Host):
         check_known(outputs, self._tasks)
         return losses_of(self._tasks, outputs, batch)
 
-    def task_step(self, features: Any, batch: Any, stage: Stage, *, train_metrics: bool = False) -> Tensor | None:
+    def task_step(self, features: Any, batch: Any, stage: Stage, *, train_metrics: bool = False) -> Tensor:
         """Run the heads, the losses and `weigh`; in evaluation, and in training if asked, update the metrics.
 
         Args:
@@ -524,10 +523,9 @@ class MultiTaskMixin(Predicting, _Host):
         weighted: Weighted = self.task_weighting(means, present)
         return weighted
 
-    def _refuse_or_skip(self, values: Tensor) -> Tensor | None:
+    def _refuse_or_skip(self, values: Tensor) -> Tensor:
         """Raise for an unsound loss: negative, NaN or inf; where steps are skipped, for one that is negative."""
         found = check_losses(self.task_weighting, values, allow_nonfinite=self._skips)
-        check_skipping(trainer_of(self))
         if not self._task_fit.warned:
             self._task_fit.warned = True
             warnings.warn(
@@ -535,7 +533,8 @@ class MultiTaskMixin(Predicting, _Host):
                 stacklevel=3,
             )
         self.skipped_steps += 1
-        return torch.zeros((), device=values.device, requires_grad=True) if world_size() > 1 else None
+        self._task_fit.skip = Skip(self, trainer_of(self))
+        return self._task_fit.skip.total(values.device)
 
 
 def told_parts(module: nn.Module) -> Iterator[nn.Module]:

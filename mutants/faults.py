@@ -185,7 +185,7 @@ FAULTS = [
     Fault(
         "lr_of_s_is_the_networks",
         "mixin.py",
-        "own_lr = 10 * lr if",
+        "own_lr = FACTOR * lr if",
         "own_lr = lr if",
         ("tests/_step/test_optimizers.py::test_parameter_groups_hold_every_parameter_once_log_variances_last",),
     ),
@@ -349,6 +349,34 @@ FAULTS = [
         ("tests/weightings/test_learnt.py::test_tasks_that_share_a_log_variance_move_together_where_one_has_labels",),
     ),
     Fault(
+        "skip_lets_what_is_added_through",
+        "_step/skipping.py",
+        "register_hook(torch.zeros_like)",
+        "register_hook(lambda gradient: gradient)",
+        ("tests/trainer/test_faults.py::test_whatever_is_done_with_the_total_a_skipped_step_leaves_no_trace",),
+    ),
+    Fault(
+        "skip_keeps_zeros",
+        "_step/skipping.py",
+        "if parameter.grad is not None and not parameter.grad.any():",
+        "if False:",
+        ("tests/trainer/test_faults.py::test_whatever_is_done_with_the_total_a_skipped_step_leaves_no_trace",),
+    ),
+    Fault(
+        "skip_silences_the_next_batch",
+        "_step/skipping.py",
+        "        for hook in self._hooks:\n            hook.remove()\n",
+        "",
+        ("tests/trainer/test_faults.py::test_whatever_is_done_with_the_total_a_skipped_step_leaves_no_trace",),
+    ),
+    Fault(
+        "skip_hides_zeros_from_the_scaler",
+        "_step/skipping.py",
+        "        if not self._scaled:\n            drop_zeros",
+        "        if True:\n            drop_zeros",
+        ("tests/trainer/test_faults.py::test_with_a_gradient_scaler_too",),
+    ),
+    Fault(
         "own_group_twice_in_one",
         "_step/own_group.py",
         "if id(_parameter(member)) not in self.ids]",
@@ -482,7 +510,7 @@ FAULTS = [
     Fault(
         "old_checkpoint_starts_again",
         "weightings/_learnt.py",
-        "torch.where(known, full, 0.0)",
+        "torch.where(known, math.ceil(_FULL / self._share), 0.0)",
         "torch.where(known, 0.0, 0.0)",
         (
             "tests/weightings/test_learnt.py::test_a_checkpoint_from_before_there_were_running_means_loads_as_started_at_its_optimum",
@@ -535,7 +563,7 @@ FAULTS = [
     Fault(
         "betas_for_those_that_have_three",
         "_step/optimizers.py",
-        "        _fit_betas(*holders[0])\n",
+        "        _fit_betas(*holders[0][1:])\n",
         "        pass\n",
         ("tests/_step/test_optimizers.py::test_an_optimizer_with_three_betas_keeps_its_own",),
     ),

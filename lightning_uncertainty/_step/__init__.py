@@ -15,10 +15,10 @@ from lightning_uncertainty._step.optimizers import (
     take_apart,
 )
 from lightning_uncertainty._step.own_group import own_group
+from lightning_uncertainty._step.skipping import Skip
 from lightning_uncertainty._step.trainers import (
     FitState,
     all_dataloaders,
-    check_skipping,
     is_training,
     running_trainer,
     tell_epoch,
@@ -30,6 +30,7 @@ __all__ = [
     "BETAS",
     "FACTOR",
     "FitState",
+    "Skip",
     "StepWindow",
     "TaskLossValue",
     "all_dataloaders",
@@ -37,7 +38,6 @@ __all__ = [
     "check_optimizers",
     "check_resumed",
     "check_shards",
-    "check_skipping",
     "clip_separately",
     "graph_of",
     "grouped",

@@ -10,14 +10,13 @@ from weakref import ref
 import torch
 from torch import nn
 
-from lightning_uncertainty._tensors import world_size
+from lightning_uncertainty._step.skipping import Skip
 from lightning_uncertainty.tasks import Stage
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = [
     "FitState",
     "all_dataloaders",
-    "check_skipping",
     "is_training",
     "running_trainer",
     "tell_epoch",
@@ -66,12 +65,14 @@ class FitState:
         stage: of the step that is on, where it was told.
         told: the parts that are told whether a step is one of training; None before they were looked for.
         warned: whether this fit was warned of steps that are skipped.
+        skip: the latest batch that was skipped; None once another is weighed.
     """
 
     def __init__(self) -> None:
         self.stage: Stage | None = None
         self.told: tuple[nn.Module, ...] | None = None
         self.warned = False
+        self.skip: Skip | None = None
         self._checked: tuple[ref[Any], ...] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -84,6 +85,12 @@ class FitState:
     def begin(self, module: Any) -> None:
         """Take the module's present fit for looked at, look for its parts, and warn, anew."""
         self._checked, self.told, self.warned = self._fit_of(module), None, False
+
+    def end_skip(self) -> None:
+        """Let gradients arrive again, where a skipped batch had no backward."""
+        if self.skip is not None:
+            self.skip.end()
+            self.skip = None
 
     @staticmethod
     def _fit_of(module: Any) -> tuple[ref[Any], ...]:
@@ -113,23 +120,3 @@ def all_dataloaders(trainer: Any | None) -> Iterator[None]:
         yield
     finally:
         results.dataloader_idx = index
-
-
-def check_skipping(trainer: Any | None) -> None:
-    """Raise where a step that is skipped on all processes would leave a trace.
-
-    Raises:
-        RuntimeError: so it is.
-    """
-    if trainer is None or world_size() == 1:
-        return
-    found = []
-    if trainer.accumulate_grad_batches > 1:
-        found.append("accumulated batches, of which the last reduces the gradients of all")
-    if trainer.scaler is not None:
-        found.append("a GradScaler, which wants gradients in every step")
-    if found:
-        raise RuntimeError(
-            f"on_nonfinite='skip_step' should have whole steps to skip: found {world_size()} processes with "
-            f"{' and '.join(found)}; do without, or use on_nonfinite='raise'"
-        )
