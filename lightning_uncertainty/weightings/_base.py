@@ -99,7 +99,7 @@ class Weighting(TaskVectors, ABC):
         factors = (b * kind.factor for b, kind in zip(base, likelihoods, strict=True))
         self.add_constant("log_factor", (math.log(factor) if factor else -math.inf for factor in factors))
         self.add_constant("base_penalty", (b * kind.penalty for b, kind in zip(base, likelihoods, strict=True)))
-        self.register_buffer("task_ids", self.vector(dtype=torch.int64))
+        self.register_names()
         self.make_vectors()
         self.reset_parameters()
         return self
@@ -120,8 +120,8 @@ class Weighting(TaskVectors, ABC):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Fill every parameter and every buffer with its first value (also after a meta device)."""
+        self.fill_names()
         self._fill_constants()
-        self.task_ids.copy_(torch.tensor(self.own_task_ids()))
         if self.log_variance is not None:
             self.log_variance.fill_(torch.nan)
 
