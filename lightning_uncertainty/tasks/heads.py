@@ -90,7 +90,7 @@ class HeteroscedasticHead(nn.Module):
         burn_in: how many training passes the log-variances stay `start`.
 
     Raises:
-        ValueError: burn_in is negative or beyond float32, or start is not finite; (in a pass) the two modules' shapes differ.
+        ValueError: burn_in is negative or above 2^24, or start is not finite; (in a pass) the two shapes differ.
 
     Shape:
         What both modules take, to `[B, 2C, ...]`, channels second.

@@ -23,6 +23,8 @@ __all__ = ["Weighting"]
 
 Self = TypeVar("Self", bound="Weighting")
 
+_ENDLESS = 1e38  # in place of infinity in constants, of which a mean of buffers makes NaN
+
 
 class Weighting(TaskVectors, ABC):
     """T task losses -> one scalar.
@@ -128,7 +130,13 @@ class Weighting(TaskVectors, ABC):
     def _fill_constants(self) -> None:
         for name, values in self._constants.items():
             buffer: Tensor = getattr(self, name)
-            buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
+            buffer.copy_(torch.tensor(values, dtype=buffer.dtype).clamp(-_ENDLESS, _ENDLESS))
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Switch the mode, and undo what an average of buffers has made of constants."""
+        super().train(mode)
+        self._fill_constants()
+        return self
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

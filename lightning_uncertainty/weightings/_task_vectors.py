@@ -1,6 +1,6 @@
 """Vectors over tasks, whose checkpoints know the tasks by name.
 
-Long, but one file: what a checkpoint may be, from none of these vectors to those of other tasks, is decided in one place.
+Long, but one file: what a checkpoint may be, from none of these vectors to those of other tasks, is decided at once.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class TaskVectors(Float32Module):
         if tuple(self._today(found)) != self.tasks:
             raise RuntimeError(
                 f"a full checkpoint that FSDP2 loads should have today's tasks in today's order, "
-                f"{', '.join(self.tasks)}: found {', '.join(found)}; register them as they were when it was written, or "
-                "give its state_dict to load_state_dict before anything is sharded"
+                f"{', '.join(self.tasks)}: found {', '.join(found)}; register them as they were when it was written, "
+                "or give its state_dict to load_state_dict before anything is sharded"
             )
         self.checked = True
 
@@ -137,7 +137,9 @@ class TaskVectors(Float32Module):
             state_dict[prefix + _NAMES] = _names_tensor(self.tasks)
         before = len(unexpected)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        unexpected[before:] = [key for key in unexpected[before:] if key != prefix + _NAMES]  # torch takes it for another
+        unexpected[before:] = [
+            key for key in unexpected[before:] if key != prefix + _NAMES
+        ]  # torch takes it for another
         if foreign is not None and names is not None:
             self.take_foreign_state(foreign, tuple(self._today(names)))
 
@@ -196,6 +198,9 @@ class TaskVectors(Float32Module):
             ValueError: there is not one name for each number of its vectors, or `renamed` makes two tasks of one name.
         """
         own, told = self._vectors(), None
+        for name, vector in own.items():
+            if not vector.is_floating_point() and prefix + name in state_dict:  # a mean is no whole number
+                state_dict[prefix + name] = state_dict[prefix + name].round()
         if names is not None and (not own or any(prefix + name in state_dict for name in own)):
             self._check_shapes(state_dict, prefix, names)
             told = self._remap(state_dict, prefix, self._adopted(names))

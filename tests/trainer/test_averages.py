@@ -56,7 +56,9 @@ class Burning(Owning):
         LightningModule.__init__(self)
         self.trunk = nn.Linear(4, 8)
         head = HeteroscedasticHead(nn.Linear(8, 1), nn.Linear(8, 1), start=1.0, burn_in=4)
-        self.register_tasks({"depth": Task("heteroscedastic_gaussian", head), "kind": Task("categorical", nn.Linear(8, 3))})
+        self.register_tasks(
+            {"depth": Task("heteroscedastic_gaussian", head), "kind": Task("categorical", nn.Linear(8, 3))}
+        )
 
 
 AVERAGES = {
