@@ -13,6 +13,7 @@ from lightning_uncertainty._step.optimizers import (
     split,
     take_apart,
 )
+from lightning_uncertainty._step.plain import own_prefixes, plain_checkpoint, without
 from lightning_uncertainty._step.trainers import (
     FitState,
     all_dataloaders,
@@ -42,6 +43,8 @@ __all__ = [
     "is_training",
     "log_evaluation",
     "log_metrics",
+    "own_prefixes",
+    "plain_checkpoint",
     "running_trainer",
     "split",
     "stack_losses",
@@ -49,4 +52,5 @@ __all__ = [
     "tell_epoch",
     "trainer_of",
     "unsound_loss",
+    "without",
 ]

@@ -127,7 +127,9 @@ class TaskVectors(Float32Module):
             if names is not None:
                 state_dict[prefix + _NAMES] = _names_tensor(names)
         else:
-            wrong = self._fit(state_dict, prefix, names)
+            wrong, told = self._fit(state_dict, prefix, names)
+            if told is not None:
+                warnings.warn(told, stacklevel=2)
             if wrong is not None:
                 foreign = None
                 self._keep_own(state_dict, prefix)
@@ -169,7 +171,7 @@ class TaskVectors(Float32Module):
                 foreign = unpacked(numbers, form)
             except ValueError:
                 warnings.warn(
-                    f"the checkpoint has an average of what {self!r} remembers in different forms, so it starts anew",
+                    f"the checkpoint has an average of what {self._shown()} remembers in different forms, so it starts anew",
                     stacklevel=2,
                 )
         if isinstance(extra, Tensor) and extra.dim() == 2:
@@ -191,13 +193,18 @@ class TaskVectors(Float32Module):
     def _today(self, names: Iterable[str]) -> list[str]:
         return [self.renamed.get(name, name) for name in names]
 
-    def _fit(self, state_dict: dict[str, Any], prefix: str, names: tuple[str, ...] | None) -> str | None:
-        """Make a checkpoint one of our tasks in our order; return why it cannot be, in a sentence, and None if it can.
+    def _fit(
+        self, state_dict: dict[str, Any], prefix: str, names: tuple[str, ...] | None
+    ) -> tuple[str | None, str | None]:
+        """Make a checkpoint one of our tasks in our order.
+
+        Returns:
+            Why it cannot be, in a sentence, and what else is to be told; None where there is nothing.
 
         Raises:
             ValueError: there is not one name for each number of its vectors, or `renamed` makes two tasks of one name.
         """
-        own, told = self._vectors(), None
+        own, told, all_tasks = self._vectors(), None, ", ".join(self.tasks)
         for name, vector in own.items():
             if not vector.is_floating_point() and prefix + name in state_dict:  # a mean is no whole number
                 state_dict[prefix + name] = state_dict[prefix + name].round()
@@ -209,21 +216,29 @@ class TaskVectors(Float32Module):
         theirs = {name for name in theirs if self._is_own(name)} - self._non_persistent_buffers_set
         if not theirs and own:
             self._keep_own(state_dict, prefix)
-            told = f"the checkpoint has nothing of {self!r}, so its tasks start anew: {', '.join(self.tasks)}"
-        elif theirs != own.keys():
+            return None, f"the checkpoint has nothing of {self._shown()}, so its tasks start anew: {all_tasks}"
+        if theirs != own.keys():
             found = _listed(" without ", own.keys() - theirs), _listed(" with ", theirs - own.keys())
             return (
-                f"the checkpoint is not of {self!r}: found one{' and'.join(filter(None, found))}; take the weighting "
-                f"that it was written with, or strict=False, with which the tasks start anew: {', '.join(self.tasks)}"
-            )
-        elif own and names is None:
+                f"the checkpoint is not of {self._shown()}: found one{' and'.join(filter(None, found))}; take the "
+                f"weighting that it was written with, or strict=False, with which the tasks start anew: {all_tasks}"
+            ), None
+        if own and names is None:
             return (
                 "the checkpoint has lost the names of its tasks: found vectors without them; load another, or take "
-                f"strict=False, with which the tasks start anew: {', '.join(self.tasks)}"
-            )
-        if told is not None:
-            warnings.warn(told, stacklevel=2)
-        return None
+                f"strict=False, with which the tasks start anew: {all_tasks}"
+            ), None
+        for path, part in self.named_children():
+            if isinstance(part, TaskVectors):  # what is within is another's, or all is ours
+                within = f"{prefix}{path}."
+                copied = {key: value for key, value in state_dict.items() if key.startswith(within)}
+                wrong, _ = part._fit(copied, within, part._named(copied, within)[0])
+                if wrong is not None:
+                    return wrong, None
+        return None, told
+
+    def _shown(self) -> str:
+        return " ".join(repr(self).split())
 
     def _keep_own(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Put our state, and that of what is within us, in place of a checkpoint's."""
