@@ -5,6 +5,7 @@ Long, but one file: it is the list of what users call, each with its contract; t
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -122,7 +123,8 @@ class MultiTaskMixin(Predicting, _Host):
 
         Args:
             tasks: by name, a likelihood where you compute the loss yourself, a `Task` where it owns head and metrics.
-            weighting: how losses become one scalar; `UncertaintyWeighting()` where None.
+            weighting: how losses become one scalar; `UncertaintyWeighting()` where None. The module has a copy of it,
+                `self.task_weighting`, so that hyper-parameters that hold it build any number of modules.
             renamed: today's names by the names that tasks have in older checkpoints, `{"old": "new"}`: σ, its start and
                 the head of the old name load as those of the new one, and such a run resumes.
             on_nonfinite: what `weigh` does in training where a loss is NaN or infinite. "raise" names the task.
@@ -144,7 +146,7 @@ class MultiTaskMixin(Predicting, _Host):
             raise ValueError(f"on_nonfinite should be 'raise' or 'skip_step': found {on_nonfinite!r}")
         specified = specify(tasks)
         renamed = check_renamed(renamed or {}, specified)
-        weighting = (weighting or UncertaintyWeighting()).bind(likelihoods_of(specified))
+        weighting = copy.deepcopy(weighting or UncertaintyWeighting()).bind(likelihoods_of(specified))
         weighting.rename(renamed)
         try:
             self.task_weighting = weighting

@@ -29,7 +29,10 @@ def without(state: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, An
 
 
 def plain_checkpoint(
-    checkpoint: Mapping[str, Any], prefixes: tuple[str, ...], parameters: Iterable[tuple[str, nn.Parameter]], package: str
+    checkpoint: Mapping[str, Any],
+    prefixes: tuple[str, ...],
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    package: str,
 ) -> dict[str, Any]:
     """Return a checkpoint of Lightning without what is ours; the given one stays as it is.
 
@@ -136,4 +139,3 @@ def _plain_scheduler(state: Any, states: Sequence[Mapping[str, Any]], gone: Sequ
         else:
             plain[key] = value
     return plain
-

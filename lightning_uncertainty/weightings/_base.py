@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -70,6 +70,13 @@ class Weighting(TaskVectors, ABC):
         self._constants: dict[str, Any] = {}  # what each constant buffer holds, to the last digit
         self.blend: Blend | None = None
         self.register_buffer("log_variance", None)
+
+    if not TYPE_CHECKING:  # the class has a name as ever
+
+        @property
+        def __name__(self) -> str:
+            """What loggers show of a hyper-parameter that can be called."""
+            return self._shown()
 
     def bind(self: Self, tasks: Mapping[str, Likelihood]) -> Self:
         """Make the vectors for these tasks; called once, by `register_tasks`.

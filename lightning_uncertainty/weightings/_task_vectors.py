@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_uncertainty._tensors import Float32Module, packed, text_of, text_tensor, unpacked
+from lightning_uncertainty._tensors import Float32Module, Loadable, packed, text_of, text_tensor, unpacked
 
 __all__ = ["TaskVectors", "whole"]
 
@@ -26,7 +26,7 @@ def task_id(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
-class TaskVectors(Float32Module):
+class TaskVectors(Loadable, Float32Module):
     """Parameters and buffers `[T]`, one number per task, that are saved beside the names of the tasks.
 
     A checkpoint of tasks in another order is brought into ours; tasks that it does not know keep what they have here.
@@ -162,16 +162,16 @@ class TaskVectors(Float32Module):
         """Take the task names out of a checkpoint, None where it has none, and what else is remembered."""
         extra, ids = state_dict.pop(prefix + _NAMES, None), state_dict.pop(f"{prefix}task_ids", None)
         numbers, form = (state_dict.pop(prefix + name, None) for name in _FOREIGN)
+        foreign: Any = None
         if isinstance(extra, dict):  # of an older checkpoint
             foreign = {name: value for name, value in extra.items() if name not in ("version", "tasks")}
             return tuple(extra.get("tasks") or ()), foreign or None
-        foreign = None
         if numbers is not None and form is not None:
             try:
                 foreign = unpacked(numbers, form)
             except ValueError:
                 warnings.warn(
-                    f"the checkpoint has an average of what {self._shown()} remembers in different forms, so it starts anew",
+                    f"the checkpoint has a mean of what {self._shown()} remembers in different forms: it starts anew",
                     stacklevel=2,
                 )
         if isinstance(extra, Tensor) and extra.dim() == 2:

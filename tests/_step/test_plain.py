@@ -141,9 +141,8 @@ def test_heads_that_tasks_own_stay_and_what_else_we_add_goes():
     net = Owning()
     parts = {key.split(".")[0] for key in net.plain_state_dict()}
     assert parts == {"trunk", "task_heads"}
-    assert {name for name, _ in net.named_children() if name.startswith("task_")} - {"task_heads", "task_splitter"} == set(
-        OWN_PARTS
-    )
+    ours = {name for name, _ in net.named_children() if name.startswith("task_")}
+    assert ours - {"task_heads", "task_splitter"} == set(OWN_PARTS)
     assert set(OWN_CALLBACKS) == set(callbacks.__all__)
 
 
@@ -174,10 +173,9 @@ def test_an_average_of_weights_is_plain_too(tmp_path):
 
 def test_a_checkpoint_without_optimizers_is_plain():
     net = Weighed()
-    assert net.plain_checkpoint({"state_dict": net.state_dict(), "epoch": 3}) == {
-        "state_dict": net.plain_state_dict(),
-        "epoch": 3,
-    }
+    plain = net.plain_checkpoint({"state_dict": net.state_dict(), "epoch": 3})
+    assert plain.keys() == {"state_dict", "epoch"}
+    assert list(plain["state_dict"]) == list(Host().state_dict())
 
 
 def test_a_fit_writes_plain_checkpoints_where_it_is_told_to(tmp_path):
@@ -195,13 +193,13 @@ def test_an_optimizer_that_does_not_tell_is_refused():
     optimizer = torch.optim.Adam([{"params": parameters[:2]}, {"params": parameters[2:]}])
     checkpoint = {"state_dict": net.state_dict(), "optimizer_states": [optimizer.state_dict()]}
     before = copy.deepcopy(checkpoint["optimizer_states"])
-    with pytest.raises(ValueError, match="should tell which parameters are log-variances.*: found 9 in 2 groups; pop"):
+    with pytest.raises(ValueError, match=r"should tell which parameters are log-variances.*: found 9 in 2 groups; pop"):
         net.plain_checkpoint(checkpoint)
     assert checkpoint["optimizer_states"] == before
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="should be one file: found the folder .*dcp_to_torch_save"):
+    with pytest.raises(ValueError, match=r"should be one file: found the folder .*dcp_to_torch_save"):
         Weighed().write_plain_checkpoint(tmp_path, tmp_path / "plain.ckpt")
 
 

@@ -80,7 +80,7 @@ def test_every_checkpoint_loads_or_is_refused_in_one_sentence(ours, written, net
         old, net = nets[theirs], trained(ours, seed=5)
         before, state = vectors(net["weighting"]), written(old)
         answer, told = load(net, state)
-        if theirs == ours or learnt(old) == learnt(net) and _within(old) == _within(net):
+        if theirs == ours or (learnt(old) == learnt(net) and _within(old) == _within(net)):
             assert answer == ([], []), theirs
             assert told == []
             for name in learnt(net):

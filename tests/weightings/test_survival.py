@@ -119,9 +119,7 @@ def test_an_average_of_memories_in_different_forms_starts_anew_and_says_so():
     make = MAKERS["scalarizer with a memory"]
     first, last = host(make, steps=1).state_dict(), host(make, steps=12).state_dict()
     fresh = host(make, steps=0)
-    with pytest.warns(
-        UserWarning, match=r"an average of what ScalarizerWeighting\(.* remembers in different forms"
-    ):
+    with pytest.warns(UserWarning, match=r"a mean of what ScalarizerWeighting\(.* remembers in different forms"):
         fresh.load_state_dict({name: (first[name] + last[name]) / 2 for name in first})
     assert_same(fresh["weighting"].foreign_numbers, host(make, steps=0)["weighting"].foreign_numbers)
 
