@@ -5,10 +5,12 @@ Long, but one file: it is the list of what users call, each with its contract; t
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -33,11 +35,14 @@ from lightning_uncertainty._step import (
     is_training,
     log_evaluation,
     log_metrics,
+    own_prefixes,
+    plain_checkpoint,
     running_trainer,
     split,
     stack_losses,
     tell_epoch,
     trainer_of,
+    without,
 )
 from lightning_uncertainty._tensors import mean_losses, reads_values
 from lightning_uncertainty.balancing.splitter import Splitter
@@ -119,7 +124,8 @@ class MultiTaskMixin(Predicting, _Host):
 
         Args:
             tasks: by name, a likelihood where you compute the loss yourself, a `Task` where it owns head and metrics.
-            weighting: how losses become one scalar; `UncertaintyWeighting()` where None.
+            weighting: how losses become one scalar; `UncertaintyWeighting()` where None. The module has a copy of it,
+                `self.task_weighting`, so that hyper-parameters that hold it build any number of modules.
             renamed: today's names by the names that tasks have in older checkpoints, `{"old": "new"}`: σ, its start and
                 the head of the old name load as those of the new one, and such a run resumes.
             on_nonfinite: what `weigh` does in training where a loss is NaN or infinite. "raise" names the task.
@@ -141,7 +147,7 @@ class MultiTaskMixin(Predicting, _Host):
             raise ValueError(f"on_nonfinite should be 'raise' or 'skip_step': found {on_nonfinite!r}")
         specified = specify(tasks)
         renamed = check_renamed(renamed or {}, specified)
-        weighting = (weighting or UncertaintyWeighting()).bind(likelihoods_of(specified))
+        weighting = copy.deepcopy(weighting or UncertaintyWeighting()).bind(likelihoods_of(specified))
         weighting.rename(renamed)
         try:
             self.task_weighting = weighting
@@ -347,6 +353,69 @@ class MultiTaskMixin(Predicting, _Host):
         """
         self._require_tasks("fixed_weighting")
         return constants_of(self.task_weighting)
+
+    # -- for whom does not know of this package ------------------------------------------------------------------------
+
+    def plain_state_dict(self) -> dict[str, Any]:
+        """Return the state that the module would have without weighting, corrections and metrics of ours.
+
+        A loader that wants the keys of the host alone takes it, strictly. Heads that tasks own are the network's.
+
+        Raises:
+            RuntimeError: no tasks are registered.
+
+        Example:
+            >>> from pytorch_lightning import LightningModule
+            >>> class Net(MultiTaskMixin, LightningModule):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.depth = nn.Linear(4, 1)
+            ...         self.register_tasks({"depth": "gaussian"})
+            >>> list(Net().plain_state_dict())
+            ['depth.weight', 'depth.bias']
+        """
+        self._require_tasks("plain_state_dict")
+        return without(self.state_dict(), own_prefixes(self, MultiTaskMixin))
+
+    def plain_checkpoint(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a checkpoint of Lightning's as the host alone would have written it; the given one stays as it is.
+
+        Left out are our entries of the state, an average's too, the moments of the log-variances and their group in
+        optimizers and schedulers, the histories of our callbacks, and hyper-parameters that are objects of ours. The
+        host resumes from it. In `on_save_checkpoint`, `checkpoint.update(self.plain_checkpoint(checkpoint))` has every
+        checkpoint of a fit written so; the fit itself can then load but not resume them.
+
+        Args:
+            checkpoint: what `torch.load` makes of a file, or `on_save_checkpoint` is given.
+
+        Raises:
+            RuntimeError: no tasks are registered.
+            ValueError: an optimizer holds log-variances, and nothing tells which of its parameters they are.
+        """
+        self._require_tasks("plain_checkpoint")
+        own = own_prefixes(self, MultiTaskMixin)
+        return plain_checkpoint(checkpoint, own, self.named_parameters(), __name__.split(".")[0])
+
+    def write_plain_checkpoint(self, source: str | Path, target: str | Path, *, weights_only: bool = True) -> None:
+        """Write a checkpoint file anew as the host alone would have written it; see `plain_checkpoint`.
+
+        Args:
+            source: a file that the Trainer has written, of this module or one alike.
+            target: where to write; may be the source.
+            weights_only: as of `torch.load`; False where hyper-parameters of your own are in the file, which you trust.
+
+        Raises:
+            RuntimeError: no tasks are registered.
+            ValueError: the source is a folder of shards, or as `plain_checkpoint`.
+        """
+        self._require_tasks("write_plain_checkpoint")
+        if Path(source).is_dir():
+            raise ValueError(
+                f"a checkpoint to be written anew should be one file: found the folder {source}; make one of it with "
+                "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+            )
+        checkpoint = torch.load(source, map_location="cpu", weights_only=weights_only)
+        torch.save(self.plain_checkpoint(checkpoint), target)
 
     def sigma(self) -> dict[str, float]:
         """Return σ = e^{s/2} of the last training step by task; see the likelihood for its meaning and unit.

@@ -15,6 +15,7 @@ from lightning_uncertainty._step.optimizers import (
     take_apart,
 )
 from lightning_uncertainty._step.own_group import own_group
+from lightning_uncertainty._step.plain import own_prefixes, plain_checkpoint, without
 from lightning_uncertainty._step.skipping import Skip
 from lightning_uncertainty._step.trainers import (
     FitState,
@@ -46,6 +47,8 @@ __all__ = [
     "log_evaluation",
     "log_metrics",
     "own_group",
+    "own_prefixes",
+    "plain_checkpoint",
     "running_trainer",
     "split",
     "stack_losses",
@@ -53,4 +56,5 @@ __all__ = [
     "tell_epoch",
     "trainer_of",
     "unsound_loss",
+    "without",
 ]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import Loadable
 from lightning_uncertainty.likelihoods._labels import align
 from lightning_uncertainty.likelihoods.prediction import Prediction
 
@@ -36,7 +37,7 @@ Predictive = Literal["gaussian", "laplace", "classes", "event", "mean"]
 
 
 @dataclass(frozen=True)
-class Likelihood(ABC):
+class Likelihood(Loadable, ABC):
     """Residual loss of a task, its term in the log-variance, and what `e^s` means.
 
     Attributes:

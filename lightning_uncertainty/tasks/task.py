@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from lightning_uncertainty._tensors import promote
+from lightning_uncertainty._tensors import Loadable, promote
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
 from lightning_uncertainty.tasks.by_name import TaskHeads
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Loadable):
     """A task that owns its head, its likelihood and its metrics.
 
     Args:
