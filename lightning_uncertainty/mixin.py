@@ -314,19 +314,27 @@ class MultiTaskMixin(Predicting, _Host):
         total: Tensor = self._recorded(losses, means, weighted)
         return total
 
-    def take_row(self) -> dict[str, dict[str, float]]:
-        """Return what the training steps since the last call left, by log key and task; one copy to the host.
+    def take_row(self, *, keep: bool = False) -> dict[str, dict[str, float]]:
+        """Return what the training steps since the last row left, by log key and task; one copy to the host.
 
-        `loss` is the mean over the steps where the task was present; `weight`, `weight_share`, `sigma` and `sigma_gap`
-        are those of its latest present step. Compiled steps leave nothing before `check_setup` was called.
+        `loss` is the mean over the steps where the task was present; `weight`, `sigma` and `sigma_gap` are those of its
+        latest present step; `loss_share` is their `|w L|` over the sum of all. Compiled steps leave nothing before
+        `check_setup` was called.
+
+        Args:
+            keep: whether these steps stay for the next call, which is a look at a row that is not over.
         """
         self._require_tasks("take_row")
         self.task_weighting.settle()
-        return self._window.take(self.task_weighting)
+        return self._window.take(self.task_weighting, keep)
 
     def drop_row(self) -> None:
         """Forget what the training steps left so far, as those of an earlier fit that nobody watched."""
         self._window.empty()
+
+    def latest_total(self) -> Tensor | None:
+        """Return the weighted total of the latest batch, 0-dimensional; None before one, and where it was compiled."""
+        return self._window.total
 
     def auxiliary_tasks(self) -> list[str]:
         """Return the names of the tasks that only help the others."""
@@ -565,6 +573,8 @@ class MultiTaskMixin(Predicting, _Host):
 
     def _evaluated(self, sums: Tensor, counts: Tensor | None) -> Tensor:
         total = self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
+        if not torch.compiler.is_compiling():
+            self._window.total = total.detach()
         self._set_mode(self.training)  # for heads that are called before the next step tells
         return total
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_uncertainty.mixin import MultiTaskMixin
 
-__all__ = ["AnyCallback", "check_module", "offer"]
+__all__ = ["AnyCallback", "check_module", "is_last_step", "offer"]
 
 if find_spec("lightning") is not None:
     from lightning.pytorch import Callback as OtherCallback
@@ -41,6 +41,13 @@ def check_module(callback: str, module: nn.Module) -> None:
         )
     if not module.task_likelihoods():
         module.check_setup()  # says that tasks are missing
+
+
+def is_last_step(trainer: Any, batch_idx: int) -> bool:
+    """Whether a batch is of the last step of a fit, as far as its limits tell."""
+    epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+    last_batch = batch_idx + 1 >= trainer.num_training_batches and trainer.current_epoch + 1 == epochs
+    return bool(last_batch or trainer.global_step + 1 == trainer.max_steps)
 
 
 def offer(trainer: Any, row: Mapping[str, float]) -> None:

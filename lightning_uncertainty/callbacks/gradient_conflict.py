@@ -14,7 +14,7 @@ from lightning_uncertainty._show import axes_or_new
 from lightning_uncertainty.callbacks._heat_map import draw_heat_map
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._similarity import SIMILARITIES, PairMeans, pair_row, shares_of_descent
-from lightning_uncertainty.callbacks.base import AnyCallback, check_module, offer
+from lightning_uncertainty.callbacks.base import AnyCallback, check_module, is_last_step, offer
 from lightning_uncertainty.dashboards.loggers import log_picture
 from lightning_uncertainty.mixin import MultiTaskMixin
 
@@ -52,8 +52,8 @@ class GradientConflictMonitor(AnyCallback):
     both similarities, averaged over the fit, as pictures `<kind>/heat_map`, where matplotlib is installed.
 
     A step that is watched costs about what a plain one does, and one copy to the host. Where batches accumulate, it is
-    the one that completes the step. Compiled models run it eagerly; with torch 2.4 and 2.5, which have no word for
-    that, they break their graph at the features from then on.
+    the one that completes the step. Of a fit that is too short for any, the last step is watched. Compiled models run
+    it eagerly; torch 2.4 and 2.5, which have no word for that, break their graph at the features from then on.
 
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, Definitions 1 and 2.
 
@@ -107,18 +107,19 @@ class GradientConflictMonitor(AnyCallback):
             raise ValueError("a Trainer should have one GradientConflictMonitor: found several; keep one")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check the setup; go on with the means of a checkpoint, or begin anew where the tasks are others."""
+        """Check the setup; begin anew unless the fit goes on from what was kept, and with the same tasks."""
         pl_module.check_setup()  # which a step that runs eagerly would find undone
         tasks = tuple(pl_module.task_likelihoods())
-        if self._means.tasks != tasks:
+        if not self.history.begin(trainer.global_step) or self._means.tasks != tasks:
             self._means = PairMeans(tasks)
         self._warned = False
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Have the step split the features if it is due."""
         loop, every = trainer.fit_loop.epoch_loop, self.every_n_steps or trainer.log_every_n_steps
-        due = every > 0 and (loop._batches_that_stepped + 1) % every == 0 and not loop._should_accumulate()
-        self._due = due and len(self._means.tasks) > 1
+        turn = every > 0 and (loop._batches_that_stepped + 1) % every == 0
+        only_chance = every > 0 and not self.history.rows and is_last_step(trainer, batch_idx)
+        self._due = (turn or only_chance) and len(self._means.tasks) > 1 and not loop._should_accumulate()
         self._skipped = pl_module.skipped_steps
         weighting, splitter = pl_module.task_weighting, pl_module.task_splitter
         by_parameters = splitter.needs_parameters(weighting)  # which splits nothing, and solves when it will
@@ -146,6 +147,7 @@ class GradientConflictMonitor(AnyCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Draw the means for the loggers."""
+        self.history.end(trainer.global_step)
         self._stop(pl_module)
         if trainer.barebones or not trainer.is_global_zero or not self._means or find_spec("matplotlib") is None:
             return
@@ -160,6 +162,7 @@ class GradientConflictMonitor(AnyCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Stop watching."""
         if isinstance(pl_module, MultiTaskMixin) and pl_module.task_likelihoods():
+            self.history.end(trainer.global_step)
             self._stop(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,8 +204,8 @@ class GradientConflictMonitor(AnyCallback):
             raise ValueError(f"kind should be one of {', '.join(SIMILARITIES)}: found {kind!r}")
         if not self._means:
             raise ValueError(
-                f"there is no {kind} to plot: found no step that was watched; fit with this callback for at least "
-                "every_n_steps steps, and have the features split"
+                f"there is no {kind} to plot: found no step that was watched; fit with this callback, every_n_steps "
+                "or log_every_n_steps above 0, and have the features split"
             )
         figure, ax = axes_or_new(ax)
         draw_heat_map(ax, kind, self._means.mean(kind), self._means.tasks)

@@ -62,7 +62,7 @@ def wandb_workspace(
         training("sigma"),
         training("sigma_gap"),
         training("weight"),
-        training("weight_share", plot_type="pct-area"),
+        training("loss_share", plot_type="pct-area"),
         training("loss"),
         chart("held-out loss", (f"val/{task}/loss" for task in metrics), log_y=True),
         chart("held-out balanced loss", ["val/balanced_loss"]),
