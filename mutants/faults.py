@@ -734,6 +734,20 @@ FAULTS = [
         ("tests/metrics/test_losses.py::test_task_loss_is_the_mean_over_scalars_not_over_batches",),
     ),
     Fault(
+        "metric_stacks_a_single_rank",
+        "metrics/_over_ranks.py",
+        "values[0] if len(values) == 1 else _reduced(values, reduction)",
+        "_reduced(values, reduction)",
+        ("tests/metrics/test_observed.py::test_ranks_have_the_value_of_one_process[PearsonCorrCoef-one]",),
+    ),
+    Fault(
+        "metric_computes_of_nothing",
+        "metrics/observed.py",
+        "        if not self.labels:\n            return None\n",
+        "",
+        ("tests/metrics/test_observed.py::test_whatever_is_not_observed_has_no_value[BinaryConfusionMatrix]",),
+    ),
+    Fault(
         "recal_rng",
         "calibration/recalibration.py",
         "torch.default_generator.manual_seed(0)",
