@@ -741,6 +741,20 @@ FAULTS = [
         ("tests/metrics/test_observed.py::test_ranks_have_the_value_of_one_process[PearsonCorrCoef-one]",),
     ),
     Fault(
+        "rows_with_gaps_are_given",
+        "metrics/forms.py",
+        "whole, some = units.all(-1), units.any(-1)",
+        "whole, some = units.any(-1), units.any(-1)",
+        ("tests/metrics/test_forms.py::test_rows_are_complete_unless_gaps_are_marked",),
+    ),
+    Fault(
+        "part_of_a_metric_does_not_reset",
+        "metrics/observed.py",
+        "        self._whole[0].reset()\n",
+        "",
+        ("tests/_step/test_logs.py::test_epochs_do_not_mix_and_the_monitor_has_every_number",),
+    ),
+    Fault(
         "metric_computes_of_nothing",
         "metrics/observed.py",
         "        if not self.labels:\n            return None\n",

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
-from torchmetrics import MetricCollection
+from torchmetrics import MetricCollection, R2Score
 from torchmetrics.classification import MulticlassAveragePrecision
 
 from lightning_uncertainty import Task
@@ -49,10 +49,12 @@ class Ranked(Owning):
         self.trunk = nn.Linear(4, 8)
         ranks = MetricCollection({"r2": made("R2Score"), "rho": made("SpearmanCorrCoef")})
         curve = MulticlassAveragePrecision(3)
+        each = R2Score(multioutput="raw_values")
         self.register_tasks(
             {
                 "depth": Task("gaussian", nn.Linear(8, 1), metrics=ranks),
                 "kind": Task("categorical", nn.Linear(8, 3), metrics=curve),
+                "pose": Task("gaussian", nn.Linear(8, 3), metrics=each, metrics_on="rows"),
             }
         )
 
@@ -61,11 +63,14 @@ class Ranked(Owning):
 
 
 def logged(options):
-    """What a fit logs in whose validation only the first rank has depths, and nobody a kind."""
+    """What a fit logs in whose validation only the first rank has depths, the second a pose, and nobody a kind."""
     torch.manual_seed(0)
     training, validation = dicts(), [dicts(16).dataset.table, dicts(16).dataset.table]
+    for table in (training.dataset.table, *validation):
+        table["pose"] = torch.randn(len(table["x"]), 3)
     for table in validation:
         table["kind"][:] = -100
+    validation[0]["pose"][:] = torch.nan
     validation[1]["depth"][:] = torch.nan
     if options:
         rows = validation[torch.distributed.get_rank()]
