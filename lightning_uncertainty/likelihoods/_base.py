@@ -101,6 +101,25 @@ class Likelihood(Loadable, ABC):
             Predictions `[N]`, or class probabilities `[N, C]`, and labels `[N]`.
         """
 
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return predictions in label space, labels and where these are observed: what metrics of rows and images need.
+
+        Args:
+            output: what the head returns, `[B, ...]`.
+            target: labels; None where none is observed.
+            mask: True where a label is observed; see `masked_sum` for its shapes.
+
+        Returns:
+            Predictions `[B, ...]` of the output's shape, or class probabilities `[B, C, ...]`; labels of that shape,
+            those of classes `[B, ...]`; and a mask of the labels' shape.
+
+        Raises:
+            NotImplementedError: the likelihood is one of your own that has `observed` alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.aligned: see Likelihood.aligned")
+
     @abstractmethod
     def predicted(self, outputs: Tensor, log_variance: Tensor, correction: Tensor) -> Prediction:
         """Return what outputs say of a label, and how sure they are.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import promote, reads_values
 
-__all__ = ["Counted", "align", "fit_mask", "masked_sum", "range_of", "sum_and_count"]
+__all__ = ["Counted", "align", "align_whole", "fit_mask", "masked_sum", "range_of", "sum_and_count"]
 
 
 def masked_sum(error: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -117,6 +117,15 @@ def align(name: str, output: Tensor, target: Tensor, mask: Tensor | None) -> tup
     output, target = promote(output), promote(target)
     observed = ~target.isnan()
     return output, target, observed if mask is None else observed & fit_mask(mask, target.shape)
+
+
+def align_whole(name: str, mean: Tensor, target: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return predictions, labels and where these are observed, as `align` does, in the shape of the predictions."""
+    mean = promote(mean)
+    if target is None:
+        return mean, torch.full_like(mean, torch.nan), torch.zeros_like(mean, dtype=torch.bool)
+    _, label, there = align(name, mean, target, mask)
+    return mean, label.reshape(mean.shape), there.reshape(mean.shape)
 
 
 def range_of(labels: Tensor) -> str:

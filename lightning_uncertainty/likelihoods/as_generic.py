@@ -57,6 +57,11 @@ class AsGeneric(Likelihood):
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.likelihood.observed(output, target, mask)
 
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.likelihood.aligned(output, target, mask)
+
     def paired(self, prediction: Prediction, target: Tensor, mask: Tensor | None = None) -> tuple[Prediction, Tensor]:
         return self.likelihood.paired(prediction, target, mask)
 

@@ -77,3 +77,9 @@ class Bernoulli(Elementwise, name="bernoulli"):
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         probability, label = super().observed(output, target, mask)
         return probability, label.round().long()
+
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        probability, label, there = super().aligned(output, target, mask)
+        return probability, label.nan_to_num().round().long(), there

@@ -81,6 +81,14 @@ class ClassLabels(Likelihood):
         mask = self._observed_mask(logits, target, mask)
         return logits.softmax(1).movedim(1, -1)[mask], target[mask].long()
 
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        probability = self.logits(output).softmax(1)
+        if target is None:
+            target = torch.full_like(probability[:, 0], self.ignore_index, dtype=torch.int64)
+        return probability, target.long(), self._observed_mask(probability, target, mask)
+
     def predicted(self, outputs: Tensor, log_variance: Tensor, correction: Tensor) -> Prediction:
         """Return probabilities and entropies in nats, in which the dispersion `e^s` has no part."""
         return classification((promote(outputs) / correction).softmax(2))

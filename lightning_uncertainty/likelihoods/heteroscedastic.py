@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import one_way_clamp, promote
 from lightning_uncertainty.likelihoods._base import Likelihood, Predictive
-from lightning_uncertainty.likelihoods._labels import align, sum_and_count
+from lightning_uncertainty.likelihoods._labels import align, align_whole, sum_and_count
 from lightning_uncertainty.likelihoods.categorical import ClassLabels
 from lightning_uncertainty.likelihoods.densities import gaussian_nll, laplace_nll, noisy_log_probabilities
 from lightning_uncertainty.likelihoods.prediction import Prediction, classification, regression
@@ -72,6 +72,11 @@ class _Regression(Likelihood):
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean, target, mask = align(self.name, _halves(self.name, output)[0], target, mask)
         return mean[mask], target[mask]
+
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return align_whole(self.name, _halves(self.name, output)[0], target, mask)
 
     def outputs_of(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return means and log-variances `[N, 2]` of the observed labels only, and these `[N]`."""

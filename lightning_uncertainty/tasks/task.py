@@ -13,6 +13,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_uncertainty._tensors import Loadable, promote
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
+from lightning_uncertainty.metrics.forms import Form
 from lightning_uncertainty.tasks.by_name import TaskHeads
 
 __all__ = [
@@ -38,8 +39,12 @@ class Task(Loadable):
         target: key of the batch, or function of the batch, that gives the labels; the task's name where None. Missing
             labels are NaN (class indices: `ignore_index`), or None for all of them.
         mask: key or function that gives a boolean tensor, True where a label is observed.
-        metrics: torchmetrics, given predictions in label space (probabilities for classes) and labels of the observed
-            scalars, flat.
+        metrics: torchmetrics, one or several by name, given predictions in label space (probabilities for classes) and
+            labels. One with several numbers is logged as one for each, by its names or indices.
+        metrics_on: what they are given, or that by name (others are on scalars). "scalars": the observed ones, flat,
+            `[N]`, class probabilities `[N, C]`. "rows": `[N, D]`, for metrics of several outputs. "images": whole ones,
+            `[N, C, H, W]`, or of any dimensions. Rows and images in which labels are missing are given only to metrics
+            that say what to do with them: `ignore_index`, a parameter `mask` of `update`, or a MultioutputWrapper.
         auxiliary: whether the task only helps the others: it is trained like them, and left out of `MultiTaskGain`.
 
     Raises:
@@ -54,7 +59,8 @@ class Task(Loadable):
     head: nn.Module | None = None
     target: str | Callable[[Any], Any] | None = None
     mask: str | Callable[[Any], Any] | None = None
-    metrics: Metric | MetricCollection | None = None
+    metrics: Metric | MetricCollection | Mapping[str, Metric] | None = None
+    metrics_on: Form | Mapping[str, Form] = "scalars"
     auxiliary: bool = False
 
     def __post_init__(self) -> None:
@@ -76,6 +82,14 @@ class Task(Loadable):
         if target is None:
             return output.new_zeros(0), output.new_zeros(0)
         return as_likelihood(self.likelihood).observed(output, target, mask)
+
+    def aligned(self, name: str, output: Tensor, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return predictions in label space, labels, and where these are observed, whole; see `Likelihood.aligned`."""
+        likelihood = as_likelihood(self.likelihood)
+        if type(likelihood).aligned is Likelihood.aligned:  # one of the user's that knows scalars alone
+            prediction, label = self.observed(name, output, batch)
+            return prediction, label, torch.ones_like(label, dtype=torch.bool)
+        return likelihood.aligned(output, *self.labels(name, batch))
 
 
 Tasks = Mapping[str, str | Likelihood | Task] | Iterable[tuple[str, str | Likelihood | Task]]

@@ -156,6 +156,18 @@ def test_metrics_with_many_numbers_are_refused(metric, message):
         fit(Net(DynamicTaskPrioritization({"kind": metric, "depth": 9.0})))
 
 
+def test_a_metric_that_refuses_a_batch_is_no_news():
+    weighting = DynamicTaskPrioritization({"depth": R2Score(), "kind": 0.5}, decay=0.5)
+    net, x = Net(weighting), torch.randn(4, 4)
+    near = net.task_heads["depth"](net.trunk(x).tanh())[:, 0].detach() + torch.tensor([0.01, 0, 0, 0])
+    labels = {"depth": near, "kind": torch.zeros(4).long()}
+    net.training_step({"x": x, **labels}, 0)
+    before = tensors(weighting)["shortfall"][0]
+    with pytest.warns(UserWarning, match="KPI of task 'depth' has no value of 1 labels: Needs at least two"):
+        net.training_step({"x": x[:1], "depth": labels["depth"][:1] + 1, "kind": labels["kind"][:1]}, 1)
+    assert tensors(weighting)["shortfall"][0] == before > 0
+
+
 @pytest.mark.parametrize("metric", [MeanAbsoluteError(), R2Score()])
 def test_metrics_outside_0_and_1_are_refused(metric):
     with pytest.raises(ValueError, match=r"the KPI of task 'depth' should lie in \[0, 1\], higher better: found"):
