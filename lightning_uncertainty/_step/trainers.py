@@ -66,12 +66,14 @@ class FitState:
         stage: of the step that is on, where it was told.
         told: the parts that are told whether a step is one of training; None before they were looked for.
         warned: whether this fit was warned of steps that are skipped.
+        given: the weighting that `register_tasks` was given, of which the module has a copy, as long as it lives.
     """
 
     def __init__(self) -> None:
         self.stage: Stage | None = None
         self.told: tuple[nn.Module, ...] | None = None
         self.warned = False
+        self.given: ref[Weighting] | None = None
         self._checked: tuple[ref[Any], ...] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
