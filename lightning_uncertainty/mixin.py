@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +148,8 @@ class MultiTaskMixin(Predicting, _Host):
             raise ValueError(f"on_nonfinite should be 'raise' or 'skip_step': found {on_nonfinite!r}")
         specified = specify(tasks)
         renamed = check_renamed(renamed or {}, specified)
-        weighting = copy.deepcopy(weighting or UncertaintyWeighting()).bind(likelihoods_of(specified))
+        given = weighting or UncertaintyWeighting()
+        weighting = copy.deepcopy(given).bind(likelihoods_of(specified))
         weighting.rename(renamed)
         try:
             self.task_weighting = weighting
@@ -163,6 +165,7 @@ class MultiTaskMixin(Predicting, _Host):
         self.task_splitter = Splitter()
         self._window = StepWindow()
         self._task_fit = FitState()
+        self._task_fit.given = ref(given)
         self._skips = on_nonfinite == "skip_step"
         self._set_mode(self.training)
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}

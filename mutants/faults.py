@@ -519,8 +519,8 @@ FAULTS = [
     Fault(
         "old_checkpoint_by_position",
         "weightings/_task_vectors.py",
-        "            self._remap(state_dict, prefix, saved)\n        self._complete(state_dict, prefix)\n",
-        "            self._complete(state_dict, prefix)\n            self._remap(state_dict, prefix, saved)\n",
+        "            told = self._remap(state_dict, prefix, self._adopted(names))\n        self._complete(state_dict, prefix)\n",
+        "            self._complete(state_dict, prefix)\n            told = self._remap(state_dict, prefix, self._adopted(names))\n",
         (
             "tests/weightings/test_learnt.py::test_an_old_checkpoint_of_tasks_in_another_order_and_of_new_ones_is_filled_by_name",
         ),
@@ -679,7 +679,7 @@ FAULTS = [
     Fault(
         "checkpoint_ignores_renamed",
         "weightings/_task_vectors.py",
-        "saved = tuple(self.renamed.get(name, name) for name in names)",
+        "saved = tuple(self._today(names))",
         "saved = names",
         ("tests/weightings/test_task_vectors.py::test_a_task_renamed_on_purpose_keeps_all_it_has",),
     ),
@@ -1209,5 +1209,66 @@ FAULTS = [
         "return type(None), ()",
         "return object.__reduce_ex__(self, 2)",
         ("tests/weightings/test_blend.py::test_copies_blend_no_more",),
+    ),
+    Fault(
+        "names_as_digits_alone",
+        "_tensors/text.py",
+        "[16 * (digit + 1) for digit in digits]",
+        "[2 * (digit + 1) for digit in digits]",
+        ("tests/_tensors/test_text.py::test_a_text_survives",),
+    ),
+    Fault(
+        "another_weighting_half_loaded",
+        "weightings/_task_vectors.py",
+        "                self._keep_own(state_dict, prefix)\n                (missing",
+        "                (missing",
+        (
+            "tests/weightings/test_pairs.py::test_a_load_that_is_not_strict_has_the_network_and_lets_the_tasks_start_anew",
+        ),
+    ),
+    Fault(
+        "loaded_one_by_one_is_remapped",
+        "weightings/_task_vectors.py",
+        "is vector for name, vector",
+        "is None for name, vector",
+        (
+            "tests/weightings/test_task_vectors.py"
+            "::test_a_checkpoint_loaded_one_by_one_is_taken_as_it_is_and_refused_where_its_tasks_are_others",
+        ),
+    ),
+    Fault(
+        "a_burn_in_in_integers",
+        "tasks/heads.py",
+        "torch.zeros((), dtype=torch.float32))  # an average",
+        "torch.zeros((), dtype=torch.int64))  # an average",
+        ("tests/trainer/test_averages.py::test_a_burn_in_ends_in_the_average_too",),
+    ),
+    Fault(
+        "endless_constants",
+        "weightings/_base.py",
+        ".clamp(-_ENDLESS, _ENDLESS)",
+        "",
+        ("tests/weightings/test_survival.py::test_a_task_that_is_off_stays_off_in_an_average",),
+    ),
+    Fault(
+        "a_given_weighting_is_bound",
+        "mixin.py",
+        "copy.deepcopy(given).bind",
+        "given.bind",
+        ("tests/trainer/test_hyper_parameters.py::test_what_is_given_stays_as_it_was_and_builds_any_number",),
+    ),
+    Fault(
+        "not_loadable",
+        "_tensors/loading.py",
+        "add_safe_globals([cls])",
+        "add_safe_globals([])",
+        ("tests/trainer/test_hyper_parameters.py::test_a_likelihood_and_a_task_are_loaded",),
+    ),
+    Fault(
+        "a_group_left_in_the_schedule",
+        "_step/plain.py",
+        "if index not in lost]",
+        "]",
+        ("tests/_step/test_plain.py::test_a_file_is_what_the_host_alone_writes_and_the_host_resumes_from_it",),
     ),
 ]

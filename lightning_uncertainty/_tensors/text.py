@@ -14,7 +14,7 @@ _BYTES = 64  # a text's tensor has room for a multiple of so many, so that most 
 
 
 def text_tensor(text: str, room: int = _BYTES) -> Tensor:
-    """Return a text as int64 numbers: two for every byte of UTF-8, `16 digit + 8` of its hexadecimal digits, then 0.
+    """Return a text as int64 numbers: two for every byte of UTF-8, `16 (digit + 1)` of its hexadecimal digits, then 0.
 
     What lies within 8 of such a number is read as it. So a text survives what others do to all numbers of a checkpoint:
     an average that cuts whole numbers off or rounds them, a sum over checkpoints that is divided again, a cast to half
@@ -24,17 +24,18 @@ def text_tensor(text: str, room: int = _BYTES) -> Tensor:
         >>> text_of(text_tensor("größe") * 0.99)
         'größe'
         >>> text_tensor("a")[:3].tolist()  # 0x61
-        [104, 24, 0]
+        [112, 32, 0]
     """
     digits = [digit for byte in text.encode() for digit in divmod(byte, 16)]
     length = -(-max(len(digits), 1) // (2 * room)) * 2 * room
-    return torch.tensor([16 * digit + 8 for digit in digits] + [0] * (length - len(digits)))
+    return torch.tensor([16 * (digit + 1) for digit in digits] + [0] * (length - len(digits)))
 
 
 def text_of(numbers: Tensor) -> str:
     """Return the text of such numbers; bytes that make none are replaced."""
     values = numbers.detach().to("cpu", torch.float64).nan_to_num()
-    digits: list[int] = ((values[values >= 4] - 8) / 16).round().clamp(0, 15).to(torch.int64).tolist()
+    counts = (values / 16).round().clamp(0, 16).to(torch.int64)
+    digits: list[int] = (counts[counts > 0] - 1).tolist()
     return bytes(16 * high + low for high, low in zip(digits[::2], digits[1::2], strict=False)).decode(errors="replace")
 
 

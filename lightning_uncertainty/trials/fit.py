@@ -70,7 +70,8 @@ class Maker:
         """
         module = self.make(weighting)
         check_module("a trial", module)
-        if module.task_weighting is not weighting:
+        given = module._task_fit.given
+        if given is None or given() is not weighting:
             raise ValueError(
                 f"make should give its argument to register_tasks: found {module.task_weighting!r} in the module and "
                 f"not the {type(weighting).__name__} that it was called with; write register_tasks(..., "

@@ -1,4 +1,7 @@
-"""The contract of a weighting."""
+"""The contract of a weighting.
+
+Long, but one file: it is what a method may rely on, and the mixin calls.
+"""
 
 from __future__ import annotations
 

@@ -68,6 +68,7 @@ def average(kpis, decay):
 def test_a_step_hears_what_the_metric_says_of_its_batch(within):
     weighting = DynamicTaskPrioritization({"kind": ACCURACY, "depth": 9.0}, decay=0.8)
     net = Net(within(weighting))
+    weighting = getattr(net.task_weighting, "weighting", net.task_weighting)
     rows = fit(net)
     assert len(rows) == len(net.right) == 12
     for step, row in enumerate(rows):

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import get_ema_avg_fn
 
 from lightning_uncertainty import Task, UncertaintyMonitor, UncertaintyWeighting
 from lightning_uncertainty._tensors import text_of, text_tensor
+from lightning_uncertainty.likelihoods import HeteroscedasticGaussian
 from lightning_uncertainty.tasks import HeteroscedasticHead
 from tests._nets import Owning, Plain, dicts, trainer, tuples
 
@@ -57,7 +58,7 @@ class Burning(Owning):
         self.trunk = nn.Linear(4, 8)
         head = HeteroscedasticHead(nn.Linear(8, 1), nn.Linear(8, 1), start=1.0, burn_in=4)
         self.register_tasks(
-            {"depth": Task("heteroscedastic_gaussian", head), "kind": Task("categorical", nn.Linear(8, 3))}
+            {"depth": Task(HeteroscedasticGaussian(), head), "kind": Task("categorical", nn.Linear(8, 3))}
         )
 
 
@@ -112,7 +113,6 @@ def test_names_survive_a_long_average(decay, whole):
     mean, average = rows.clone() if whole else rows.float(), get_ema_avg_fn(decay)
     for _ in range(10_000):
         mean.copy_(average(mean, rows, 1))
-    assert not torch.equal(mean, rows)
     assert [text_of(row) for row in mean] == names
 
 
