@@ -286,7 +286,7 @@ FAULTS = [
     Fault(
         "warmup_no_end_on_exception",
         "callbacks/warm_up.py",
-        "            pl_module.task_weighting.blend_from(None)\n\n    def _progress",
+        "            net.task_weighting.blend_from(None)\n\n    def _progress",
         "            pass\n\n    def _progress",
         ("tests/callbacks/test_warm_up.py::test_no_blend_is_left_behind",),
     ),
@@ -519,8 +519,9 @@ FAULTS = [
     Fault(
         "old_checkpoint_by_position",
         "weightings/_task_vectors.py",
-        "            told = self._remap(state_dict, prefix, self._adopted(names))\n        self._complete(state_dict, prefix)\n",
-        "            self._complete(state_dict, prefix)\n            told = self._remap(state_dict, prefix, self._adopted(names))\n",
+        "            told = self._remap(state_dict, prefix, self._adopted(names))\n        self._complete(",
+        "            self._complete(state_dict, prefix)\n"
+        "            told = self._remap(state_dict, prefix, self._adopted(names))\n        (lambda *_: None)(",
         (
             "tests/weightings/test_learnt.py::test_an_old_checkpoint_of_tasks_in_another_order_and_of_new_ones_is_filled_by_name",
         ),
@@ -679,8 +680,8 @@ FAULTS = [
     Fault(
         "checkpoint_ignores_renamed",
         "weightings/_task_vectors.py",
-        "saved = tuple(self._today(names))",
-        "saved = names",
+        "return [self.renamed.get(name, name) for name in names]",
+        "return list(names)",
         ("tests/weightings/test_task_vectors.py::test_a_task_renamed_on_purpose_keeps_all_it_has",),
     ),
     Fault(
@@ -1021,7 +1022,7 @@ FAULTS = [
     Fault(
         "monitor_no_last_row",
         "callbacks/uncertainty_monitor.py",
-        "            self._log(trainer, pl_module, last=True)\n",
+        "            self._log(trainer, net, last=True)\n",
         "            self._remember(pl_module.take_row())\n",
         ("tests/callbacks/test_kept.py::test_the_last_row_holds_the_steps_that_are_left_over",),
     ),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uncertainty._step.trainers import all_dataloaders, trainer_of
+from lightning_uncertainty._step.trainers import all_dataloaders, logging_module, path_in, trainer_of
 from lightning_uncertainty.metrics import ObservedMetric
 from lightning_uncertainty.metrics.forms import Selected, select
 from lightning_uncertainty.tasks import Task
@@ -73,7 +73,9 @@ def _update_and_log(module: Any, key: str, *values: Tensor) -> None:
 
 
 def _log(module: Any, key: str) -> None:
-    if getattr(module, "_fabric", None) is not None:  # which logs no metrics
+    host = logging_module(module)
+    if host is None:
         return
+    attribute = f"{path_in(host, module)}task_metrics.{key}"
     with all_dataloaders(trainer_of(module)):
-        module.log(key, module.task_metrics[key], on_step=False, on_epoch=True, metric_attribute=f"task_metrics.{key}")
+        host.log(key, module.task_metrics[key], on_step=False, on_epoch=True, metric_attribute=attribute)

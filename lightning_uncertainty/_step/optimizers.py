@@ -140,7 +140,8 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
     if frozen:
         warnings.warn(
             "the log-variances are frozen (requires_grad is False), so σ will not move: to train them call "
-            "`self.task_weighting.requires_grad_(True)` before the optimizer is built",
+            "`self.task_weighting.requires_grad_(True)` before the optimizer is built; what freezes all that it wraps, "
+            "as get_peft_model does, should wrap the network and not the module with the tasks",
             stacklevel=2,
         )
     decay = holders[0][2].get("weight_decay", 0.0) if holders else 0.0

@@ -18,6 +18,8 @@ __all__ = [
     "FitState",
     "all_dataloaders",
     "is_training",
+    "logging_module",
+    "path_in",
     "running_trainer",
     "tell_epoch",
     "trainer_of",
@@ -27,9 +29,28 @@ __all__ = [
 def trainer_of(module: Any) -> Any | None:
     """The module's Trainer; None where it has none, and under Fabric.
 
-    Lightning's property `trainer` raises where there is none, which a compiler that guards what it reads cannot take.
+    A part of the module that a Trainer runs has it from there: Lightning tells LightningModules that are children of
+    one another, our callbacks all others. Lightning's property `trainer` raises where there is none, which a compiler
+    that guards what it reads cannot take.
     """
-    return getattr(module, "_trainer", None)
+    trainer = getattr(module, "_trainer", None)
+    if trainer is not None:
+        return trainer
+    fit = getattr(module, "_task_fit", None)
+    return None if fit is None or fit.trainer is None else fit.trainer()
+
+
+def logging_module(module: Any) -> Any | None:
+    """The module that logs for this one: that which its Trainer runs; None where nothing logs, as under Fabric."""
+    trainer = trainer_of(module)
+    if trainer is not None:
+        return trainer.lightning_module
+    return module if hasattr(module, "log") and getattr(module, "_fabric", None) is None else None
+
+
+def path_in(root: nn.Module, module: nn.Module) -> str:
+    """The path of a module in another, with a dot at its end; empty for the other itself."""
+    return next(f"{path}." if path else "" for path, part in root.named_modules() if part is module)
 
 
 def running_trainer(module: Any) -> Any | None:
@@ -63,6 +84,7 @@ class FitState:
 
     Attributes:
         stage: of the step that is on, where it was told.
+        trainer: the Trainer that runs the module this one is a part of, where a callback told.
         told: the parts that are told whether a step is one of training; None before they were looked for.
         warned: whether this fit was warned of steps that are skipped.
         skip: the latest batch that was skipped; None once another is weighed.
@@ -71,6 +93,7 @@ class FitState:
 
     def __init__(self) -> None:
         self.stage: Stage | None = None
+        self.trainer: ref[Any] | None = None
         self.told: tuple[nn.Module, ...] | None = None
         self.warned = False
         self.skip: Skip | None = None
