@@ -519,9 +519,8 @@ FAULTS = [
     Fault(
         "old_checkpoint_by_position",
         "weightings/_task_vectors.py",
-        "            told = self._remap(state_dict, prefix, self._adopted(names))\n        self._complete(",
-        "            self._complete(state_dict, prefix)\n"
-        "            told = self._remap(state_dict, prefix, self._adopted(names))\n        (lambda *_: None)(",
+        "told = self._remap(state_dict, prefix, self._adopted(names))\n        self._complete(state_dict, prefix)\n",
+        "self._complete(state_dict, prefix)\n            self._remap(state_dict, prefix, self._adopted(names))\n",
         (
             "tests/weightings/test_learnt.py::test_an_old_checkpoint_of_tasks_in_another_order_and_of_new_ones_is_filled_by_name",
         ),

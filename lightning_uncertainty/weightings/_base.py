@@ -142,11 +142,10 @@ class Weighting(TaskVectors, ABC):
             buffer: Tensor = getattr(self, name)
             buffer.copy_(torch.tensor(values, dtype=buffer.dtype).clamp(-_ENDLESS, _ENDLESS))
 
-    def train(self: Self, mode: bool = True) -> Self:
-        """Switch the mode, and undo what an average of buffers has made of constants."""
-        super().train(mode)
+    def check_tasks(self) -> None:
+        """Look at the tasks of a checkpoint, and undo what an average of buffers has made of constants."""
+        super().check_tasks()
         self._fill_constants()
-        return self
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -151,12 +151,11 @@ def test_an_averaged_model_saves_and_weighs(make, options):
         train_step(net["weighting"], draw_losses(3, step), everywhere(3))
         average.update_parameters(net)
     weighting = average.module["weighting"]
-    weighting.check_tasks()
     fresh = host(make, tuple(reversed(NAMES)), steps=0)
     assert fresh.load_state_dict(saved(average.module)) == ([], [])
-    weighting.training = False
-    assert weighting(draw_losses(3), everywhere(3)).total.isfinite()
     weighting.eval()
+    assert weighting(draw_losses(3), everywhere(3)).total.isfinite()
+    weighting.check_tasks()  # as a fit begins
     constants = {name: getattr(weighting, name) for name in weighting._constants}
     assert_same(constants, {name: getattr(net["weighting"], name) for name in constants})
     again = AveragedModel(host(make, steps=0), **options)
@@ -171,8 +170,7 @@ def test_a_task_that_is_off_stays_off_in_an_average():
     for step in range(5):
         train_step(net["weighting"], draw_losses(3, step), everywhere(3))
         average.update_parameters(net)
-    average.module["weighting"].training = False
-    weighted = average.module["weighting"](draw_losses(3), everywhere(3))
+    weighted = average.module["weighting"].eval()(draw_losses(3), everywhere(3))
     assert weighted.weights[0] == 0.0
     assert weighted.weights[1:].gt(0).all()
 
