@@ -54,8 +54,9 @@ from lightning_uncertainty.tasks.by_name import TaskHeads
 from lightning_uncertainty.tasks.metrics import TaskMetrics
 from lightning_uncertainty.tasks.stages import EVALUATION, STAGES
 from lightning_uncertainty.tasks.task import Tasks, check_known, check_renamed, likelihoods_of, losses_of, specify
-from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting, Weighted, Weighting
+from lightning_uncertainty.weightings import FixedWeighting, Weighted, Weighting
 from lightning_uncertainty.weightings.fixed import constants_of
+from lightning_uncertainty.weightings.uncertainty import as_weighting
 
 if TYPE_CHECKING:
 
@@ -147,8 +148,8 @@ class MultiTaskMixin(Predicting, _Host):
         if on_nonfinite not in ("raise", "skip_step"):
             raise ValueError(f"on_nonfinite should be 'raise' or 'skip_step': found {on_nonfinite!r}")
         specified = specify(tasks)
-        renamed = check_renamed(renamed or {}, specified)
-        given = weighting or UncertaintyWeighting()
+        renamed = check_renamed({} if renamed is None else renamed, specified)
+        given = as_weighting(weighting)
         weighting = copy.deepcopy(given).bind(likelihoods_of(specified))
         weighting.rename(renamed)
         try:

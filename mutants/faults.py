@@ -840,6 +840,20 @@ FAULTS = [
         ("tests/metrics/test_observed.py::test_ranks_have_the_value_of_one_process[PearsonCorrCoef-one]",),
     ),
     Fault(
+        "sum_of_nothing_may_be_nan",
+        "_step/losses.py",
+        "if bad and value.requires_grad:",
+        "if bad and not value.requires_grad:",
+        ("tests/_step/test_losses.py::test_a_sum_of_nothing_that_would_poison_gradients_is_refused",),
+    ),
+    Fault(
+        "smoothing_counts_labels",
+        "likelihoods/categorical.py",
+        "count = torch.where(mask, weights[label], 0.0).sum()",
+        "count = mask.sum()",
+        ("tests/likelihoods/test_categorical.py::test_label_smoothing_is_torchs",),
+    ),
+    Fault(
         "rows_with_gaps_are_given",
         "metrics/forms.py",
         "whole, some = units.all(-1), units.any(-1)",

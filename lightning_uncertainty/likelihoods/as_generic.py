@@ -39,7 +39,7 @@ class AsGeneric(Likelihood):
     meaning: ClassVar[str] = "√loss [-]"
 
     def __post_init__(self) -> None:
-        if not self.likelihood.normalised:
+        if not isinstance(self.likelihood, Likelihood) or not self.likelihood.normalised:
             raise ValueError(
                 f"a likelihood within AsGeneric should be normalised: found {self.likelihood!r}, which is weighed by "
                 "an s of its task anyway; give it as it is"

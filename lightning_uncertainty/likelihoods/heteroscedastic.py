@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_uncertainty._tensors import one_way_clamp, promote
+from lightning_uncertainty._tensors import is_number, one_way_clamp, promote
 from lightning_uncertainty.likelihoods._base import Likelihood, Predictive
 from lightning_uncertainty.likelihoods._labels import align, align_whole, sum_and_count
 from lightning_uncertainty.likelihoods.categorical import ClassLabels
@@ -126,8 +126,8 @@ class HeteroscedasticGaussian(_Regression):
     beta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise ValueError(f"beta should lie in [0, 1]: found {self.beta}")
+        if not (is_number(self.beta) and 0 <= self.beta <= 1):
+            raise ValueError(f"beta should lie in [0, 1]: found {self.beta!r}")
 
     def nll(self, mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
         return gaussian_nll(mean, log_variance, target, self.beta)

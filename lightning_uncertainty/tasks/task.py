@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from lightning_uncertainty._tensors import Loadable, promote
+from lightning_uncertainty._tensors import Loadable, by_name, promote
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
 from lightning_uncertainty.metrics.forms import Form
 from lightning_uncertainty.tasks.by_name import TaskHeads
@@ -48,7 +48,7 @@ class Task(Loadable):
         auxiliary: whether the task only helps the others: it is trained like them, and left out of `MultiTaskGain`.
 
     Raises:
-        ValueError: there is no such likelihood.
+        ValueError: there is no such likelihood, or the head is no module.
 
     Example:
         >>> Task("laplace", head=nn.Linear(8, 1), target="depth_m").likelihood
@@ -65,6 +65,11 @@ class Task(Loadable):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "likelihood", as_likelihood(self.likelihood))
+        if self.head is not None and not isinstance(self.head, nn.Module):
+            raise ValueError(
+                f"a head should be a torch.nn.Module, so that its parameters are trained: found {self.head!r}; make an "
+                "object of the class, or put the function into one"
+            )
 
     def labels(self, name: str, batch: Any) -> tuple[Any, Any]:
         """Return labels and mask of a batch for the task of this name; each may be None.
@@ -101,7 +106,13 @@ def specify(tasks: Tasks) -> dict[str, Task]:
     Raises:
         ValueError: there is none, or a name cannot be used or is there twice.
     """
-    pairs = list(tasks.items()) if isinstance(tasks, Mapping) else list(tasks)
+    pairs: Any = tasks.items() if isinstance(tasks, Mapping) else tasks
+    pairs = [] if pairs is None else list(pairs) if isinstance(pairs, Iterable) else [pairs]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(
+            "tasks should be given by name, each with a likelihood or a Task, as in {'depth': 'laplace'}: found "
+            f"{tasks!r}"
+        )
     if not pairs:
         raise ValueError("tasks should be at least one: found none; name them, as in {'depth': 'laplace'}")
     specified: dict[str, Task] = {}
@@ -175,7 +186,8 @@ def check_renamed(renamed: Mapping[str, str], tasks: Mapping[str, Task]) -> dict
     Raises:
         ValueError: a new name is no task, or an old one is.
     """
-    wrong = [f"{old!r} to {new!r}" for old, new in renamed.items() if old in tasks or new not in tasks]
+    renamed = by_name(renamed, "renamed")
+    wrong = [f"{old!r} to {new!r}" for old, new in renamed.items() if old in tasks or new not in list(tasks)]
     if wrong:
         raise ValueError(
             f"renamed should lead from older names to registered tasks ({', '.join(tasks)}): found {', '.join(wrong)}; "

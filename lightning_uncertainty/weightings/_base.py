@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uncertainty._tensors import promote
+from lightning_uncertainty._tensors import by_name, promote
 from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
 from lightning_uncertainty.weightings._blend import Blend
 from lightning_uncertainty.weightings._named import named_vector
@@ -66,7 +66,7 @@ class Weighting(TaskVectors, ABC):
 
     def __init__(self, base_weights: Mapping[str, float] | None = None, **options: object) -> None:
         super().__init__()
-        self._base_weights = dict(base_weights or {})
+        self._base_weights = by_name(base_weights, "base_weights")
         self._options = {**options, "base_weights": self._base_weights}
         self._meanings: dict[str, str] = {}
         self.normalised: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_uncertainty._tensors import keep_for_backward, reads_values
+from lightning_uncertainty._tensors import is_number, keep_for_backward, reads_values
 from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._named import named_vector
 from lightning_uncertainty.weightings._task_vectors import whole
@@ -95,10 +95,10 @@ class LearntWeighting(Weighting):
     ) -> None:
         shown = None if memory == DEFAULT_MEMORY else memory
         super().__init__(base_weights, start=start, **options, memory=shown, restart=restart)
-        if memory is not None and not 1 <= memory <= _LONGEST:
-            raise ValueError(f"memory should be a number of steps from 1 to {_LONGEST:g}, or None: found {memory}")
-        if restart is not None and not restart >= 1:
-            raise ValueError(f"restart should be a number of steps, at least 1, or None: found {restart}")
+        if memory is not None and not (is_number(memory) and 1 <= memory <= _LONGEST):
+            raise ValueError(f"memory should be a number of steps from 1 to {_LONGEST:g}, or None: found {memory!r}")
+        if restart is not None and not (is_number(restart) and restart >= 1):
+            raise ValueError(f"restart should be a number of steps, at least 1, or None: found {restart!r}")
         self.memory, self.restart = memory, restart
         self._share = 1 / (DEFAULT_MEMORY if memory is None else memory)  # 1 - d
         self._log_decay = math.log1p(-self._share) if self._share < 1 else -math.inf
