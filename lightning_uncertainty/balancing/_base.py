@@ -47,7 +47,16 @@ class BalancingWeighting(Weighting):
 
 
 def balancing(weighting: Any) -> BalancingWeighting | None:
-    """Return a weighting that looks at gradients, out of what is wrapped around it, as by FSDP1; None for any other."""
+    """Return a weighting that looks at gradients, out of what is wrapped around it, as by FSDP1; None for any other.
+
+    Raises:
+        RuntimeError: what is wrapped around it trains a copy, as PEFT's `modules_to_save` does.
+    """
     while not isinstance(weighting, Weighting):
-        weighting = weighting.module
+        weighting = getattr(weighting, "module", None)
+        if weighting is None:
+            raise RuntimeError(
+                "task_weighting should be a weighting: found one of which a library trains a copy; have it wrap the "
+                "network and not the module with the tasks, as `self.backbone = get_peft_model(backbone, config)`"
+            )
     return weighting if isinstance(weighting, BalancingWeighting) else None

@@ -232,11 +232,13 @@ class GradientBalancing(BalancingWeighting):
                 f"take one of {', '.join(SOLVERS)}"
             )
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {**super().get_extra_state(), "solver": self.solver.state()}
+    def foreign_state(self) -> dict[str, Any] | None:
+        """Return what the solver remembers; None where it is of a kind that never does."""
+        return None if type(self.solver).state is GramianSolver.state else {"solver": self.solver.state()}
 
-    def set_extra_state(self, state: Any) -> None:
-        if isinstance(state, dict) and state.get("tasks") == list(self.tasks):  # what a solver remembers is by position
+    def take_foreign_state(self, state: Any, saved: tuple[str, ...]) -> None:
+        """Have the solver remember, which knows tasks by position, if these are ours in our order."""
+        if "solver" in state and saved == self.tasks:
             self.solver.load_state(state["solver"])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

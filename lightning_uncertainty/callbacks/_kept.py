@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._plot import Kind, plot_rows
-from lightning_uncertainty.callbacks.base import AnyCallback
+from lightning_uncertainty.callbacks.base import TaskCallback
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["KeptRows"]
 
 
-class KeptRows(AnyCallback):
+class KeptRows(TaskCallback):
     """Rows of training and of evaluation, and what they are of.
 
     Args:
         prefix: stands before every key of training.
         max_rows: bound of each history.
+        module: see `TaskCallback`.
 
     Raises:
         ValueError: `max_rows` is below 2.
     """
 
-    def __init__(self, prefix: str, max_rows: int) -> None:
-        super().__init__()
+    def __init__(self, prefix: str, max_rows: int, module: str | None) -> None:
+        super().__init__(module)
         if max_rows < 2:
             raise ValueError(f"max_rows should be at least 2: found {max_rows}")
         self.prefix = prefix

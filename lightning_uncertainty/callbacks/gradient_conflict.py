@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty._show import axes_or_new
-from lightning_uncertainty.callbacks._heat_map import draw_heat_map
+from lightning_uncertainty.callbacks._heat_map import draw_heat_map, heat_map
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._similarity import SIMILARITIES, PairMeans, pair_row, shares_of_descent
-from lightning_uncertainty.callbacks.base import AnyCallback, check_module, is_last_step, offer
+from lightning_uncertainty.callbacks.base import TaskCallback, is_last_step, offer
 from lightning_uncertainty.dashboards.loggers import log_picture, log_row, refusable
 from lightning_uncertainty.mixin import MultiTaskMixin
 
@@ -29,7 +29,7 @@ _MOST_TASKS = 6  # whose pairs are logged one by one: 15 pairs
 _set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
 
 
-class GradientConflictMonitor(AnyCallback):
+class GradientConflictMonitor(TaskCallback):
     r"""Log how the tasks' gradients agree in the shared features, every n steps and at the cost of those alone.
 
     With any weighting, :math:`g_i` is the gradient of task `i`'s weighted loss with respect to the features that
@@ -62,6 +62,7 @@ class GradientConflictMonitor(AnyCallback):
         prefix: put before every key.
         pairs: whether to log pairs one by one; None does for at most 6 tasks.
         max_rows: bound of the history; when it is full every second row is dropped, so that it still spans the run.
+        module: path of the `MultiTaskMixin` in the module that the Trainer runs, as "net"; needed where it has several.
 
     Attributes:
         history: the rows that were logged; `worst_task` names the task of `first_order_change`.
@@ -84,8 +85,9 @@ class GradientConflictMonitor(AnyCallback):
         prefix: str = "",
         pairs: bool | None = None,
         max_rows: int = 10_000,
+        module: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(module)
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps should be at least 1: found {every_n_steps}")
         if max_rows < 2:
@@ -93,23 +95,21 @@ class GradientConflictMonitor(AnyCallback):
         self.every_n_steps, self.prefix, self.pairs = every_n_steps, prefix, pairs
         self.history = History(max_rows)
         self._means = PairMeans(())
-        self._due, self._skipped = False, 0
+        self._due, self._skipped, self._warned = False, 0, False
         self._eager = ExitStack()
-        self._warned = False
-        self._told: set[tuple[int, str]] = set()  # what loggers have refused
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Look whether there is something to watch."""
-        check_module("GradientConflictMonitor", pl_module)
-        if sum(isinstance(callback, GradientConflictMonitor) for callback in trainer.callbacks) > 1:
-            raise ValueError("a Trainer should have one GradientConflictMonitor: found several; keep one")
+        self.find_tasks(trainer, pl_module)
+        self.refuse_second(trainer, ": found several; keep one")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the setup; begin anew unless the fit goes on from what was kept, and with the same tasks."""
-        pl_module.check_setup()  # which a step that runs eagerly would find undone
-        tasks = tuple(pl_module.task_likelihoods())
+        net = self.tasks_of(pl_module)
+        net.check_setup()  # which a step that runs eagerly would find undone
+        tasks = tuple(net.task_likelihoods())
         if not self.history.begin(trainer.global_step) or self._means.tasks != tasks:
             self._means = PairMeans(tasks)
         self._warned, self._told = False, set()
@@ -120,8 +120,9 @@ class GradientConflictMonitor(AnyCallback):
         turn = every > 0 and (loop._batches_that_stepped + 1) % every == 0
         only_chance = every > 0 and not self.history.rows and is_last_step(trainer, batch_idx)
         self._due = (turn or only_chance) and len(self._means.tasks) > 1 and not loop._should_accumulate()
-        self._skipped = pl_module.skipped_steps
-        weighting, splitter = pl_module.task_weighting, pl_module.task_splitter
+        net = self.tasks_of(pl_module)
+        self._skipped = net.skipped_steps
+        weighting, splitter = net.task_weighting, net.task_splitter
         by_parameters = splitter.needs_parameters(weighting)  # which splits nothing, and solves when it will
         splitter.watching = self._due or by_parameters
         eager = self._due and not splitter.balances(weighting)  # the other steps are other programs
@@ -131,7 +132,8 @@ class GradientConflictMonitor(AnyCallback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log what the step found."""
         self._eager.close()
-        splitter = pl_module.task_splitter
+        net = self.tasks_of(pl_module)
+        splitter = net.task_splitter
         splitter.watching = False
         if not self._due:
             return
@@ -141,30 +143,28 @@ class GradientConflictMonitor(AnyCallback):
             both = torch.cat([watched.gramian, watched.weights[None].to(watched.gramian)]).cpu().double()
             self._log(trainer, step, both[:-1], both[-1])
             return
-        trained = (outputs or not pl_module.automatic_optimization) and pl_module.skipped_steps == self._skipped
-        if trained and not splitter.needs_parameters(pl_module.task_weighting):
+        trained = (outputs or not pl_module.automatic_optimization) and net.skipped_steps == self._skipped
+        if trained and not splitter.needs_parameters(net.task_weighting):
             self._warn(step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Draw the means for the loggers."""
         self.history.end(trainer.global_step)
-        self._stop(pl_module)
+        self._stop(self.tasks_of(pl_module))
         if trainer.barebones or not trainer.is_global_zero or not self._means or find_spec("matplotlib") is None:
             return
-        from matplotlib.figure import Figure
-
         for kind in SIMILARITIES:
-            figure = Figure(layout="constrained")  # not pyplot's, which a notebook would show
-            draw_heat_map(figure.subplots(), kind, self._means.mean(kind), self._means.tasks)
+            figure = heat_map(kind, self._means.mean(kind), self._means.tasks)
             for logger in trainer.loggers:
                 with refusable(logger, "a picture", self._told):
                     log_picture(logger, f"{self.prefix}{kind}/heat_map", figure, self.history.rows[-1]["step"])
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Stop watching."""
-        if isinstance(pl_module, MultiTaskMixin) and pl_module.task_likelihoods():
+        net = self.tasks_of(pl_module)
+        if isinstance(net, MultiTaskMixin) and net.task_likelihoods():
             self.history.end(trainer.global_step)
-            self._stop(pl_module)
+            self._stop(net)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the means, builtins only."""
@@ -244,7 +244,7 @@ class GradientConflictMonitor(AnyCallback):
                 stacklevel=2,
             )
 
-    def _stop(self, pl_module: Any) -> None:
+    def _stop(self, net: Any) -> None:
         self._eager.close()
-        splitter = pl_module.task_splitter
+        splitter = net.task_splitter
         splitter.watching, splitter.watched = False, None

@@ -13,7 +13,7 @@ from lightning_uncertainty.callbacks._kept import KeptRows
 from lightning_uncertainty.callbacks._lateness import lateness
 from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_rows
 from lightning_uncertainty.callbacks._total import TotalWatch, monitored, total_monitored
-from lightning_uncertainty.callbacks.base import check_module, offer
+from lightning_uncertainty.callbacks.base import offer
 from lightning_uncertainty.dashboards.loggers import log_config, log_row, refusable
 from lightning_uncertainty.dashboards.tensorboard import log_tensorboard_layout, sigma_optima
 from lightning_uncertainty.dashboards.wandb import log_task_table
@@ -42,6 +42,7 @@ class UncertaintyMonitor(KeptRows):
         progress_bar: whether the progress bar shows every σ.
         table: whether to print the table at the end of a fit.
         max_rows: bound of each history; when it is full every second row is dropped, so that it still spans the run.
+        module: path of the `MultiTaskMixin` in the module that the Trainer runs, as "net"; needed where it has several.
 
     Attributes:
         history: the rows that were logged in training.
@@ -57,13 +58,18 @@ class UncertaintyMonitor(KeptRows):
     """
 
     def __init__(
-        self, prefix: str = "", *, progress_bar: bool = False, table: bool = True, max_rows: int = 10_000
+        self,
+        prefix: str = "",
+        *,
+        progress_bar: bool = False,
+        table: bool = True,
+        max_rows: int = 10_000,
+        module: str | None = None,
     ) -> None:
-        super().__init__(prefix, max_rows)
+        super().__init__(prefix, max_rows, module)
         self.progress_bar = progress_bar
         self.table = table
         self._boards: list[Any] = []  # loggers that have TensorBoard's layout
-        self._told: set[tuple[int, str]] = set()  # what loggers have refused
         self._begun, self._steps, self._step = 0, 0, 0  # steps made before the fit, and up to now; which one is on
         self._fitting, self._fresh = False, False  # is there a fit, and a step that callbacks have not been told of?
         self._latest: dict[str, dict[str, float]] = {}
@@ -75,14 +81,11 @@ class UncertaintyMonitor(KeptRows):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Tell the loggers what will come, before Lightning writes the hyper-parameters."""
-        check_module("UncertaintyMonitor", pl_module)
-        if sum(isinstance(callback, UncertaintyMonitor) for callback in trainer.callbacks) > 1:
-            raise ValueError(
-                "a Trainer should have one UncertaintyMonitor, which logs to all its loggers: found several; the "
-                "second would find nothing left to log"
-            )
-        about = self._about(pl_module)
-        own = [task for task in about["sigma_is"] if task not in pl_module.task_weighting.normalised]
+        net = self.find_tasks(trainer, pl_module)
+        found = "found several; the second would find nothing left to log"
+        self.refuse_second(trainer, f" for a module, which logs to all its loggers: {found}")
+        about = self._about(net)
+        own = [task for task in about["sigma_is"] if task not in net.task_weighting.normalised]
         shown = {"sigma": own, "held_out": trainer.enable_validation}
         self._boards, self._told = [], set()
         for logger in trainer.loggers if trainer.is_global_zero else []:
@@ -94,15 +97,16 @@ class UncertaintyMonitor(KeptRows):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the setup, and begin anew unless the fit goes on from what was kept."""
-        pl_module.check_setup()
-        pl_module.drop_row()
+        net = self.tasks_of(pl_module)
+        net.check_setup()
+        net.drop_row()
         self.begin(trainer.global_step)
-        self._title, self._config = type(pl_module).__name__, {"uncertainty": self._about(pl_module)}
+        self._title, self._config = type(pl_module).__name__, {"uncertainty": self._about(net)}
         self._begun = self._steps = trainer.global_step
         self._fitting, self._fresh = True, False
         self._latest = {}
         self._warned, self._warned_late = False, False
-        weighting = getattr(pl_module.task_weighting, "weighting", pl_module.task_weighting)
+        weighting = getattr(net.task_weighting, "weighting", net.task_weighting)
         self._monitored = monitored(trainer) if weighting.remembers else {}  # another total is one of the losses alone
         self._totals = {stage: TotalWatch(self._monitored) for stage in ("train", "val")}
 
@@ -116,28 +120,29 @@ class UncertaintyMonitor(KeptRows):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log a row if this is a logging step."""
+        net = self.tasks_of(pl_module)
         stepped = trainer.global_step != self._steps  # not while gradients accumulate
         self._steps = trainer.global_step
         every = trainer.log_every_n_steps
         if stepped and every > 0 and (self._step + 1) % every == 0:
-            sigma = self._log(trainer, pl_module).get("sigma", {})
+            sigma = self._log(trainer, net).get("sigma", {})
             if self.progress_bar:
                 shown = {f"σ {task}": value for task, value in sigma.items()}
                 pl_module.log_dict(shown, prog_bar=True, logger=False)
         if trainer.fit_loop.epoch_loop._is_training_done or trainer.should_stop:
-            self._offer(trainer, pl_module)
-        self._tell_of_total(self._totals["train"].look(trainer._results, pl_module.latest_total()))
+            self._offer(trainer, net)
+        self._tell_of_total(self._totals["train"].look(trainer._results, net.latest_total()))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Have the latest values ready for callbacks that read them after this validation."""
-        self._offer(trainer, pl_module)
+        self._offer(trainer, self.tasks_of(pl_module))
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Look what is logged."""
         if self._fitting:
-            self._tell_of_total(self._totals["val"].look(trainer._results, pl_module.latest_total()))
+            self._tell_of_total(self._totals["val"].look(trainer._results, self.tasks_of(pl_module).latest_total()))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep a row of what this validation found; one copy to the host."""
@@ -145,7 +150,7 @@ class UncertaintyMonitor(KeptRows):
             return
         computed = trainer._logger_connector.metrics["callback"]  # callback_metrics has those of earlier epochs too
         self._tell_of_total(self._totals["val"].close(trainer.callback_metrics))
-        keys = [key for key in pl_module.task_metrics if key.startswith("val/") and key in computed]
+        keys = [key for key in self.tasks_of(pl_module).task_metrics if key.startswith("val/") and key in computed]
         if keys:
             device = trainer.strategy.root_device
             values = torch.cat([computed[key].to(device).reshape(1) for key in keys]).tolist()
@@ -154,11 +159,11 @@ class UncertaintyMonitor(KeptRows):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Have the latest values ready, where the epoch ended before its last batch."""
-        self._offer(trainer, pl_module)
+        self._offer(trainer, self.tasks_of(pl_module))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the last row; print the table, of all steps up to the last, and log it to wandb."""
-        self._finish(trainer, pl_module)
+        self._finish(trainer, self.tasks_of(pl_module))
         self._tell_of_total(self._totals["train"].close(trainer.callback_metrics))
         if trainer.barebones or not trainer.is_global_zero or self._steps == self._begun:
             return
@@ -178,13 +183,13 @@ class UncertaintyMonitor(KeptRows):
             if isinstance(exception, KeyboardInterrupt):
                 self.on_train_end(trainer, pl_module)
             else:
-                self._finish(trainer, pl_module)
+                self._finish(trainer, self.tasks_of(pl_module))
 
     # -- within --------------------------------------------------------------------------------------------------------
 
-    def _log(self, trainer: Any, pl_module: Any, last: bool = False) -> dict[str, dict[str, float]]:
+    def _log(self, trainer: Any, net: Any, last: bool = False) -> dict[str, dict[str, float]]:
         """Log a row of the steps since the last one, if there are any, and return it."""
-        found: dict[str, dict[str, float]] = pl_module.take_row()
+        found: dict[str, dict[str, float]] = net.take_row()
         self._fresh = False
         if not found:
             return found
@@ -205,11 +210,11 @@ class UncertaintyMonitor(KeptRows):
             warnings.warn(late, stacklevel=2)
         return found
 
-    def _offer(self, trainer: Any, pl_module: Any) -> None:
+    def _offer(self, trainer: Any, net: Any) -> None:
         """Have callbacks find what the steps since the last row say, before the next one is due."""
         if self._fitting and self._fresh and not trainer.barebones:
             self._fresh = False
-            offer(trainer, self._keyed(pl_module.take_row(keep=True)))
+            offer(trainer, self._keyed(net.take_row(keep=True)))
 
     def _tell_of_total(self, key: str | None) -> None:
         """Warn, once in a fit, of a key that is monitored and the weighted total."""
@@ -217,22 +222,22 @@ class UncertaintyMonitor(KeptRows):
             warnings.warn(total_monitored(key, self._monitored[key]), stacklevel=2)
             self._totals = {stage: TotalWatch(()) for stage in self._totals}
 
-    def _finish(self, trainer: Any, pl_module: Any) -> None:
+    def _finish(self, trainer: Any, net: Any) -> None:
         """Log what steps are left over."""
         self._fitting = False
         self.end(trainer.global_step)
         if trainer.log_every_n_steps > 0:
-            self._log(trainer, pl_module, last=True)
+            self._log(trainer, net, last=True)
         else:
-            self._remember(pl_module.take_row())
+            self._remember(net.take_row())
 
-    def _about(self, pl_module: Any) -> dict[str, Any]:
+    def _about(self, net: Any) -> dict[str, Any]:
         """Return what reads the rows: the entry of the loggers' config."""
         return {
-            "weighting": repr(pl_module.task_weighting),
+            "weighting": repr(net.task_weighting),
             "prefix": self.prefix,
-            "likelihood": {task: likelihood.name for task, likelihood in pl_module.task_likelihoods().items()},
-            "sigma_is": pl_module.task_weighting.meanings(),
+            "likelihood": {task: likelihood.name for task, likelihood in net.task_likelihoods().items()},
+            "sigma_is": net.task_weighting.meanings(),
         }
 
     def _keyed(self, found: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import Loadable
 from lightning_uncertainty.likelihoods._labels import align
 from lightning_uncertainty.likelihoods.prediction import Prediction
 
@@ -36,7 +37,7 @@ Predictive = Literal["gaussian", "laplace", "classes", "event", "mean"]
 
 
 @dataclass(frozen=True)
-class Likelihood(ABC):
+class Likelihood(Loadable, ABC):
     """Residual loss of a task, its term in the log-variance, and what `e^s` means.
 
     Attributes:
@@ -99,6 +100,25 @@ class Likelihood(ABC):
         Returns:
             Predictions `[N]`, or class probabilities `[N, C]`, and labels `[N]`.
         """
+
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return predictions in label space, labels and where these are observed: what metrics of rows and images need.
+
+        Args:
+            output: what the head returns, `[B, ...]`.
+            target: labels; None where none is observed.
+            mask: True where a label is observed; see `masked_sum` for its shapes.
+
+        Returns:
+            Predictions `[B, ...]` of the output's shape, or class probabilities `[B, C, ...]`; labels of that shape,
+            those of classes `[B, ...]`; and a mask of the labels' shape.
+
+        Raises:
+            NotImplementedError: the likelihood is one of your own that has `observed` alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.aligned: see Likelihood.aligned")
 
     @abstractmethod
     def predicted(self, outputs: Tensor, log_variance: Tensor, correction: Tensor) -> Prediction:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning_uncertainty.likelihoods._base import Likelihood
 from lightning_uncertainty.likelihoods.bernoulli import Bernoulli
 from lightning_uncertainty.likelihoods.categorical import Categorical, CategoricalHalf
@@ -32,7 +34,10 @@ def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
     if isinstance(likelihood, Likelihood):
         return likelihood
     if not isinstance(likelihood, str) or likelihood not in LIKELIHOODS:
+        given: Any = likelihood
+        is_class = isinstance(given, type) and issubclass(given, Likelihood)
+        mend = f"; write {given.__name__}(...)" if is_class else ""
         raise ValueError(
-            f"a likelihood should be one of {', '.join(LIKELIHOODS)}, or a Likelihood: found {likelihood!r}"
+            f"a likelihood should be one of {', '.join(LIKELIHOODS)}, or a Likelihood: found {likelihood!r}{mend}"
         )
     return LIKELIHOODS[likelihood]()

@@ -39,7 +39,7 @@ class AsGeneric(Likelihood):
     meaning: ClassVar[str] = "√loss [-]"
 
     def __post_init__(self) -> None:
-        if not self.likelihood.normalised:
+        if not isinstance(self.likelihood, Likelihood) or not self.likelihood.normalised:
             raise ValueError(
                 f"a likelihood within AsGeneric should be normalised: found {self.likelihood!r}, which is weighed by "
                 "an s of its task anyway; give it as it is"
@@ -56,6 +56,11 @@ class AsGeneric(Likelihood):
 
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.likelihood.observed(output, target, mask)
+
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.likelihood.aligned(output, target, mask)
 
     def paired(self, prediction: Prediction, target: Tensor, mask: Tensor | None = None) -> tuple[Prediction, Tensor]:
         return self.likelihood.paired(prediction, target, mask)

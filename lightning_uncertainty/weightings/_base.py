@@ -1,4 +1,7 @@
-"""The contract of a weighting."""
+"""The contract of a weighting.
+
+Long, but one file: it is what a method may rely on, and the mixin calls.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uncertainty._tensors import promote
+from lightning_uncertainty._tensors import by_name, promote
 from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
 from lightning_uncertainty.weightings._blend import Blend
 from lightning_uncertainty.weightings._named import named_vector
@@ -22,6 +25,8 @@ from lightning_uncertainty.weightings._weighted import Weighted
 __all__ = ["Weighting"]
 
 Self = TypeVar("Self", bound="Weighting")
+
+_ENDLESS = 1e38  # in place of infinity in constants, of which a mean of buffers makes NaN
 
 
 class Weighting(TaskVectors, ABC):
@@ -61,13 +66,20 @@ class Weighting(TaskVectors, ABC):
 
     def __init__(self, base_weights: Mapping[str, float] | None = None, **options: object) -> None:
         super().__init__()
-        self._base_weights = dict(base_weights or {})
+        self._base_weights = by_name(base_weights, "base_weights")
         self._options = {**options, "base_weights": self._base_weights}
         self._meanings: dict[str, str] = {}
         self.normalised: tuple[str, ...] = ()
         self._constants: dict[str, Any] = {}  # what each constant buffer holds, to the last digit
         self.blend: Blend | None = None
         self.register_buffer("log_variance", None)
+
+    if not TYPE_CHECKING:  # the class has a name as ever
+
+        @property
+        def __name__(self) -> str:
+            """What loggers show of a hyper-parameter that can be called."""
+            return self._shown()
 
     def bind(self: Self, tasks: Mapping[str, Likelihood]) -> Self:
         """Make the vectors for these tasks; called once, by `register_tasks`.
@@ -99,7 +111,7 @@ class Weighting(TaskVectors, ABC):
         factors = (b * kind.factor for b, kind in zip(base, likelihoods, strict=True))
         self.add_constant("log_factor", (math.log(factor) if factor else -math.inf for factor in factors))
         self.add_constant("base_penalty", (b * kind.penalty for b, kind in zip(base, likelihoods, strict=True)))
-        self.register_buffer("task_ids", self.vector(dtype=torch.int64))
+        self.register_names()
         self.make_vectors()
         self.reset_parameters()
         return self
@@ -120,15 +132,20 @@ class Weighting(TaskVectors, ABC):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Fill every parameter and every buffer with its first value (also after a meta device)."""
+        self.fill_names()
         self._fill_constants()
-        self.task_ids.copy_(torch.tensor(self.own_task_ids()))
         if self.log_variance is not None:
             self.log_variance.fill_(torch.nan)
 
     def _fill_constants(self) -> None:
         for name, values in self._constants.items():
             buffer: Tensor = getattr(self, name)
-            buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
+            buffer.copy_(torch.tensor(values, dtype=buffer.dtype).clamp(-_ENDLESS, _ENDLESS))
+
+    def check_tasks(self) -> None:
+        """Look at the tasks of a checkpoint, and undo what an average of buffers has made of constants."""
+        super().check_tasks()
+        self._fill_constants()
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_uncertainty._tensors import keep_for_backward, reads_values
+from lightning_uncertainty._tensors import is_number, keep_for_backward, reads_values
 from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._named import named_vector
 from lightning_uncertainty.weightings._task_vectors import whole
@@ -30,7 +30,8 @@ _FULL = 16.0  # memories after which the running mean has forgotten its first st
 _HUGE = torch.finfo(torch.float32).max
 _LONGEST = 1e6  # steps that a memory may have
 _FAR = 2 * math.log(4 / 3)  # of a log-variance: σ is a third off
-_NEWER = ("labels", "mean_loss", "steps", "late")  # which older checkpoints do not have
+_NEWER = (("labels", "mean_loss", "steps"), ("late", "last_offset", "present_since"))  # in no older checkpoint
+_VECTORS = ("start", "started", "labels", "mean_loss", "steps", "late", "last_offset", "present_since", "log_variance")
 _STEPS_BETWEEN_LOOKS = 50  # at `started` on devices where reading a value stalls the queue
 
 
@@ -43,6 +44,9 @@ class LearntWeighting(Weighting):
 
     The start follows the mean loss over the first labels until there are 32, and only then is the parameter's alone. A
     loss that comes without a count, as a mean, is taken for one of enough labels.
+
+    Momentum and weight decay move the offset of a task whose losses asked for nothing. A task without labels in all
+    micro-batches of a step of the optimizer is where it was: the next call takes what was moved out of `start`.
 
     The total and its gradient in the losses are those of a method's `objective`. Its gradient in `s` is that at the
     running mean loss in place of the batch's,
@@ -77,6 +81,8 @@ class LearntWeighting(Weighting):
     mean_loss: Tensor
     steps: Tensor
     late: Tensor  # steps in a row that σ was a third off, where it may restart; below 0 steps that are left of one
+    last_offset: Tensor  # of the last step of training
+    present_since: Tensor  # 1 where a task had a loss since an optimizer moved its offset
     log_variance: Tensor
 
     def __init__(
@@ -89,10 +95,10 @@ class LearntWeighting(Weighting):
     ) -> None:
         shown = None if memory == DEFAULT_MEMORY else memory
         super().__init__(base_weights, start=start, **options, memory=shown, restart=restart)
-        if memory is not None and not 1 <= memory <= _LONGEST:
-            raise ValueError(f"memory should be a number of steps from 1 to {_LONGEST:g}, or None: found {memory}")
-        if restart is not None and not restart >= 1:
-            raise ValueError(f"restart should be a number of steps, at least 1, or None: found {restart}")
+        if memory is not None and not (is_number(memory) and 1 <= memory <= _LONGEST):
+            raise ValueError(f"memory should be a number of steps from 1 to {_LONGEST:g}, or None: found {memory!r}")
+        if restart is not None and not (is_number(restart) and restart >= 1):
+            raise ValueError(f"restart should be a number of steps, at least 1, or None: found {restart!r}")
         self.memory, self.restart = memory, restart
         self._share = 1 / (DEFAULT_MEMORY if memory is None else memory)  # 1 - d
         self._log_decay = math.log1p(-self._share) if self._share < 1 else -math.inf
@@ -149,7 +155,7 @@ class LearntWeighting(Weighting):
         self._refuse_for_normalised(self._start, "start")
         self._first_start = named_vector(self._given_start, self.tasks, 0.0, "start")
         self._some_without = 0.0 in self._constants["learnable"]
-        for name in ("start", "started", "labels", "mean_loss", "steps", "late", "log_variance"):
+        for name in _VECTORS:
             self.register_buffer(name, self.vector())  # started is 0 or 1, as booleans cannot be averaged
         self.offset = nn.Parameter(self.vector())
 
@@ -176,6 +182,8 @@ class LearntWeighting(Weighting):
         self.steps.zero_()
         self.late.zero_()
         self.offset.zero_()
+        self.last_offset.zero_()
+        self.present_since.fill_(1.0)
         self._settled = False
 
     def extra_repr(self) -> str:
@@ -186,8 +194,8 @@ class LearntWeighting(Weighting):
         self._labels = None if self._settled else labels.detach()
 
     def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
-        raw = (self.start if self.restart is None else keep_for_backward(self.start)) + self.offset
         seen, mean_loss, steps, labels = self._remembered(losses.detach(), present)
+        raw = self._start_without_drift(seen) + self.offset
         if labels is not None:
             raw = self._start_from_data(raw, seen, mean_loss, steps, labels)
         s = self.shaped(raw, present)
@@ -237,6 +245,18 @@ class LearntWeighting(Weighting):
             of = labels.to(mean)
             after = torch.where(first, self.labels / of * mean + (of - self.labels) / of * newest, after)
         return seen, torch.where(seen, after, mean), steps, labels
+
+    def _start_without_drift(self, seen: Tensor) -> Tensor:
+        """Return the start, from which is taken what moved tasks that no loss asked to move; training stays there."""
+        offset = self.offset.detach()
+        drift = offset - self.last_offset
+        start = keep_for_backward(torch.where(self.present_since > 0, self.start, self.start - drift))
+        if self.learning:
+            since = self.present_since * (drift == 0)
+            self.start.copy_(start)
+            self.last_offset.copy_(offset)
+            self.present_since.copy_(torch.maximum(since, (self.pooled(seen.to(since)) > 0).to(since)))
+        return start
 
     def _start_from_data(self, raw: Tensor, seen: Tensor, mean_loss: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
         """Return raw with tasks that have not started where their first labels say; in training they start there."""
@@ -292,13 +312,21 @@ class LearntWeighting(Weighting):
 
     def _complete(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Fill what checkpoints had not before there were running means: what has started is at its optimum."""
-        start, started, offset = (state_dict.get(prefix + name) for name in ("start", "started", "offset"))
-        if start is None or started is None or offset is None or any(prefix + name in state_dict for name in _NEWER):
-            return
-        s = start + whole(offset.detach())
+        held = [state_dict[prefix + name] for name in ("start", "started", "offset") if prefix + name in state_dict]
+        if len(held) < 3 or any(vector.shape != self.start.shape for vector in held):
+            return  # refused
+        start, started, offset = (whole(vector.detach()) for vector in held)
+        s = start + offset
         loss = self.loss_at(s.to(self.exponent.device)).to(s)
         known = (started > 0) & loss.isfinite()
-        full = math.ceil(_FULL / self._share)
-        labels, steps = torch.where(started > 0, _ENOUGH, 0.0), torch.where(known, full, 0.0)
-        filled = labels, torch.where(known, loss, 0.0), steps, torch.zeros_like(s)
-        state_dict.update({prefix + name: vector.to(s) for name, vector in zip(_NEWER, filled, strict=True)})
+        newer = {
+            "labels": torch.where(started > 0, _ENOUGH, 0.0),
+            "mean_loss": torch.where(known, loss, 0.0),
+            "steps": torch.where(known, math.ceil(_FULL / self._share), 0.0),
+            "late": torch.zeros_like(s),
+            "last_offset": offset,
+            "present_since": torch.ones_like(s),
+        }
+        for names in _NEWER:
+            if not any(prefix + name in state_dict for name in names):
+                state_dict.update({prefix + name: newer[name].to(s) for name in names})

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from lightning_uncertainty._tensors import is_number
+
 __all__ = ["check_names", "named_vector"]
 
 
@@ -31,7 +33,7 @@ def named_vector(
     """
     check_names(values, tasks, what)
     for name, value in values.items():
-        if not abs(value) <= torch.finfo(torch.float32).max or value < minimum:  # NaN too
+        if not is_number(value) or not abs(value) <= torch.finfo(torch.float32).max or value < minimum:  # NaN too
             least = "" if minimum == -math.inf else f", at least {minimum:g}"
-            raise ValueError(f"{what} should be finite numbers{least}: found {value} for task {name!r}")
+            raise ValueError(f"{what} should be finite numbers{least}: found {value!r} for task {name!r}")
     return tuple(float(values.get(name, default)) for name in tasks)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_uncertainty._tensors import keep_for_backward
+from lightning_uncertainty._tensors import is_number, keep_for_backward
 from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._weighted import Weighted
 
@@ -53,8 +53,8 @@ class AnalyticUncertaintyWeighting(Weighting):
 
     def __init__(self, decay: float = DEFAULT_DECAY, base_weights: Mapping[str, float] | None = None) -> None:
         super().__init__(base_weights, decay=decay)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay should lie in [0, 1): found {decay}")
+        if not (is_number(decay) and 0 <= decay < 1):
+            raise ValueError(f"decay should lie in [0, 1): found {decay!r}")
         self.decay = decay
 
     def make_vectors(self) -> None:

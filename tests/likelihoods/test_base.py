@@ -5,8 +5,11 @@ import torch
 
 from lightning_uncertainty.likelihoods import (
     LIKELIHOODS,
+    AsGeneric,
     Categorical,
     CategoricalHalf,
+    HeteroscedasticGaussian,
+    HeteroscedasticLaplace,
     L1Kendall,
     Laplace,
     Likelihood,
@@ -98,6 +101,30 @@ def test_observed_gives_predictions_in_label_space(name, inverse_link):
     there = ~target.isnan() & mask[:, None]
     close(prediction, inverse_link(output[there]))
     close(label, target[there])
+
+
+HEADS = {"heteroscedastic_gaussian": HeteroscedasticGaussian(), "heteroscedastic_laplace": HeteroscedasticLaplace()}
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 3), (6, 3, 4)])
+@pytest.mark.parametrize("name", [*LIKELIHOODS, *HEADS, "as_generic"])
+def test_what_is_aligned_is_what_is_observed_and_where(name, shape):
+    likelihood = AsGeneric(HeteroscedasticGaussian()) if name == "as_generic" else HEADS.get(name) or make(name)
+    output, target = draw(name, *shape)
+    if likelihood.normalised or name == "as_generic":
+        output = torch.stack([output, output], 1).flatten(1, 2) if len(shape) > 1 else torch.stack([output, output], 1)
+    mask = torch.rand(shape) > 0.3
+    prediction, label, there = likelihood.aligned(output, target, mask)
+    assert label.shape == there.shape
+    classes = name.startswith("categorical")
+    assert prediction.shape[:1] + prediction.shape[1 + classes :] == label.shape
+    flat, labels = likelihood.observed(output, target, mask)
+    close((prediction.movedim(1, -1) if classes else prediction)[there], flat)
+    close(label[there], labels)
+    alone, nothing, nowhere = likelihood.aligned(output, None)
+    close(alone, prediction)
+    assert (nothing.shape, nothing.dtype) == (label.shape, label.dtype)
+    assert not nowhere.any()
 
 
 def test_likelihood_is_abstract():

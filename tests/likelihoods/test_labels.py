@@ -224,3 +224,9 @@ def test_shapes_that_would_broadcast_are_refused(name, output, target):
 def test_complex_labels(name):
     with pytest.raises(ValueError, match=f"labels of a {name} task should be real numbers: found torch.complex64"):
         make(name).loss(torch.zeros(2), torch.zeros(2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("wrong", [([1.0, 2.0],), (torch.ones(2), [True, False]), (torch.ones(2) * 1j,)])
+def test_what_is_no_error_is_told(wrong):
+    with pytest.raises(ValueError, match="error and mask should be tensors, real and boolean: found"):
+        masked_sum(*wrong)

@@ -137,21 +137,26 @@ def _learnt(setup, state, losses, present, numbers, labels, learning, first, mem
             counted[i] += count
             rate, kept = count / counted[i], state["labels"][i] / counted[i]
         mean[i] = kept * mean[i] + rate * newest
-    given = [start + offset for start, offset in zip(state["start"], state["offset"], strict=True)]
-    begins, raw, start, known = first(mean, steps), list(given), list(state["start"]), [False] * len(tasks)
+    offset, since = list(state["offset"]), list(state["present_since"])
+    drift = [now - last for now, last in zip(offset, state["last_offset"], strict=True)]
+    start = [x if n > 0 else x - d for x, n, d in zip(state["start"], since, drift, strict=True)]
+    given = [x + o for x, o in zip(start, offset, strict=True)]
+    begins, raw, known = first(mean, steps), list(given), [False] * len(tasks)
+    since = [float(any(seen[j] for j in members[i]) or (since[i] > 0 and not drift[i])) for i in span]
     after_started, after_labels = list(started), list(counted)
     for i in span:
         begun = [given[j] for j in members[i] if started[j]]
         new = (any(seen[j] for j in members[i]) or bool(begun)) and not started[i]
         if new and (learning or not any(state["labels"][j] for j in members[i])):
             raw[i] = sum(begun) / len(begun) if begun else begins[i]
-            start[i] = raw[i] - state["offset"][i]
+            start[i] = raw[i] - offset[i]
         if started[i] or (new and (begun or sum(counted[j] for j in members[i]) >= enough)):
             after_started[i], after_labels[i] = 1.0, enough
     for i in span:
         known[i] = bool(after_started[i] or any(after_labels[j] for j in members[i]))
     after: dict[str, Vector] = {"start": start, "started": after_started, "labels": after_labels}
-    return Learnt(raw, seen, mean, steps, after | {"mean_loss": mean, "steps": steps}, known)
+    after |= {"mean_loss": mean, "steps": steps, "last_offset": offset, "present_since": since}
+    return Learnt(raw, seen, mean, steps, after, known)
 
 
 def _reported(s: Vector, learnt: Learnt) -> list[float]:

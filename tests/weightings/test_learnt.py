@@ -480,7 +480,7 @@ def test_a_restart_comes_after_a_step_at_least(kind, restart):
 
 def old_state(weighting):
     """What it would have been when there were no running means."""
-    newer = ("labels", "mean_loss", "steps", "late")
+    newer = ("labels", "mean_loss", "steps", "late", "last_offset", "present_since")
     return {name: value for name, value in copy.deepcopy(weighting.state_dict()).items() if name not in newer}
 
 
@@ -521,3 +521,98 @@ def test_loss_at_is_the_inverse_of_the_optimum(kind):
     weighting = kind().bind(make_tasks(8)).double()
     losses = draw_losses(8).double()
     assert_same(weighting.loss_at(weighting.optimum(losses)), losses, rtol=1e-6, atol=0.0)
+
+
+# -- momentum without labels -------------------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, 1e-2),
+    "adamw": lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.5),
+    "sgd": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 1e-2, momentum=0.9),
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def raw_of(weighting):
+    return (weighting.start + weighting.offset).detach()
+
+
+def window(weighting, optimizer, *micro):
+    """A step of the optimizer of micro-batches, each its losses and who has any; return what the last one reported."""
+    optimizer.zero_grad()
+    for losses, present in micro:
+        weighted = weighting(losses, present)
+        weighted.total.backward()
+    optimizer.step()
+    return weighted
+
+
+@every
+@every_optimizer
+def test_a_task_without_labels_stays_where_it_was_whatever_momentum_and_decay_do(listed, make):
+    weighting, apart = listed.bind(4), torch.tensor([True, True, False, False])
+    optimizer = make(weighting.parameters())
+    for step in range(30):
+        window(weighting, optimizer, (4**step % 7 * draw_losses(4, step), everywhere(4)))
+    before = raw_of(weighting)
+    for step in range(40):
+        weighting.eval()
+        weighting(draw_losses(4, step), apart)  # which changes nothing
+        evaluated = weighting(draw_losses(4, step), everywhere(4)).weights
+        weighting.train()
+        weights = copy.deepcopy(weighting)(draw_losses(4, step), everywhere(4)).weights
+        assert_same(evaluated, weights)
+        window(weighting, optimizer, (draw_losses(4, step), apart))
+    moved = weighting.offset.detach() - weighting.last_offset
+    weighting(draw_losses(4), apart)
+    assert_same(raw_of(weighting)[2:], before[2:], rtol=0.0, atol=1e-5)
+    assert_same(weighting.last_offset, weighting.offset.detach())
+    assert (moved != 0).any(), "nothing to be taken out"
+
+
+@every_kind
+def test_where_a_task_has_labels_in_one_micro_batch_the_step_is_its_own(kind):
+    weighting, apart = gaussians(3, kind), torch.tensor([True, True, False])
+    optimizer = torch.optim.Adam(weighting.parameters(), 1e-2)
+    there = (draw_losses(3, 1), everywhere(3))
+    for step in range(10):
+        window(weighting, optimizer, there, (draw_losses(3, step), everywhere(3)))
+    start = weighting.start.clone()
+    for micro in ([there, (draw_losses(3, 5), apart)], [(draw_losses(3, 6), apart), there]):
+        window(weighting, optimizer, *micro)
+        assert_same(weighting.start, start)  # neither between micro-batches, nor
+    weighting(draw_losses(3, 7), apart)
+    assert_same(weighting.start, start)  # after the step
+    window(weighting, optimizer, *[(draw_losses(3, step), apart) for step in range(2)])
+    before = raw_of(weighting)
+    assert_same(weighting.start, start)
+    weighting(*there)
+    assert weighting.start[2] != start[2]
+    assert raw_of(weighting)[2] != before[2]
+    assert_same(weighting.start[:2], start[:2])
+
+
+def test_tasks_that_share_a_log_variance_move_together_where_one_has_labels():
+    weighting = gaussians(3, shared=[["task0", "task1"]])
+    optimizer = torch.optim.Adam(weighting.parameters(), 1e-2)
+    for step in range(10):
+        window(weighting, optimizer, (draw_losses(3, step), everywhere(3)))
+    for step in range(20):
+        window(weighting, optimizer, (draw_losses(3, step), torch.tensor([True, False, False])))
+    weighting(draw_losses(3), everywhere(3))
+    raw = raw_of(weighting)
+    assert_same(raw[0], raw[1], rtol=0.0, atol=1e-6)
+
+
+@every
+def test_a_resume_between_a_step_and_the_next_batch_takes_the_drift_out(listed):
+    weighting, apart = listed.bind(3), torch.tensor([True, False, True])
+    optimizer = torch.optim.AdamW(weighting.parameters(), 1e-2, weight_decay=0.5)
+    for step in range(8):
+        window(weighting, optimizer, (draw_losses(3, step), apart if step % 3 else everywhere(3)))
+    resumed = listed.bind(3)
+    resumed.load_state_dict(copy.deepcopy(weighting.state_dict()))
+    ours, theirs = (kind(draw_losses(3), apart) for kind in (weighting, resumed))
+    assert_same(theirs, ours)
+    assert_same(vectors(resumed), vectors(weighting))
