@@ -1040,6 +1040,13 @@ FAULTS = [
         ("tests/dashboards/test_loggers.py::test_what_a_logger_refuses_is_told_once_and_the_rest_goes_on",),
     ),
     Fault(
+        "finder_leaves_rates_flat",
+        "_step/rates.py",
+        'group["lr"] = group[RATIO] * rate',
+        'group["lr"] = rate',
+        ("tests/_step/test_rates.py::test_a_finder_of_any_package_is_known_and_its_search_left_alone",),
+    ),
+    Fault(
         "monitor_no_last_row",
         "callbacks/uncertainty_monitor.py",
         "            self._log(trainer, net, last=True)\n",
