@@ -349,6 +349,36 @@ FAULTS = [
         ("tests/weightings/test_learnt.py::test_tasks_that_share_a_log_variance_move_together_where_one_has_labels",),
     ),
     Fault(
+        "contract_vectors_unfilled",
+        "weightings/_contract.py",
+        "if left:",
+        "if False:",
+        ("tests/weightings/test_contract.py::test_a_slip_is_a_sentence_when_tasks_are_registered",),
+    ),
+    Fault(
+        "contract_of_ours_alone",
+        "weightings/_contract.py",
+        "    _try(weighting)\n\n",
+        "    pass\n\n",
+        ("tests/weightings/test_contract.py::test_one_that_refines_one_of_ours_is_looked_at_too",),
+    ),
+    Fault(
+        "weights_keep_their_graph",
+        "weightings/_contract.py",
+        "if weights.requires_grad or (",
+        "if False and (",
+        ("tests/weightings/test_contract.py::test_weights_and_log_variances_that_have_a_graph_lose_it",),
+    ),
+    Fault(
+        "monitor_of_a_part_tells_it_nothing",
+        "callbacks/base.py",
+        "net._task_fit.trainer = ref(trainer)",
+        "pass",
+        (
+            "tests/trainer/test_hosts.py::test_a_part_of_another_module_trains_is_logged_and_watched_as_if_it_was_the_module",
+        ),
+    ),
+    Fault(
         "skip_lets_what_is_added_through",
         "_step/skipping.py",
         "register_hook(torch.zeros_like)",

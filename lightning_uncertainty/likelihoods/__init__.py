@@ -18,7 +18,8 @@ Source: Kendall, Gal & Cipolla, "Multi-Task Learning Using Uncertainty to Weigh 
 """
 
 from lightning_uncertainty.likelihoods._base import Likelihood, optimal_log_variance
-from lightning_uncertainty.likelihoods._labels import masked_sum
+from lightning_uncertainty.likelihoods._elementwise import Elementwise
+from lightning_uncertainty.likelihoods._labels import align, masked_sum
 from lightning_uncertainty.likelihoods._names import LIKELIHOODS, as_likelihood
 from lightning_uncertainty.likelihoods.as_generic import AsGeneric
 from lightning_uncertainty.likelihoods.bernoulli import Bernoulli
@@ -41,6 +42,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "CategoricalHalf",
+    "Elementwise",
     "Gaussian",
     "Generic",
     "HeteroscedasticCategorical",
@@ -51,6 +53,7 @@ __all__ = [
     "Likelihood",
     "Poisson",
     "Prediction",
+    "align",
     "as_likelihood",
     "binary",
     "classification",

@@ -18,6 +18,7 @@ from torchmetrics import Metric
 from lightning_uncertainty._tensors import by_name, promote
 from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
 from lightning_uncertainty.weightings._blend import Blend
+from lightning_uncertainty.weightings._contract import as_weighted, filling
 from lightning_uncertainty.weightings._named import named_vector
 from lightning_uncertainty.weightings._task_vectors import TaskVectors
 from lightning_uncertainty.weightings._weighted import Weighted
@@ -86,7 +87,8 @@ class Weighting(TaskVectors, ABC):
 
         Raises:
             ValueError: the weighting belongs to tasks already, a name given to it is no task, or a likelihood is
-                normalised where the weighting takes none.
+                normalised where the weighting takes none; or a weighting of your own does not keep the contract.
+            TypeError: its `weigh` does not return a `Weighted`.
         """
         if self.tasks:
             raise ValueError(
@@ -113,7 +115,8 @@ class Weighting(TaskVectors, ABC):
         self.add_constant("base_penalty", (b * kind.penalty for b, kind in zip(base, likelihoods, strict=True)))
         self.register_names()
         self.make_vectors()
-        self.reset_parameters()
+        with filling(self):
+            self.reset_parameters()
         return self
 
     def add_constant(self, name: str, values: Iterable[Any]) -> None:
@@ -169,7 +172,7 @@ class Weighting(TaskVectors, ABC):
         on = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if on else nullcontext():
             losses = promote(losses)
-            weighted = self.weigh(losses, present)
+            weighted = as_weighted(self.weigh(losses, present), type(self).__name__)
             if self.blend is not None and self.learning:
                 total, weights = self.blend(weighted.total, weighted.weights, losses, present)
                 weighted = Weighted(total, weights, weighted.log_variances)

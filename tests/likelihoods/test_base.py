@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from lightning_uncertainty.likelihoods import (
     AsGeneric,
     Categorical,
     CategoricalHalf,
+    Elementwise,
     HeteroscedasticGaussian,
     HeteroscedasticLaplace,
     L1Kendall,
@@ -163,3 +165,38 @@ def test_predicted_events_and_means_alone():
         assert found.aleatoric.isnan().all()
         assert found.total.isnan().all()
         torch.testing.assert_close(found.epistemic, outputs.std(0, correction=0))
+
+
+# -- likelihoods of one's own ------------------------------------------------------------------------------------------
+
+
+def own(**numbers):
+    return dataclass(frozen=True)(type("Own", (Elementwise,), {"error": lambda self, a, b: (a - b).abs(), **numbers}))()
+
+
+def test_one_of_ones_own_that_says_what_it_is_may_be_registered():
+    likelihood = own(factor=1.0, meaning="MAE [label]")
+    assert as_likelihood(likelihood) is likelihood
+    total, count = likelihood.loss(torch.tensor([1.0, 2.0]), torch.tensor([3.0, torch.nan]))
+    assert (total.item(), count.item()) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "found"),
+    [
+        ({"factor": 1.0}, r"found no meaning of Own; write what e\^\(s/2\) is"),
+        ({"meaning": "x"}, r"the factor of Own .* should be a positive number: found None"),
+        (
+            {"meaning": "x", "factor": 1.0, "exponent": 0},
+            "exponent of Own .* positive number: found 0; a loss that",
+        ),
+        ({"meaning": "x", "factor": 1.0, "penalty": -1.0}, "the penalty of Own .* positive number: found -1"),
+        (
+            {"meaning": "x", "factor": 1.0, "normalised": True},
+            "exponent of Own .* should be 0, as it is normalised",
+        ),
+    ],
+)
+def test_one_that_does_not_is_told_when_tasks_are_registered(numbers, found):
+    with pytest.raises(ValueError, match=found):
+        as_likelihood(own(**numbers))

@@ -55,10 +55,11 @@ class Counting:
         self.kind, self.fail_at, self.weightings = kind, fail_at, []
 
     def __call__(self, weighting):
-        self.weightings.append(weighting)
+        module = self.kind(weighting)
+        self.weightings.append(getattr(module, "task_weighting", None))
         if len(self.weightings) == self.fail_at:
             raise KeyError("killed")
-        return self.kind(weighting)
+        return module
 
     @property
     def fits(self):
