@@ -223,10 +223,7 @@ class Weighting(TaskVectors, ABC):
         return ", ".join(f"{name}={value!r}" for name, value in self._options.items() if value not in (None, {}, ()))
 
     def powers(self) -> list[float]:
-        """Return what every task counts in the balanced loss: its log-loss `b r / a`, a normalised loss `b`.
-
-        A constant term counts nothing.
-        """
+        """Return by what tasks count in the balanced loss: log-losses `b r / a`, normalised ones `b`, constants 0."""
         numbers = (self._constants[name] for name in ("base_penalty", "exponent", "base_weight"))
         powers = zip(self.tasks, *numbers, strict=True)
         return [penalty / a if a else base * (name not in self.constant) for name, penalty, a, base in powers]
