@@ -870,6 +870,20 @@ FAULTS = [
         ("tests/metrics/test_observed.py::test_ranks_have_the_value_of_one_process[PearsonCorrCoef-one]",),
     ),
     Fault(
+        "solver_sees_constant_terms",
+        "balancing/_base.py",
+        "torch.where(out | out[:, None], 0.0, gramian)",
+        "torch.where(out & out[:, None], 0.0, gramian)",
+        ("tests/weightings/test_constant.py::test_a_solver_does_not_see_it",),
+    ),
+    Fault(
+        "balanced_loss_waits_for_constant_terms",
+        "metrics/losses.py",
+        "if not there[name] and name not in self.constant",
+        "if not there[name]",
+        ("tests/weightings/test_constant.py::test_the_balanced_loss_leaves_it_out",),
+    ),
+    Fault(
         "sum_of_nothing_may_be_nan",
         "_step/losses.py",
         "if bad and value.requires_grad:",

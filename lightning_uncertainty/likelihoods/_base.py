@@ -71,6 +71,7 @@ class Likelihood(Loadable, ABC):
         meaning: what σ = `e^{s/2}` is at its optimum, and its unit: [label] the label's, [-] none.
         normalised: whether the loss is a negative log-likelihood whose scale the output holds. The numbers above are
             then 1, 0 and 0: the task has weight one, no `s`, and a loss that may be negative.
+        constant: whether it is no task but a term beside them, whose weight stays its base weight.
         predictive: what `predicted` states of a label: a density with σ, a class, an event, or a mean alone.
     """
 
@@ -79,6 +80,7 @@ class Likelihood(Loadable, ABC):
     penalty: ClassVar[float] = 0.5
     meaning: ClassVar[str]
     normalised: ClassVar[bool] = False
+    constant: ClassVar[bool] = False
     predictive: ClassVar[Predictive] = "mean"
     _name: ClassVar[str]
 

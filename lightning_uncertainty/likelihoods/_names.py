@@ -7,6 +7,7 @@ from typing import Any
 from lightning_uncertainty.likelihoods._base import Likelihood, check_likelihood
 from lightning_uncertainty.likelihoods.bernoulli import Bernoulli
 from lightning_uncertainty.likelihoods.categorical import Categorical, CategoricalHalf
+from lightning_uncertainty.likelihoods.constant import Constant
 from lightning_uncertainty.likelihoods.gaussian import Gaussian
 from lightning_uncertainty.likelihoods.generic import Generic
 from lightning_uncertainty.likelihoods.laplace import L1Kendall, Laplace
@@ -16,7 +17,7 @@ __all__ = ["LIKELIHOODS", "as_likelihood"]
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     kind._name: kind
-    for kind in (Gaussian, Laplace, L1Kendall, Categorical, CategoricalHalf, Bernoulli, Poisson, Generic)
+    for kind in (Gaussian, Laplace, L1Kendall, Categorical, CategoricalHalf, Bernoulli, Poisson, Generic, Constant)
 }
 """Likelihoods by name."""
 
