@@ -81,8 +81,7 @@ def test_a_step_hears_what_the_metric_says_of_its_batch(within):
 
 
 def test_a_batch_without_labels_is_no_news():
-    weighting = DynamicTaskPrioritization({"kind": ACCURACY, "depth": 9.0}, decay=0.5)
-    net = Net(weighting)
+    net = Net(DynamicTaskPrioritization({"kind": ACCURACY, "depth": 9.0}, decay=0.5))
     x, labels = torch.randn(4, 4), torch.tensor([0, 1, 2, 0])
     for kind in (labels, torch.full((4,), -100), None, labels):
         net.training_step({"x": x, "depth": x[:, 0], "kind": kind if kind is not None else labels * 0 - 100}, 0)
