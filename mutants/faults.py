@@ -1077,6 +1077,13 @@ FAULTS = [
         ("tests/callbacks/test_total.py::test_a_total_of_the_losses_alone_may_be_monitored",),
     ),
     Fault(
+        "logger_stops_a_fit",
+        "dashboards/loggers.py",
+        "    except Exception as error:  # loggers",
+        "    except ZeroDivisionError as error:  # loggers",
+        ("tests/dashboards/test_loggers.py::test_what_a_logger_refuses_is_told_once_and_the_rest_goes_on",),
+    ),
+    Fault(
         "monitor_no_last_row",
         "callbacks/uncertainty_monitor.py",
         "            self._log(trainer, net, last=True)\n",

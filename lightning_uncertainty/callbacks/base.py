@@ -38,6 +38,7 @@ class TaskCallback(AnyCallback):
         super().__init__()
         self.module = module
         self._path = module or ""
+        self._told: set[tuple[int, str]] = set()  # what loggers have refused
 
     @property
     def state_key(self) -> str:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty._show import axes_or_new
-from lightning_uncertainty.callbacks._heat_map import draw_heat_map
+from lightning_uncertainty.callbacks._heat_map import draw_heat_map, heat_map
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._similarity import SIMILARITIES, PairMeans, pair_row, shares_of_descent
 from lightning_uncertainty.callbacks.base import TaskCallback, is_last_step, offer
-from lightning_uncertainty.dashboards.loggers import log_picture
+from lightning_uncertainty.dashboards.loggers import log_picture, log_row, refusable
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 if TYPE_CHECKING:
@@ -98,10 +98,8 @@ class GradientConflictMonitor(TaskCallback):
         self.every_n_steps, self.prefix, self.pairs = every_n_steps, prefix, pairs
         self.history = History(max_rows)
         self._means = PairMeans(())
-        self._due = False
-        self._skipped = 0
+        self._due, self._skipped, self._warned = False, 0, False
         self._eager = ExitStack()
-        self._warned = False
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
@@ -117,7 +115,7 @@ class GradientConflictMonitor(TaskCallback):
         tasks = tuple(net.task_likelihoods())
         if not self.history.begin(trainer.global_step) or self._means.tasks != tasks:
             self._means = PairMeans(tasks)
-        self._warned = False
+        self._warned, self._told = False, set()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Have the step split the features if it is due."""
@@ -158,13 +156,11 @@ class GradientConflictMonitor(TaskCallback):
         self._stop(self.tasks_of(pl_module))
         if trainer.barebones or not trainer.is_global_zero or not self._means or find_spec("matplotlib") is None:
             return
-        from matplotlib.figure import Figure
-
         for kind in SIMILARITIES:
-            figure = Figure(layout="constrained")  # not pyplot's, which a notebook would show
-            draw_heat_map(figure.subplots(), kind, self._means.mean(kind), self._means.tasks)
+            figure = heat_map(kind, self._means.mean(kind), self._means.tasks)
             for logger in trainer.loggers:
-                log_picture(logger, f"{self.prefix}{kind}/heat_map", figure, self.history.rows[-1]["step"])
+                with refusable(logger, "a picture", self._told):
+                    log_picture(logger, f"{self.prefix}{kind}/heat_map", figure, self.history.rows[-1]["step"])
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Stop watching."""
@@ -238,8 +234,7 @@ class GradientConflictMonitor(TaskCallback):
             row[f"{self.prefix}first_order_change"] = shares[worst].item()
             names = {f"{self.prefix}worst_task": self._means.tasks[worst]}
         self.history.append(step, {**row, **names})
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics=row, step=step)
+        log_row(trainer.loggers, row, step, self._told)
         offer(trainer, row)
 
     def _warn(self, step: int) -> None:

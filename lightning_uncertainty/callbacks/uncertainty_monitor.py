@@ -14,7 +14,7 @@ from lightning_uncertainty.callbacks._lateness import lateness
 from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_rows
 from lightning_uncertainty.callbacks._total import TotalWatch, monitored, total_monitored
 from lightning_uncertainty.callbacks.base import offer
-from lightning_uncertainty.dashboards.loggers import log_config
+from lightning_uncertainty.dashboards.loggers import log_config, log_row, refusable
 from lightning_uncertainty.dashboards.tensorboard import log_tensorboard_layout, sigma_optima
 from lightning_uncertainty.dashboards.wandb import log_task_table
 
@@ -87,11 +87,13 @@ class UncertaintyMonitor(KeptRows):
         about = self._about(net)
         own = [task for task in about["sigma_is"] if task not in net.task_weighting.normalised]
         shown = {"sigma": own, "held_out": trainer.enable_validation}
-        self._boards = []
+        self._boards, self._told = [], set()
         for logger in trainer.loggers if trainer.is_global_zero else []:
-            log_config(logger, {"uncertainty": about})
-            if log_tensorboard_layout(logger, list(about["likelihood"]), prefix=self.prefix, **shown):
-                self._boards.append(logger)
+            with refusable(logger, "the entry 'uncertainty' of its config"):
+                log_config(logger, {"uncertainty": about})
+            with refusable(logger, "a layout"):
+                if log_tensorboard_layout(logger, list(about["likelihood"]), prefix=self.prefix, **shown):
+                    self._boards.append(logger)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the setup, and begin anew unless the fit goes on from what was kept."""
@@ -168,7 +170,8 @@ class UncertaintyMonitor(KeptRows):
         about = self._config["uncertainty"]
         rows = task_rows(self._latest, about["likelihood"], about["sigma_is"])
         for logger in trainer.loggers:
-            log_task_table(logger, f"{self.prefix}tasks", list(COLUMNS), rows)
+            with refusable(logger, "the table of the tasks"):
+                log_task_table(logger, f"{self.prefix}tasks", list(COLUMNS), rows)
         if self.table:
             print(render_tasks(rows, trainer.global_step))
 
@@ -195,7 +198,7 @@ class UncertaintyMonitor(KeptRows):
         self.history.append(step, row, last)
         optima = self._keyed({"sigma_optimum": sigma_optima(found.get("sigma", {}), found.get("sigma_gap", {}))})
         for logger in trainer.loggers:
-            logger.log_metrics(metrics={**row, **optima} if logger in self._boards else row, step=step)
+            log_row([logger], {**row, **optima} if logger in self._boards else row, step, self._told)
         offer(trainer, row)
         warning = None if self._warned else dominance(self.history.rows, found["weight"], self.prefix)
         if warning:

@@ -24,7 +24,7 @@ from lightning_uncertainty import (
 )
 from lightning_uncertainty.metrics import MultiTaskGain
 from lightning_uncertainty.module import MultiTaskSteps
-from lightning_uncertainty.trials import Comparison, Mean, Measure, Trial, compare
+from lightning_uncertainty.trials import Comparison, Mean, Measure, Trial, compare, comparison
 from lightning_uncertainty.trials.comparing import SINGLE_TASK
 from tests._nets import Owning, Plain, dicts, tuples
 from tests._wandb_reader import history
@@ -460,6 +460,25 @@ def test_wandb_gets_table_plot_and_summary(kind, tmp_path):
     written = json.loads(table.read_text())
     assert (written["columns"], [row[0] for row in written["data"]]) == (columns, [row[0] for row in rows])
     assert list(folder.rglob("comparison_plot*.png"))
+
+
+def test_a_comparison_that_wandb_refuses_is_not_lost(monkeypatch):
+    def refuse(*args):
+        raise ConnectionError("nobody answers")
+
+    mine = wandb.init(project="x", mode="offline", reinit="finish_previous")
+    monkeypatch.setattr(comparison, "log_comparison", refuse)
+    with pytest.warns(UserWarning, match=r"Run should take a comparison: found a refusal \(nobody answers\)"):
+        found = run(seeds=[0], baseline=None, logger=mine)
+    wandb.finish()
+    assert len(found.results) == 2
+
+
+def test_a_logger_of_another_kind_is_refused_before_anything_is_trained(tmp_path):
+    built = []
+    with pytest.raises(ValueError, match="logged to a WandbLogger or a run of wandb"):
+        run(lambda weighting: built.append(weighting), seeds=[0], logger=CSVLogger(tmp_path))
+    assert built == []
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------
