@@ -343,8 +343,9 @@ class MultiTaskMixin(Predicting, _Host):
         return self._window.total
 
     def auxiliary_tasks(self) -> list[str]:
-        """Return the names of the tasks that only help the others."""
-        return [name for name, task in self._tasks.items() if task.auxiliary]
+        """Return the names of the tasks that only help the others, and of constant terms."""
+        constant = self.task_weighting.constant if self._tasks else ()
+        return [name for name, task in self._tasks.items() if task.auxiliary or name in constant]
 
     def fixed_weighting(self) -> FixedWeighting:
         """Return the present effective weights as constants, to train or compare with; call it on all ranks alike.

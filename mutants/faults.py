@@ -349,6 +349,36 @@ FAULTS = [
         ("tests/weightings/test_learnt.py::test_tasks_that_share_a_log_variance_move_together_where_one_has_labels",),
     ),
     Fault(
+        "contract_vectors_unfilled",
+        "weightings/_contract.py",
+        "if left:",
+        "if False:",
+        ("tests/weightings/test_contract.py::test_a_slip_is_a_sentence_when_tasks_are_registered",),
+    ),
+    Fault(
+        "contract_of_ours_alone",
+        "weightings/_contract.py",
+        "    _try(weighting)\n\n",
+        "    pass\n\n",
+        ("tests/weightings/test_contract.py::test_one_that_refines_one_of_ours_is_looked_at_too",),
+    ),
+    Fault(
+        "weights_keep_their_graph",
+        "weightings/_contract.py",
+        "if weights.requires_grad or (",
+        "if False and (",
+        ("tests/weightings/test_contract.py::test_weights_and_log_variances_that_have_a_graph_lose_it",),
+    ),
+    Fault(
+        "monitor_of_a_part_tells_it_nothing",
+        "callbacks/base.py",
+        "net._task_fit.trainer = ref(trainer)",
+        "pass",
+        (
+            "tests/trainer/test_hosts.py::test_a_part_of_another_module_trains_is_logged_and_watched_as_if_it_was_the_module",
+        ),
+    ),
+    Fault(
         "skip_lets_what_is_added_through",
         "_step/skipping.py",
         "register_hook(torch.zeros_like)",
@@ -838,6 +868,20 @@ FAULTS = [
         "values[0] if len(values) == 1 else _reduced(values, reduction)",
         "_reduced(values, reduction)",
         ("tests/metrics/test_observed.py::test_ranks_have_the_value_of_one_process[PearsonCorrCoef-one]",),
+    ),
+    Fault(
+        "solver_sees_constant_terms",
+        "balancing/_base.py",
+        "torch.where(out | out[:, None], 0.0, gramian)",
+        "torch.where(out & out[:, None], 0.0, gramian)",
+        ("tests/weightings/test_constant.py::test_a_solver_does_not_see_it",),
+    ),
+    Fault(
+        "balanced_loss_waits_for_constant_terms",
+        "metrics/losses.py",
+        "if not there[name] and name not in self.constant",
+        "if not there[name]",
+        ("tests/weightings/test_constant.py::test_the_balanced_loss_leaves_it_out",),
     ),
     Fault(
         "sum_of_nothing_may_be_nan",

@@ -137,10 +137,10 @@ def test_every_page_is_in_the_table_of_contents():
 @pytest.mark.parametrize("name", likelihoods.LIKELIHOODS)
 def test_the_table_of_likelihoods_is_true(name):
     row = next(line for line in PAGES["likelihoods"].splitlines() if f"| `{name}` |" in line)
-    symbols = {"½": 0.5, "1": 1.0, "√2": 2**0.5}
+    symbols = {"0": 0.0, "½": 0.5, "1": 1.0, "√2": 2**0.5}
     c, a = (symbols[cell.strip()] for cell in row.split("|")[3:5])
     likelihood = likelihoods.LIKELIHOODS[name]
-    assert (likelihood.factor, likelihood.exponent, likelihood.penalty) == (c, a, 0.5)
+    assert (likelihood.factor, likelihood.exponent, likelihood.penalty) == (c, a, 0.0 if name == "constant" else 0.5)
 
 
 def test_every_picture_of_the_gallery_is_shown_and_light():

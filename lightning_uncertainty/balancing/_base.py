@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from lightning_uncertainty.balancing.step import Step
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["BalancingWeighting", "balancing"]
+__all__ = ["BalancingWeighting", "balancing", "solved"]
 
 
 class BalancingWeighting(Weighting):
@@ -44,6 +45,18 @@ class BalancingWeighting(Weighting):
             gramian: that of all processes.
             step: the numbers of the step.
         """
+
+
+def solved(
+    solver: Callable[[Tensor, Tensor, Tensor], Tensor], gramian: Tensor, step: Step, count: Tensor, aside: Tensor | None
+) -> Tensor:
+    """Return what a solver finds, `[T]`, as if constant terms, where `aside` is 1, were not there; theirs is 1."""
+    losses = step.losses.to(gramian)
+    if aside is None:
+        return solver(gramian, losses, count)
+    out = aside > 0
+    found = solver(torch.where(out | out[:, None], 0.0, gramian), torch.where(out, 1.0, losses), count)
+    return torch.where(out, 1.0, found)
 
 
 def balancing(weighting: Any) -> BalancingWeighting | None:

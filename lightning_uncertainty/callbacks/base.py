@@ -46,16 +46,15 @@ class TaskCallback(AnyCallback):
         key: str = super().state_key if self.module is None else self._generate_state_key(module=self.module)
         return key
 
-    def refuse_second(self, trainer: Any, why: str) -> None:
-        """Look for another callback of this kind for the same module.
+    def refuse_second(self, trainer: Any, kind: type[TaskCallback], why: str) -> None:
+        """Look for another callback of a kind for the same module.
 
         Raises:
             ValueError: there is one.
         """
-        for other in trainer.callbacks:
-            kinds = sorted((type(self), type(other)), key=lambda kind: len(kind.__mro__))
-            if other is not self and issubclass(kinds[1], kinds[0]) and other.module == self.module:
-                raise ValueError(f"a Trainer should have one {kinds[0].__name__}{why}")
+        alike = [other for other in trainer.callbacks if isinstance(other, kind) and other.module == self.module]
+        if len(alike) > 1:
+            raise ValueError(f"a Trainer should have one {kind.__name__}{why}")
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Tell a part that is no child LightningModule of its Trainer, so that its evaluation is logged."""

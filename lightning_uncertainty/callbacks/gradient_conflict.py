@@ -1,4 +1,7 @@
-"""Looks at the tasks' gradients where they meet, every n steps: do they agree, and is a task made worse?"""
+"""Looks at the tasks' gradients where they meet, every n steps: do they agree, and is a task made worse?
+
+Long, but one file: hooks of one callback, each a few lines.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,7 @@ class GradientConflictMonitor(TaskCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Look whether there is something to watch."""
         self.find_tasks(trainer, pl_module)
-        self.refuse_second(trainer, ": found several; keep one")
+        self.refuse_second(trainer, GradientConflictMonitor, ": found several; keep one")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the setup; begin anew unless the fit goes on from what was kept, and with the same tasks."""

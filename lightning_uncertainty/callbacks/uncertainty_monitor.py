@@ -83,7 +83,7 @@ class UncertaintyMonitor(KeptRows):
         """Tell the loggers what will come, before Lightning writes the hyper-parameters."""
         net = self.find_tasks(trainer, pl_module)
         found = "found several; the second would find nothing left to log"
-        self.refuse_second(trainer, f" for a module, which logs to all its loggers: {found}")
+        self.refuse_second(trainer, UncertaintyMonitor, f" for a module, which logs to all its loggers: {found}")
         about = self._about(net)
         own = [task for task in about["sigma_is"] if task not in net.task_weighting.normalised]
         shown = {"sigma": own, "held_out": trainer.enable_validation}

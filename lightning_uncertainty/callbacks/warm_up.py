@@ -71,7 +71,7 @@ class UncertaintyWarmUp(TaskCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what cannot be warmed up."""
         net = self.find_tasks(trainer, pl_module)
-        self.refuse_second(trainer, ": found several; keep one")
+        self.refuse_second(trainer, UncertaintyWarmUp, ": found several; keep one")
         weighting = net.task_weighting
         if self.blend_from is None and next(weighting.parameters(), None) is None:
             raise ValueError(

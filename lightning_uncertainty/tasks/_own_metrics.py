@@ -31,6 +31,8 @@ def own_metrics(name: str, task: Task) -> dict[str, tuple[Metric, Form]]:
     given: Any = task.metrics
     if given is None:
         return {}
+    if as_likelihood(task.likelihood).constant:
+        raise ValueError(f"a constant term should have no metrics, as it has no labels: found some of {name!r}")
     named = {type(given).__name__: given} if isinstance(given, Metric) else given
     if isinstance(named, MetricCollection):
         named = dict(named.items())

@@ -71,8 +71,10 @@ def _metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str,
         for name, own in owned.items()
         for key, (metric, form) in own.items()
     }
-    normalised = [name for name, task in tasks.items() if as_likelihood(task.likelihood).normalised]
+    kinds = {name: as_likelihood(task.likelihood) for name, task in tasks.items()}
+    normalised = [name for name, kind in kinds.items() if kind.normalised]
+    constant = [name for name, kind in kinds.items() if kind.constant]
     for stage in EVALUATION:
         metrics |= {f"{stage}/{name}/loss": TaskLoss() for name in tasks}
-        metrics[f"{stage}/balanced_loss"] = BalancedLoss(dict(zip(tasks, powers, strict=True)), normalised)
+        metrics[f"{stage}/balanced_loss"] = BalancedLoss(dict(zip(tasks, powers, strict=True)), normalised, constant)
     return metrics

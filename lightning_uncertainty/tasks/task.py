@@ -72,11 +72,13 @@ class Task(Loadable):
             )
 
     def labels(self, name: str, batch: Any) -> tuple[Any, Any]:
-        """Return labels and mask of a batch for the task of this name; each may be None.
+        """Return labels and mask of a batch for the task of this name; each may be None. A constant term has none.
 
         Raises:
             ValueError: the batch has nothing there.
         """
+        if as_likelihood(self.likelihood).constant:
+            return None, None
         mend = "name another key, give a function of the batch, or put None there where a batch has none"
         target = pick(batch, name if self.target is None else self.target, f"labels of task {name!r}", mend)
         return target, None if self.mask is None else pick(batch, self.mask, f"mask of task {name!r}", mend)
@@ -223,12 +225,16 @@ def losses_of(tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], batch: A
     """
     losses = {}
     for name, output in outputs.items():
+        kind = as_likelihood(tasks[name].likelihood)
+        if kind.constant:
+            losses[name] = kind.loss(output, output)
+            continue
         target, mask = tasks[name].labels(name, batch)
         if target is None:  # the head stays in the graph, so that ranks with labels need not wait
             losses[name] = (promote(output).sum() * 0.0, output.new_zeros((), dtype=torch.float32))
             continue
         try:
-            losses[name] = as_likelihood(tasks[name].likelihood).loss(output, target, mask)
+            losses[name] = kind.loss(output, target, mask)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
     return losses

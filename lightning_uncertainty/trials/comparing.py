@@ -101,12 +101,14 @@ def compare(
     options, maker = dict(trainer or {}), Maker(make)
     seed_everything(seeds[0], workers=True, verbose=False)
     probe = maker(new_weighting(*next(iter(weightings.items()))))
-    tasks, auxiliary = tuple(probe.task_likelihoods()), tuple(probe.auxiliary_tasks())
+    kinds, auxiliary = probe.task_likelihoods(), tuple(probe.auxiliary_tasks())
+    tasks = tuple(kinds)
     kept = TrialFolder(folder, describe(probe, data, options, setup or {}))
     del probe
     plans = [_Plan(name, None, given, seed) for seed in seeds for name, given in weightings.items()]
     if baseline == SINGLE_TASK:
-        alone = {task: FixedWeighting({other: float(other == task) for other in tasks}) for task in tasks}
+        kept_on = {task: [kind.constant or other == task for other, kind in kinds.items()] for task in tasks}
+        alone = {task: FixedWeighting(dict(zip(tasks, map(float, kept_on[task]), strict=True))) for task in tasks}
         plans += [
             _Plan(SINGLE_TASK, task, alone[task], seed) for seed in seeds for task in tasks if task not in auxiliary
         ]

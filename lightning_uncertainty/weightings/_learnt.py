@@ -167,9 +167,13 @@ class LearntWeighting(Weighting):
         """
         wrong = [name for name in self.normalised if isinstance(given, Mapping) and name in given]
         if wrong:
+            why = (
+                "constant terms, which have none; leave these out"
+                if set(wrong) <= set(self.constant)
+                else "whose head gives one for each element; give the head its start, or leave these out"
+            )
             raise ValueError(
-                f"{what} should name tasks that have a log-variance of their own: found {', '.join(wrong)}, whose head "
-                "gives one for each element; give the head its start, or leave these out"
+                f"{what} should name tasks that have a log-variance of their own: found {', '.join(wrong)}, {why}"
             )
 
     @torch.no_grad()

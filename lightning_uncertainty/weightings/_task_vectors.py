@@ -20,6 +20,9 @@ __all__ = ["TaskVectors", "whole"]
 _NAMES = "_extra_state"
 _FOREIGN = ("foreign_numbers", "foreign_form")
 
+NOT_VECTORS = (_NAMES, *_FOREIGN)
+"""What checkpoints hold beside vectors over tasks."""
+
 
 def task_id(name: str) -> int:
     """Return a stable int64 for a task name."""

@@ -47,6 +47,7 @@ class AnalyticUncertaintyWeighting(Weighting):
     """
 
     takes_normalised = True
+    takes_constant = True
     mean_loss: Tensor
     steps: Tensor
     log_variance: Tensor

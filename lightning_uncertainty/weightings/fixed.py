@@ -34,6 +34,7 @@ class FixedWeighting(Weighting):
     """
 
     takes_normalised = True
+    takes_constant = True
     weight: Tensor
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:

@@ -80,6 +80,7 @@ class UncertaintyWeighting(LearntWeighting):
     """
 
     takes_normalised = True
+    takes_constant = True
     low: Tensor
     high: Tensor
     group: Tensor  # [T, T], 1 where two tasks share s
