@@ -359,6 +359,7 @@ class MultiTaskMixin(Predicting, _Host):
 
         Example:
             >>> from pytorch_lightning import LightningModule
+            >>> from lightning_uncertainty import UncertaintyWeighting
             >>> class Net(MultiTaskMixin, LightningModule):
             ...     def __init__(self, weighting):
             ...         super().__init__()

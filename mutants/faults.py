@@ -886,8 +886,8 @@ FAULTS = [
     Fault(
         "sum_of_nothing_may_be_nan",
         "_step/losses.py",
-        "if bad and value.requires_grad:",
-        "if bad and not value.requires_grad:",
+        "if bad and value.requires_grad and _poisons(value):",
+        "if bad and not value.requires_grad and _poisons(value):",
         ("tests/_step/test_losses.py::test_a_sum_of_nothing_that_would_poison_gradients_is_refused",),
     ),
     Fault(
