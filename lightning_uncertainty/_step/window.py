@@ -11,6 +11,8 @@ from lightning_uncertainty.weightings import Weighted, Weighting
 
 __all__ = ["StepWindow", "check_losses", "unsound_loss"]
 
+_MOST_EXPONENT = 709.0  # of e in a double
+
 
 class StepWindow:
     """Losses summed over the steps where each task was present, and the numbers of its latest present step.
@@ -83,8 +85,10 @@ class StepWindow:
         }
         if len(vectors) > 4:
             s = {task: (column[4], column[5]) for task, column in rows.items() if math.isfinite(column[4])}
-            row["sigma"] = {task: math.exp(own / 2) for task, (own, _) in s.items()}
-            row["sigma_gap"] = {task: math.expm1((own - best) / 2) for task, (own, best) in s.items()}
+            row["sigma"] = {task: math.exp(min(own / 2, _MOST_EXPONENT)) for task, (own, _) in s.items()}
+            row["sigma_gap"] = {
+                task: math.expm1(min((own - best) / 2, _MOST_EXPONENT)) for task, (own, best) in s.items()
+            }
         return row
 
 

@@ -25,8 +25,10 @@ def refusable(logger: Any, what: str, told: set[tuple[int, str]] | None = None) 
         told: holds what was warned of, which is not told again; None tells every time.
 
     Example:
-        >>> with warnings.catch_warnings(record=True) as caught, refusable("a logger", "a table"):
-        ...     raise ConnectionError("nobody answers")
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     with refusable("a logger", "a table"):
+        ...         raise ConnectionError("nobody answers")
         >>> str(caught[0].message)
         'str should take a table: found a refusal (nobody answers); it goes on without'
     """

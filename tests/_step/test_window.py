@@ -94,6 +94,15 @@ def test_sigma_gap_is_the_distance_to_the_optimum_of_the_mean_loss():
     assert row["sigma_gap"]["semantics"] == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("start", [3000.0, -3000.0])
+def test_a_sigma_beyond_what_a_number_holds_ends_no_fit(start):
+    window, weighting = StepWindow(), bind(UncertaintyWeighting, start)
+    for _ in range(2):
+        add(window, weighting, [1.0, 1.0, 1.0], [True, True, True])
+    row = window.take(weighting)
+    assert all(math.isfinite(gap) for gap in row["sigma_gap"].values())
+
+
 def test_weightings_without_log_variances_have_no_sigma():
     window, weighting = StepWindow(), bind(FixedWeighting, {"depth": 3.0})
     add(window, weighting, [1.0, 9.0, 1.0], [True, True, False])

@@ -100,7 +100,7 @@ def test_a_trial_is_the_fit_by_hand():
 def test_single_tasks_train_one_task_in_the_same_network():
     make = Counting()
     run(make, seeds=[0], weightings={"equal": FixedWeighting})
-    depth, kind = (weighting.bind(Owning().task_likelihoods()) for weighting in make.weightings[-2:])
+    depth, kind = make.weightings[-2:]
     assert [depth.weight.tolist(), kind.weight.tolist()] == [[1, 0], [0, 1]]
 
 
