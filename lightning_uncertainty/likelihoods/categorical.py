@@ -51,7 +51,7 @@ class ClassLabels(Likelihood):
         classes = logits.shape[1]
         label = torch.where(mask, target, 0).long()
         in_range = (label >= 0) & (label < classes)
-        if reads_values(label.device) and not in_range.all():
+        if reads_values(label) and not in_range.all():
             raise ValueError(
                 f"labels of a {self.name} task with {classes} outputs should lie in [0, {classes - 1}]: found "
                 f"{range_of(label)}; a missing label is ignore_index={self.ignore_index}"
