@@ -20,11 +20,12 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -38,8 +39,6 @@ from torchmetrics import MeanAbsoluteError, MetricCollection
 from lightning_uncertainty import MultiTaskMixin, Task
 from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.trials import Comparison, compare, search_weights
-from lightning_uncertainty.trials._standing import gains_over
-from lightning_uncertainty.trials.comparing import SINGLE_TASK
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     DynamicTaskPrioritization,
@@ -49,6 +48,8 @@ from lightning_uncertainty.weightings import (
     UncertaintyWeighting,
     Weighting,
 )
+
+Errors = Mapping[Any, Any]  # means over seeds by measure, as of a `Result`
 
 SUBSET = ("mu", "R2", "U0")  # of the search: one hard, one of medium difficulty, one easy
 
@@ -113,6 +114,14 @@ class Net(MultiTaskMixin, LightningModule):
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
+def gain_over(baseline: Errors, errors: Errors) -> str:
+    """Return the gain over the means of a baseline in percent, mean and deviation over seeds."""
+    by_seed = zip(*(errors[measure].values for measure in baseline), strict=True)
+    means = [mean.mean for mean in baseline.values()]
+    gains = [100 * fmean(1 - own / mean for own, mean in zip(seed, means, strict=True)) for seed in by_seed]
+    return f"{fmean(gains):+.2f}" + (f" ± {stdev(gains):.2g}" if len(gains) > 1 else "")
+
+
 def show(found: Comparison, alone: Sequence[Comparison] = ()) -> None:
     """Print a comparison as a Markdown table, and its answer.
 
@@ -128,13 +137,12 @@ def show(found: Comparison, alone: Sequence[Comparison] = ()) -> None:
     answers = [found.answer()]
     if alone:
         name = alone[0].best.name
-        alone_name = f"{SINGLE_TASK}, {name}"
+        alone_name = f"{found.baseline}, {name}"
         own = {measure: mean for single in alone for measure, mean in single.best.values.items()}
-        values = {result.name: result.values for result in found.results} | {alone_name: own}
-        over, of_it = (gains_over(values[base], values, found.measures) for base in (alone_name, SINGLE_TASK))
+        values = {result.name: result.values for result in found.results}
         cells = [own[measure].text() for measure in found.measures]
-        rows.insert(1, [alone_name, *cells, of_it[alone_name].text("+.2f"), ""])
-        answers.append(f"Over single tasks under the same weighting {name} gains {over[name].text('+.2f')} %.")
+        rows.insert(1, [alone_name, *cells, gain_over(values[found.baseline], own), ""])
+        answers.append(f"Over single tasks under the same weighting {name} gains {gain_over(own, values[name])} %.")
     table(["weighting", *columns, "gain %", "mean rank"], rows)
     print("\n".join(answers) + "\n", flush=True)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_uncertainty import metrics as metrics
     from lightning_uncertainty import predictions as predictions
     from lightning_uncertainty import trials as trials
+    from lightning_uncertainty._step import own_group
     from lightning_uncertainty.balancing import GradientBalancing
     from lightning_uncertainty.callbacks import GradientConflictMonitor, UncertaintyMonitor, UncertaintyWarmUp
     from lightning_uncertainty.likelihoods import masked_sum
@@ -26,6 +27,7 @@ else:
     from importlib import import_module
 
     _HOMES = {
+        "_step": ("own_group",),
         "balancing": ("GradientBalancing",),
         "callbacks": ("GradientConflictMonitor", "UncertaintyMonitor", "UncertaintyWarmUp"),
         "likelihoods": ("masked_sum",),
@@ -34,7 +36,8 @@ else:
         "tasks": ("Task", "deep_supervision"),
         "weightings": ("AnalyticUncertaintyWeighting", "FixedWeighting", "UncertaintyWeighting"),
     }
-    _ROOMS = (*_HOMES, "architectures", "calibration", "dashboards", "examples", "metrics", "predictions", "trials")
+    _DOORS = tuple(room for room in _HOMES if not room.startswith("_"))
+    _ROOMS = (*_DOORS, "architectures", "calibration", "dashboards", "examples", "metrics", "predictions", "trials")
     _HOME_OF = {name: room for room, names in _HOMES.items() for name in names}
 
     def __getattr__(name):
@@ -63,6 +66,7 @@ __all__ = [
     "UncertaintyWeighting",
     "deep_supervision",
     "masked_sum",
+    "own_group",
 ]
 
 install()

@@ -5,10 +5,13 @@ Long, but one file: it is the list of what users call, each with its contract; t
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +19,9 @@ from torch.optim import Optimizer
 
 from lightning_uncertainty._step import (
     BETAS,
+    FACTOR,
     FitState,
+    Skip,
     StepWindow,
     TaskLossValue,
     all_sound,
@@ -24,7 +29,6 @@ from lightning_uncertainty._step import (
     check_optimizers,
     check_resumed,
     check_shards,
-    check_skipping,
     clip_separately,
     graph_of,
     grouped,
@@ -32,13 +36,16 @@ from lightning_uncertainty._step import (
     is_training,
     log_evaluation,
     log_metrics,
+    own_prefixes,
+    plain_checkpoint,
     running_trainer,
     split,
     stack_losses,
     tell_epoch,
     trainer_of,
+    without,
 )
-from lightning_uncertainty._tensors import mean_losses, reads_values, world_size
+from lightning_uncertainty._tensors import mean_losses, reads_values
 from lightning_uncertainty.balancing.splitter import Splitter
 from lightning_uncertainty.balancing.step import Step
 from lightning_uncertainty.predictions.predicting import Predicting
@@ -47,8 +54,9 @@ from lightning_uncertainty.tasks.by_name import TaskHeads
 from lightning_uncertainty.tasks.metrics import TaskMetrics
 from lightning_uncertainty.tasks.stages import EVALUATION, STAGES
 from lightning_uncertainty.tasks.task import Tasks, check_known, check_renamed, likelihoods_of, losses_of, specify
-from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting, Weighted, Weighting
+from lightning_uncertainty.weightings import FixedWeighting, Weighted, Weighting
 from lightning_uncertainty.weightings.fixed import constants_of
+from lightning_uncertainty.weightings.uncertainty import as_weighting
 
 if TYPE_CHECKING:
 
@@ -118,7 +126,8 @@ class MultiTaskMixin(Predicting, _Host):
 
         Args:
             tasks: by name, a likelihood where you compute the loss yourself, a `Task` where it owns head and metrics.
-            weighting: how losses become one scalar; `UncertaintyWeighting()` where None.
+            weighting: how losses become one scalar; `UncertaintyWeighting()` where None. The module has a copy of it,
+                `self.task_weighting`, so that hyper-parameters that hold it build any number of modules.
             renamed: today's names by the names that tasks have in older checkpoints, `{"old": "new"}`: σ, its start and
                 the head of the old name load as those of the new one, and such a run resumes.
             on_nonfinite: what `weigh` does in training where a loss is NaN or infinite. "raise" names the task.
@@ -139,8 +148,9 @@ class MultiTaskMixin(Predicting, _Host):
         if on_nonfinite not in ("raise", "skip_step"):
             raise ValueError(f"on_nonfinite should be 'raise' or 'skip_step': found {on_nonfinite!r}")
         specified = specify(tasks)
-        renamed = check_renamed(renamed or {}, specified)
-        weighting = (weighting or UncertaintyWeighting()).bind(likelihoods_of(specified))
+        renamed = check_renamed({} if renamed is None else renamed, specified)
+        given = as_weighting(weighting)
+        weighting = copy.deepcopy(given).bind(likelihoods_of(specified))
         weighting.rename(renamed)
         try:
             self.task_weighting = weighting
@@ -156,6 +166,7 @@ class MultiTaskMixin(Predicting, _Host):
         self.task_splitter = Splitter()
         self._window = StepWindow()
         self._task_fit = FitState()
+        self._task_fit.given = ref(given)
         self._skips = on_nonfinite == "skip_step"
         self._set_mode(self.training)
         self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
@@ -192,7 +203,7 @@ class MultiTaskMixin(Predicting, _Host):
         """
         self._require_tasks("parameter_groups")
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
-        own_lr = 10 * lr if log_variance_lr is None else log_variance_lr
+        own_lr = FACTOR * lr if log_variance_lr is None else log_variance_lr
         options = {**group, "lr": lr, "weight_decay": weight_decay}
         of_own = {"betas": BETAS, **group, "lr": own_lr, "weight_decay": 0.0}
         return grouped(network, own, options, of_own, groups)
@@ -232,7 +243,7 @@ class MultiTaskMixin(Predicting, _Host):
 
         Raises:
             RuntimeError: no tasks are registered; the log-variances are in no optimizer, in several, in LBFGS, or left
-                out of FSDP2's shards; those of a checkpoint do not fit these tasks; or steps cannot be skipped.
+                out of FSDP2's shards; or those of a checkpoint do not fit these tasks.
         """
         self._require_tasks("check_setup")
         self.task_weighting.check_tasks()
@@ -247,14 +258,12 @@ class MultiTaskMixin(Predicting, _Host):
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
         check_shards(self, own)
         check_optimizers(network, own, trainer.optimizers, remembers=self.task_weighting.remembers)
-        if self._skips:
-            check_skipping(trainer)
         if self.task_weighting.remapped:
             check_resumed(trainer.optimizers, [*own, *self.task_heads.parameters()])  # their order is that of the tasks
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def weigh(self, losses: Mapping[str, TaskLossValue], stage: Stage | None = None) -> Tensor | None:
+    def weigh(self, losses: Mapping[str, TaskLossValue], stage: Stage | None = None) -> Tensor:
         """Return the scalar to minimise, weighing the tasks' losses.
 
         In training, losses are those of the global batch on every rank, with one all-reduce. In evaluation nothing of
@@ -271,8 +280,8 @@ class MultiTaskMixin(Predicting, _Host):
 
         Returns:
             The weighted total, 0-dimensional, float32 or wider. In training with `on_nonfinite="skip_step"`, where a
-            loss is NaN or infinite: None, or, with several processes, for which Lightning refuses None, a zero whose
-            backward reaches no parameter. `training_step` should return either: optimizers then find no gradient.
+            loss is NaN or infinite: a zero whose backward moves nothing. It may be logged and added to like any total:
+            where a Trainer is, the optimizers' next step finds no gradient of what was added either.
 
         Raises:
             RuntimeError: no tasks are registered.
@@ -295,6 +304,7 @@ class MultiTaskMixin(Predicting, _Host):
         if not torch.compiler.is_compiling() and not (weighting.checked and self._task_fit.is_checked(self)):
             self.check_setup()
             self._tell(stage)
+        self._task_fit.end_skip()
         means, present, labels = mean_losses(sums, counts, labels, over_ranks=True)
         values = means.detach()
         if (self._skips or reads_values(values)) and not all_sound(weighting, values):
@@ -308,23 +318,32 @@ class MultiTaskMixin(Predicting, _Host):
         total: Tensor = self._recorded(losses, means, weighted)
         return total
 
-    def take_row(self) -> dict[str, dict[str, float]]:
-        """Return what the training steps since the last call left, by log key and task; one copy to the host.
+    def take_row(self, *, keep: bool = False) -> dict[str, dict[str, float]]:
+        """Return what the training steps since the last row left, by log key and task; one copy to the host.
 
-        `loss` is the mean over the steps where the task was present; `weight`, `weight_share`, `sigma` and `sigma_gap`
-        are those of its latest present step. Compiled steps leave nothing before `check_setup` was called.
+        `loss` is the mean over the steps where the task was present; `weight`, `sigma` and `sigma_gap` are those of its
+        latest present step; `loss_share` is their `|w L|` over the sum of all. Compiled steps leave nothing before
+        `check_setup` was called.
+
+        Args:
+            keep: whether these steps stay for the next call, which is a look at a row that is not over.
         """
         self._require_tasks("take_row")
         self.task_weighting.settle()
-        return self._window.take(self.task_weighting)
+        return self._window.take(self.task_weighting, keep)
 
     def drop_row(self) -> None:
         """Forget what the training steps left so far, as those of an earlier fit that nobody watched."""
         self._window.empty()
 
+    def latest_total(self) -> Tensor | None:
+        """Return the weighted total of the latest batch, 0-dimensional; None before one, and where it was compiled."""
+        return self._window.total
+
     def auxiliary_tasks(self) -> list[str]:
-        """Return the names of the tasks that only help the others."""
-        return [name for name, task in self._tasks.items() if task.auxiliary]
+        """Return the names of the tasks that only help the others, and of constant terms."""
+        constant = self.task_weighting.constant if self._tasks else ()
+        return [name for name, task in self._tasks.items() if task.auxiliary or name in constant]
 
     def fixed_weighting(self) -> FixedWeighting:
         """Return the present effective weights as constants, to train or compare with; call it on all ranks alike.
@@ -347,6 +366,69 @@ class MultiTaskMixin(Predicting, _Host):
         """
         self._require_tasks("fixed_weighting")
         return constants_of(self.task_weighting)
+
+    # -- for whom does not know of this package ------------------------------------------------------------------------
+
+    def plain_state_dict(self) -> dict[str, Any]:
+        """Return the state that the module would have without weighting, corrections and metrics of ours.
+
+        A loader that wants the keys of the host alone takes it, strictly. Heads that tasks own are the network's.
+
+        Raises:
+            RuntimeError: no tasks are registered.
+
+        Example:
+            >>> from pytorch_lightning import LightningModule
+            >>> class Net(MultiTaskMixin, LightningModule):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.depth = nn.Linear(4, 1)
+            ...         self.register_tasks({"depth": "gaussian"})
+            >>> list(Net().plain_state_dict())
+            ['depth.weight', 'depth.bias']
+        """
+        self._require_tasks("plain_state_dict")
+        return without(self.state_dict(), own_prefixes(self, MultiTaskMixin))
+
+    def plain_checkpoint(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a checkpoint of Lightning's as the host alone would have written it; the given one stays as it is.
+
+        Left out are our entries of the state, an average's too, the moments of the log-variances and their group in
+        optimizers and schedulers, the histories of our callbacks, and hyper-parameters that are objects of ours. The
+        host resumes from it. In `on_save_checkpoint`, `checkpoint.update(self.plain_checkpoint(checkpoint))` has every
+        checkpoint of a fit written so; the fit itself can then load but not resume them.
+
+        Args:
+            checkpoint: what `torch.load` makes of a file, or `on_save_checkpoint` is given.
+
+        Raises:
+            RuntimeError: no tasks are registered.
+            ValueError: an optimizer holds log-variances, and nothing tells which of its parameters they are.
+        """
+        self._require_tasks("plain_checkpoint")
+        own = own_prefixes(self, MultiTaskMixin)
+        return plain_checkpoint(checkpoint, own, self.named_parameters(), __name__.split(".")[0])
+
+    def write_plain_checkpoint(self, source: str | Path, target: str | Path, *, weights_only: bool = True) -> None:
+        """Write a checkpoint file anew as the host alone would have written it; see `plain_checkpoint`.
+
+        Args:
+            source: a file that the Trainer has written, of this module or one alike.
+            target: where to write; may be the source.
+            weights_only: as of `torch.load`; False where hyper-parameters of your own are in the file, which you trust.
+
+        Raises:
+            RuntimeError: no tasks are registered.
+            ValueError: the source is a folder of shards, or as `plain_checkpoint`.
+        """
+        self._require_tasks("write_plain_checkpoint")
+        if Path(source).is_dir():
+            raise ValueError(
+                f"a checkpoint to be written anew should be one file: found the folder {source}; make one of it with "
+                "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+            )
+        checkpoint = torch.load(source, map_location="cpu", weights_only=weights_only)
+        torch.save(self.plain_checkpoint(checkpoint), target)
 
     def sigma(self) -> dict[str, float]:
         """Return σ = e^{s/2} of the last training step by task; see the likelihood for its meaning and unit.
@@ -446,7 +528,7 @@ class MultiTaskMixin(Predicting, _Host):
         check_known(outputs, self._tasks)
         return losses_of(self._tasks, outputs, batch)
 
-    def task_step(self, features: Any, batch: Any, stage: Stage, *, train_metrics: bool = False) -> Tensor | None:
+    def task_step(self, features: Any, batch: Any, stage: Stage, *, train_metrics: bool = False) -> Tensor:
         """Run the heads, the losses and `weigh`; in evaluation, and in training if asked, update the metrics.
 
         Args:
@@ -496,6 +578,8 @@ class MultiTaskMixin(Predicting, _Host):
 
     def _evaluated(self, sums: Tensor, counts: Tensor | None) -> Tensor:
         total = self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
+        if not torch.compiler.is_compiling():
+            self._window.total = total.detach()
         self._set_mode(self.training)  # for heads that are called before the next step tells
         return total
 
@@ -523,10 +607,9 @@ class MultiTaskMixin(Predicting, _Host):
         weighted: Weighted = self.task_weighting(means, present)
         return weighted
 
-    def _refuse_or_skip(self, values: Tensor) -> Tensor | None:
+    def _refuse_or_skip(self, values: Tensor) -> Tensor:
         """Raise for an unsound loss: negative, NaN or inf; where steps are skipped, for one that is negative."""
         found = check_losses(self.task_weighting, values, allow_nonfinite=self._skips)
-        check_skipping(trainer_of(self))
         if not self._task_fit.warned:
             self._task_fit.warned = True
             warnings.warn(
@@ -534,7 +617,8 @@ class MultiTaskMixin(Predicting, _Host):
                 stacklevel=3,
             )
         self.skipped_steps += 1
-        return torch.zeros((), device=values.device, requires_grad=True) if world_size() > 1 else None
+        self._task_fit.skip = Skip(self, trainer_of(self))
+        return self._task_fit.skip.total(values.device)
 
 
 def told_parts(module: nn.Module) -> Iterator[nn.Module]:

@@ -147,6 +147,15 @@ class PlainMeans(Dealt):
         }
 
 
+class Regularised(Dealt):
+    """It logs its total, adds to it, and returns it in a dict."""
+
+    def training_step(self, parts, batch_idx):
+        total = super().training_step(parts, batch_idx)
+        self.log("total", total, batch_size=1)
+        return {"loss": total + 0.01 * self.trunk.weight.square().sum()}
+
+
 class SkippedHeads(Dealt):
     """It computes its losses; None, or NaN of no labels, stands for a task without labels, whose head does not run."""
 

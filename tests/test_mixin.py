@@ -28,9 +28,16 @@ from lightning_uncertainty import (
     UncertaintyWeighting,
     masked_sum,
 )
-from lightning_uncertainty.likelihoods import Categorical, HeteroscedasticGaussian
+from lightning_uncertainty.balancing import GradNorm
+from lightning_uncertainty.likelihoods import Categorical, Gaussian, HeteroscedasticGaussian
 from lightning_uncertainty.predictions import DeepEnsemble
-from lightning_uncertainty.weightings import SoftOptimalUncertaintyWeighting
+from lightning_uncertainty.weightings import (
+    ConstrainedUncertaintyWeighting,
+    DynamicTaskPrioritization,
+    DynamicWeightAverage,
+    SmoothTchebycheff,
+    SoftOptimalUncertaintyWeighting,
+)
 from tests._nets import Owning, Plain, columns, dicts, read_nothing, tensors, trainer, tuples
 from tests.trainer._weightings import BALANCING, FOLLOWING, WEIGHTINGS
 
@@ -65,6 +72,87 @@ def test_duplicate_empty_and_unknown_registrations_are_refused():
         net_of({"depth": "gausian"})
     with pytest.raises(ValueError, match=r"base_weights should name registered tasks \(depth\): found dept"):
         net_of({"depth": "gaussian"}, weighting=UncertaintyWeighting(base_weights={"dept": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (
+            ["depth", "kind"],
+            r"tasks should be given by name, .* as in \{.*\}: found \['depth', 'kind'\]",
+        ),
+        ("depth", "tasks should be given by name.*found 'depth'"),
+        (3, "tasks should be given by name.*found 3"),
+        ([("depth", "gaussian", 1.0)], "tasks should be given by name"),
+        (None, "tasks should be at least one"),
+        ({"depth": Gaussian}, r"a likelihood should be one of .*; write Gaussian\(...\)"),
+        ({"depth": nn.MSELoss()}, r"a likelihood should be one of .* found MSELoss\(\)"),
+    ],
+)
+def test_slips_in_tasks_are_told(tasks, message):
+    with pytest.raises(ValueError, match=message):
+        net_of(tasks)
+
+
+@pytest.mark.parametrize("head", [nn.Linear, lambda features: features, "linear"])
+def test_a_head_is_a_module(head):
+    with pytest.raises(ValueError, match=r"a head should be a torch.nn.Module.*: found"):
+        Task("gaussian", head=head)
+
+
+@pytest.mark.parametrize("renamed", [["old"], "old", 3, {"old": ["depth"]}])
+def test_slips_in_renamed_are_told(renamed):
+    with pytest.raises(ValueError, match="renamed should"):
+        net_of({"depth": "gaussian"}, renamed=renamed)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "message"),
+    [
+        (lambda: UncertaintyWeighting, r"weighting should be a Weighting: found .*as in UncertaintyWeighting\(\)"),
+        (lambda: "uncertainty", "weighting should be a Weighting: found 'uncertainty'; make an object"),
+        (lambda: {"depth": 1.0}, "weighting should be a Weighting: found"),
+        (lambda: UncertaintyWeighting(start=[0.0]), r"start should be finite numbers: found \[0.0\] for task 'depth'"),
+        (lambda: UncertaintyWeighting(start="data"), "start should be finite numbers: found 'data'"),
+        (lambda: UncertaintyWeighting({"depth": None}), "start should be finite numbers: found None for task 'depth'"),
+        (lambda: UncertaintyWeighting(start=torch.zeros(2)), "start should be finite numbers: found tensor"),
+        (
+            lambda: UncertaintyWeighting(bounds=(None, 2)),
+            r"bounds .* -inf or inf for none: found \(None, 2\)",
+        ),
+        (
+            lambda: UncertaintyWeighting(bounds={"depth": 3}),
+            "bounds should be a lower and .* found 3 for task",
+        ),
+        (lambda: UncertaintyWeighting(bounds=3), "bounds should be a lower and .* found 3 for task"),
+        (lambda: UncertaintyWeighting(bounds=()), r"bounds should be a lower and a higher .* found \(\) for task"),
+        (lambda: UncertaintyWeighting(base_weights=[1.0]), "base_weights should be given by task name"),
+        (
+            lambda: UncertaintyWeighting(base_weights={"depth": "x"}),
+            "base_weights should be finite numbers",
+        ),
+        (lambda: UncertaintyWeighting(shared=["depth"]), "shared should be groups of task names"),
+        (lambda: UncertaintyWeighting(shared=3), "shared should be groups of task names"),
+        (lambda: UncertaintyWeighting(memory="x"), "memory should be a number of steps"),
+        (lambda: UncertaintyWeighting(restart="x"), "restart should be a number of steps"),
+        (lambda: FixedWeighting([1.0]), "weights should be given by task name"),
+        (lambda: FixedWeighting({"depth": None}), "weights should be finite numbers"),
+        (lambda: SmoothTchebycheff(preferences=[1.0]), "preferences should be given by task name"),
+        (lambda: SmoothTchebycheff("x"), "temperature should be positive and finite: found 'x'"),
+        (lambda: SoftOptimalUncertaintyWeighting([1]), "temperature should be positive and finite"),
+        (lambda: DynamicWeightAverage(None), "temperature should be positive and finite: found None"),
+        (lambda: AnalyticUncertaintyWeighting("x"), r"decay should lie in \[0, 1\): found 'x'"),
+        (lambda: DynamicTaskPrioritization(2.0, decay="x"), r"decay should lie in \[0, 1\): found 'x'"),
+        (
+            lambda: ConstrainedUncertaintyWeighting(mean_log_variance="x"),
+            "mean_log_variance should be finite",
+        ),
+        (lambda: GradNorm("x"), "alpha should be at least 0"),
+    ],
+)
+def test_slips_in_a_weighting_are_told(weighting, message):
+    with pytest.raises(ValueError, match=message):
+        net_of({"depth": "gaussian", "width": "gaussian"}, weighting=weighting())
 
 
 def test_a_metric_called_loss_is_refused():
@@ -649,8 +737,8 @@ def test_a_run_resumes_under_new_names(tmp_path):
     fit.fit(old, loader)
     fit.save_checkpoint(tmp_path / "old.ckpt")
     whole, rest = Renamed(), Renamed({"depth": "range"})
-    state["task_weighting.task_ids"] = tensors(whole)["task_weighting.task_ids"]
-    whole.load_state_dict(state, strict=False)
+    state["task_weighting._extra_state"] = whole.state_dict()["task_weighting._extra_state"]
+    whole.load_state_dict(state)
     trainer(max_epochs=4).fit(whole, loader)
     trainer(max_epochs=4, callbacks=[UncertaintyMonitor()]).fit(rest, loader, ckpt_path=tmp_path / "old.ckpt")
     torch.testing.assert_close(tensors(rest), tensors(whole), rtol=0, atol=0)
@@ -735,7 +823,7 @@ def test_a_normalised_loss_should_be_finite(value):
         net.weigh(losses)
     skipping = with_a_head_of_its_own(on_nonfinite="skip_step")
     with pytest.warns(UserWarning, match="a training step is skipped"):
-        assert skipping.weigh(losses) is None
+        assert skipping.weigh(losses).item() == 0
     assert skipping.skipped_steps == 1
 
 

@@ -25,10 +25,10 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_the_table_of_likelihoods_is_true(name):
     row = next(line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}` |"))
-    symbols = {"½": 0.5, "1": 1.0, "√2": 2**0.5}
+    symbols = {"0": 0.0, "½": 0.5, "1": 1.0, "√2": 2**0.5}
     c, a = (symbols[cell.strip()] for cell in row.split("|")[3:5])
     likelihood = LIKELIHOODS[name]
-    assert (likelihood.factor, likelihood.exponent, likelihood.penalty) == (c, a, 0.5)
+    assert (likelihood.factor, likelihood.exponent, likelihood.penalty) == (c, a, 0.0 if name == "constant" else 0.5)
 
 
 def test_files_that_the_readme_names_exist():

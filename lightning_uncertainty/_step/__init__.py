@@ -5,6 +5,7 @@ from lightning_uncertainty._step.logs import log_evaluation, log_metrics
 from lightning_uncertainty._step.losses import TaskLossValue, graph_of, stack_losses
 from lightning_uncertainty._step.optimizers import (
     BETAS,
+    FACTOR,
     check_optimizers,
     check_resumed,
     check_shards,
@@ -13,10 +14,12 @@ from lightning_uncertainty._step.optimizers import (
     split,
     take_apart,
 )
+from lightning_uncertainty._step.own_group import own_group
+from lightning_uncertainty._step.plain import own_prefixes, plain_checkpoint, without
+from lightning_uncertainty._step.skipping import Skip
 from lightning_uncertainty._step.trainers import (
     FitState,
     all_dataloaders,
-    check_skipping,
     is_training,
     running_trainer,
     tell_epoch,
@@ -26,7 +29,9 @@ from lightning_uncertainty._step.window import StepWindow, all_sound, check_loss
 
 __all__ = [
     "BETAS",
+    "FACTOR",
     "FitState",
+    "Skip",
     "StepWindow",
     "TaskLossValue",
     "all_dataloaders",
@@ -35,7 +40,6 @@ __all__ = [
     "check_optimizers",
     "check_resumed",
     "check_shards",
-    "check_skipping",
     "clip_separately",
     "graph_of",
     "grouped",
@@ -43,6 +47,9 @@ __all__ = [
     "is_training",
     "log_evaluation",
     "log_metrics",
+    "own_group",
+    "own_prefixes",
+    "plain_checkpoint",
     "running_trainer",
     "split",
     "stack_losses",
@@ -50,4 +57,5 @@ __all__ = [
     "tell_epoch",
     "trainer_of",
     "unsound_loss",
+    "without",
 ]

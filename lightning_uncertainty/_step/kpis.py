@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -53,7 +54,11 @@ def _measured(
 def _value(name: str, metric: Metric, prediction: Tensor, label: Tensor) -> Tensor:
     if metric.device != label.device:
         metric.to(label.device)
-    value = metric(prediction, label)
+    try:
+        value = metric(prediction, label)
+    except ValueError as error:  # as R2Score says of a single label
+        warnings.warn(f"the KPI of task {name!r} has no value of {len(label)} labels: {error}", stacklevel=2)
+        value = torch.tensor(torch.nan)
     metric.reset()
     if not isinstance(value, Tensor) or value.shape:
         found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

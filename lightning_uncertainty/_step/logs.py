@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uncertainty._step.trainers import all_dataloaders, trainer_of
+from lightning_uncertainty._step.trainers import all_dataloaders, logging_module, path_in, trainer_of
+from lightning_uncertainty.metrics import ObservedMetric
+from lightning_uncertainty.metrics.forms import Selected, select
 from lightning_uncertainty.tasks import Task
 
 __all__ = ["log_evaluation", "log_metrics"]
@@ -26,14 +28,39 @@ def log_evaluation(module: Any, stage: str, tasks: Mapping[str, Task], sums: Ten
 @torch.compiler.disable
 @torch.no_grad()
 def log_metrics(module: Any, stage: str, tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], batch: Any) -> None:
-    """Log the metrics that tasks own of what is observed in a batch."""
+    """Log the metrics that tasks own of what is observed in a batch.
+
+    Raises:
+        ValueError: a metric cannot take it.
+    """
     for name, output in outputs.items():
         keys = module.task_metrics.keys_of(stage, name)
         if not keys:
             continue
-        observed = tasks[name].observed(name, output, batch)
+        aligned = tasks[name].aligned(name, output, batch)
+        chosen: dict[str, Selected] = {}  # by what metrics want, which most have in common
         for key in keys:
-            _update_and_log(module, key, *observed)
+            metric = module.task_metrics[key]
+            want = f"{metric.form} {metric.gaps}"
+            if want not in chosen:
+                chosen[want] = select(metric.form, metric.gaps, *aligned)
+            _update_owned(module, key, metric, chosen[want])
+
+
+def _update_owned(module: Any, key: str, metric: ObservedMetric, selected: Selected) -> None:
+    if not metric.update_called:
+        metric.reset()
+        for own in module.task_metrics.logged(key, metric.names(*selected.given)):
+            _log(module, own)
+    try:
+        metric.update(*selected.given)
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        shapes = " and ".join(str(list(part.shape)) for part in selected.given[:2])
+        raise ValueError(
+            f"the metric of {key!r}, a {type(metric.metric).__name__} on {metric.form}, should take predictions and "
+            f"labels of shape {shapes}: found that it does not: {error}; see metrics_on of Task"
+        ) from error
+    metric.leave_out(selected.left_out)
 
 
 def _update_and_log(module: Any, key: str, *values: Tensor) -> None:
@@ -41,7 +68,14 @@ def _update_and_log(module: Any, key: str, *values: Tensor) -> None:
     assert isinstance(metric, Metric)
     if not metric.update_called:  # Lightning keeps the metric until the epoch ends: once an epoch is enough
         metric.reset()  # states made in the inference mode of `Trainer.validate` could not be updated in a fit
-        with all_dataloaders(trainer_of(module)):
-            if getattr(module, "_fabric", None) is None:  # which logs no metrics
-                module.log(key, metric, on_step=False, on_epoch=True, metric_attribute=f"task_metrics.{key}")
+        _log(module, key)
     metric.update(*values)
+
+
+def _log(module: Any, key: str) -> None:
+    host = logging_module(module)
+    if host is None:
+        return
+    attribute = f"{path_in(host, module)}task_metrics.{key}"
+    with all_dataloaders(trainer_of(module)):
+        host.log(key, module.task_metrics[key], on_step=False, on_epoch=True, metric_attribute=attribute)

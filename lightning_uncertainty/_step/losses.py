@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_uncertainty._tensors import promote
+from lightning_uncertainty._tensors import promote, reads_values
 from lightning_uncertainty.tasks.task import check_known
 
 __all__ = ["TaskLossValue", "graph_of", "stack_losses"]
@@ -33,6 +33,10 @@ def stack_losses(
         >>> stack_losses({"kind": (torch.tensor(6.0), 3), "depth": None}, tasks, like=torch.empty(2))
         (tensor([0., 6.]), tensor([0., 3.]), tensor([0., 3.]))
     """
+    if not isinstance(losses, Mapping):
+        raise ValueError(
+            f"losses should be given by task name, as in {{{next(iter(tasks))!r}: loss}}: found {_shape(losses)}"
+        )
     in_order = [*losses] == [*tasks]
     if not in_order and losses.keys() != tasks.keys():
         check_known(losses, tasks)
@@ -42,13 +46,44 @@ def stack_losses(
         )
     values = [*losses.values()] if in_order else [losses[name] for name in tasks]
     if set(map(type, values)) == {Tensor} and not any(map(Tensor.dim, values)):  # type: ignore[arg-type]
-        return promote(torch.stack(values)), None, None  # type: ignore[arg-type]
+        return promote(_real(torch.stack(values), values, tasks)), None, None  # type: ignore[arg-type]
     nothing = torch.zeros((), dtype=torch.float32, device=like.device)  # not the default type, which may be a half one
     pairs = [_pair(name, value, nothing) for name, value in zip(tasks, values, strict=True)]
-    sums = promote(torch.stack([value for value, _ in pairs]))
-    counts = torch.stack([count.to(sums) for _, count in pairs])
+    named = list(zip(tasks, pairs, strict=True))
+    sums = promote(_real(torch.stack([value for value, _ in pairs]), [value for value, _ in pairs], tasks))
+    counts = torch.stack([_real(count, [count], [name]).to(sums) for name, (_, count) in named])
+    if sums.requires_grad and reads_values(sums):
+        _refuse_poison(pairs, sums, counts, tasks)
     labels = [_labels(value, count) for value, count in zip(values, counts.unbind(), strict=True)]
     return sums, counts, torch.stack(labels)
+
+
+def _real(found: Tensor, values: Sequence[Any], tasks: Iterable[str]) -> Tensor:
+    """Return a tensor of real numbers as it is.
+
+    Raises:
+        ValueError: it is complex.
+    """
+    if found.is_complex():
+        names = [name for name, value in zip(tasks, values, strict=True) if value.is_complex()]
+        raise ValueError(
+            f"a loss should be a real number: found a complex one for {', '.join(names)}; take its absolute value"
+        )
+    return found
+
+
+def _refuse_poison(pairs: list[tuple[Tensor, Tensor]], sums: Tensor, counts: Tensor, tasks: Iterable[str]) -> None:
+    """Raise where a sum over nothing is not finite and in the graph: it counts nothing, and its gradient is NaN.
+
+    Raises:
+        ValueError: so it is.
+    """
+    for name, (value, _), bad in zip(tasks, pairs, ((counts == 0) & ~sums.isfinite()).tolist(), strict=True):
+        if bad and value.requires_grad:
+            raise ValueError(
+                f"the sum of a loss without labels should be 0, as masked_sum has it: found {value.item()} with count "
+                f"0 for task {name!r}, whose gradient is NaN; give None where there are no labels"
+            )
 
 
 def graph_of(value: TaskLossValue) -> Tensor | None:

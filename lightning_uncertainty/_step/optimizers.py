@@ -12,6 +12,8 @@ from torch.optim import LBFGS, Optimizer
 
 __all__ = [
     "BETAS",
+    "FACTOR",
+    "NAME",
     "check_optimizers",
     "check_resumed",
     "check_shards",
@@ -21,10 +23,21 @@ __all__ = [
     "take_apart",
 ]
 
+_THEIRS = (
+    "where a library builds it, within `with own_group(self.task_weighting):`, or take AnalyticUncertaintyWeighting, "
+    "which needs none"
+)
+
 Parameters = list[nn.Parameter]
 
 BETAS = (0.9, 0.99)
 """Of Adam's moments of a log-variance: about 10 and 100 steps."""
+
+FACTOR = 10.0
+"""Of the network's learning rate is that of log-variances, unless named."""
+
+NAME = "log_variances"
+"""Of their parameter group."""
 
 
 def split(parameters: Iterable[nn.Parameter], own: Parameters) -> tuple[Parameters, Parameters]:
@@ -67,7 +80,7 @@ def grouped(
     """
     apart = [{**network_options, **given, "params": list(given["params"])} for given in groups]
     whole = [{**network_options, "params": take_apart(network, [given["params"] for given in apart])}, *apart]
-    return [*whole, {**own_options, "params": own, "name": "log_variances"}] if own else whole
+    return [*whole, {**own_options, "params": own, "name": NAME}] if own else whole
 
 
 def clip_separately(optimizer: Optimizer, own: Parameters, value: float | None, algorithm: str | None) -> None:
@@ -107,8 +120,8 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
             "`weighting=net.fixed_weighting()`, the weights that were learnt"
         )
     holders = [
-        (optimizer, group)
-        for optimizer in optimizers
+        (number, optimizer, group)
+        for number, optimizer in enumerate(optimizers, 1)
         for group in optimizer.param_groups
         if not {id(parameter) for parameter in group["params"]}.isdisjoint(id(parameter) for parameter in own)
     ]
@@ -118,26 +131,36 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
     frozen = not all(parameter.requires_grad for parameter in own)
     if len(holders) != 1 and not (frozen and not holders):
         raise RuntimeError(
-            f"the log-variances should be in one optimizer: found them in {len(holders) or 'none'}, so "
+            f"the log-variances should be in one optimizer: found them in {_named(holders, optimizers)}, so "
             f"{'they would be stepped twice' if holders else 'σ would never move'}; build it from "
-            "`self.parameters()` or, better, `self.parameter_groups(lr=...)`, or freeze them"
+            f"`self.parameter_groups(lr=...)`, or, {_THEIRS}"
         )
     if holders:
-        _fit_betas(*holders[0])
+        _fit_betas(*holders[0][1:])
     if frozen:
         warnings.warn(
             "the log-variances are frozen (requires_grad is False), so σ will not move: to train them call "
-            "`self.task_weighting.requires_grad_(True)`",
+            "`self.task_weighting.requires_grad_(True)` before the optimizer is built; what freezes all that it wraps, "
+            "as get_peft_model does, should wrap the network and not the module with the tasks",
             stacklevel=2,
         )
-    decay = holders[0][1].get("weight_decay", 0.0) if holders else 0.0
+    decay = holders[0][2].get("weight_decay", 0.0) if holders else 0.0
     if decay:
+        where = f" in {_named(holders, optimizers)}" if len(optimizers) > 1 else ""
         warnings.warn(
-            f"the log-variances are under weight decay {decay:g}, which pulls σ back to where it started (at 0.1 "
-            "from 10 to 6.9, measured with AdamW and start=0): give the optimizer `self.parameter_groups(lr=..., "
-            f"weight_decay={decay:g})`, which leaves them out",
+            f"the log-variances are under weight decay {decay:g}{where}, which pulls σ back to where it started (at "
+            "0.1 from 10 to 6.9, measured with AdamW and start=0): give the optimizer `self.parameter_groups(lr=..., "
+            f"weight_decay={decay:g})`, which leaves them out, or, {_THEIRS}",
             stacklevel=2,
         )
+
+
+def _named(holders: Sequence[tuple[int, Any, Any]], optimizers: Sequence[Any]) -> str:
+    """Say which of the optimizers hold something."""
+    found = [f"number {number}, {type(optimizer).__name__}" for number, optimizer, _ in holders]
+    if not found:
+        return f"none of {len(optimizers)}" if len(optimizers) > 1 else "none"
+    return f"{len(found)} ({'; '.join(found)})" if len(found) > 1 else found[0]
 
 
 def check_resumed(optimizers: Sequence[Any], by_task: Iterable[nn.Parameter]) -> None:

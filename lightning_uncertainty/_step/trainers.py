@@ -10,15 +10,16 @@ from weakref import ref
 import torch
 from torch import nn
 
-from lightning_uncertainty._tensors import world_size
+from lightning_uncertainty._step.skipping import Skip
 from lightning_uncertainty.tasks import Stage
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = [
     "FitState",
     "all_dataloaders",
-    "check_skipping",
     "is_training",
+    "logging_module",
+    "path_in",
     "running_trainer",
     "tell_epoch",
     "trainer_of",
@@ -28,9 +29,28 @@ __all__ = [
 def trainer_of(module: Any) -> Any | None:
     """The module's Trainer; None where it has none, and under Fabric.
 
-    Lightning's property `trainer` raises where there is none, which a compiler that guards what it reads cannot take.
+    A part of the module that a Trainer runs has it from there: Lightning tells LightningModules that are children of
+    one another, our callbacks all others. Lightning's property `trainer` raises where there is none, which a compiler
+    that guards what it reads cannot take.
     """
-    return getattr(module, "_trainer", None)
+    trainer = getattr(module, "_trainer", None)
+    if trainer is not None:
+        return trainer
+    fit = getattr(module, "_task_fit", None)
+    return None if fit is None or fit.trainer is None else fit.trainer()
+
+
+def logging_module(module: Any) -> Any | None:
+    """The module that logs for this one: that which its Trainer runs; None where nothing logs, as under Fabric."""
+    trainer = trainer_of(module)
+    if trainer is not None:
+        return trainer.lightning_module
+    return module if hasattr(module, "log") and getattr(module, "_fabric", None) is None else None
+
+
+def path_in(root: nn.Module, module: nn.Module) -> str:
+    """The path of a module in another, with a dot at its end; empty for the other itself."""
+    return next(f"{path}." if path else "" for path, part in root.named_modules() if part is module)
 
 
 def running_trainer(module: Any) -> Any | None:
@@ -64,14 +84,20 @@ class FitState:
 
     Attributes:
         stage: of the step that is on, where it was told.
+        trainer: the Trainer that runs the module this one is a part of, where a callback told.
         told: the parts that are told whether a step is one of training; None before they were looked for.
         warned: whether this fit was warned of steps that are skipped.
+        skip: the latest batch that was skipped; None once another is weighed.
+        given: the weighting that `register_tasks` was given, of which the module has a copy, as long as it lives.
     """
 
     def __init__(self) -> None:
         self.stage: Stage | None = None
+        self.trainer: ref[Any] | None = None
         self.told: tuple[nn.Module, ...] | None = None
         self.warned = False
+        self.skip: Skip | None = None
+        self.given: ref[Weighting] | None = None
         self._checked: tuple[ref[Any], ...] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -84,6 +110,12 @@ class FitState:
     def begin(self, module: Any) -> None:
         """Take the module's present fit for looked at, look for its parts, and warn, anew."""
         self._checked, self.told, self.warned = self._fit_of(module), None, False
+
+    def end_skip(self) -> None:
+        """Let gradients arrive again, where a skipped batch had no backward."""
+        if self.skip is not None:
+            self.skip.end()
+            self.skip = None
 
     @staticmethod
     def _fit_of(module: Any) -> tuple[ref[Any], ...]:
@@ -113,23 +145,3 @@ def all_dataloaders(trainer: Any | None) -> Iterator[None]:
         yield
     finally:
         results.dataloader_idx = index
-
-
-def check_skipping(trainer: Any | None) -> None:
-    """Raise where a step that is skipped on all processes would leave a trace.
-
-    Raises:
-        RuntimeError: so it is.
-    """
-    if trainer is None or world_size() == 1:
-        return
-    found = []
-    if trainer.accumulate_grad_batches > 1:
-        found.append("accumulated batches, of which the last reduces the gradients of all")
-    if trainer.scaler is not None:
-        found.append("a GradScaler, which wants gradients in every step")
-    if found:
-        raise RuntimeError(
-            f"on_nonfinite='skip_step' should have whole steps to skip: found {world_size()} processes with "
-            f"{' and '.join(found)}; do without, or use on_nonfinite='raise'"
-        )

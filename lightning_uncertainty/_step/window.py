@@ -22,9 +22,13 @@ class StepWindow:
     of compiled steps, and written in place: what a step makes may lie where CUDA graphs write the next step's.
     Adding a step launches a few kernels and reads nothing. On eager CPU, where launches are what costs, it has none:
     steps are kept as they are, and summed many at a time.
+
+    Attributes:
+        total: the weighted total of the latest batch, detached; None before the first, and where steps are compiled.
     """
 
     def __init__(self) -> None:
+        self.total: Tensor | None = None
         self.sums: Tensor | None = None  # steps with labels, √|loss| (NaN or inf once one is unsound), loss: [3, T]
         self.latest: Tensor  # weights, and log-variances where there are any, [2, T]
         self._kept: list[tuple[Tensor, ...]] = []  # losses, presence, and what is in `latest`, [T] each
@@ -38,13 +42,14 @@ class StepWindow:
     def add(self, losses: Tensor, present: Tensor, weighting: Weighting, weighted: Weighted) -> None:
         """Note one step: detached losses and presence, `[T]` each, and what a weighting made of them."""
         latest = weighted.weights, weighted.weights if weighted.log_variances is None else weighted.log_variances
+        if not torch.compiler.is_compiling():
+            self.total = weighted.total.detach()
+            self.prepare(losses)
         if reads_values(losses):
             self._kept.append((losses, present, *latest))
             if len(self._kept) == _MOST:
                 self._sum_kept(weighting)
             return
-        if not torch.compiler.is_compiling():
-            self.prepare(losses)
         if self.sums is None or self.sums.device != losses.device:
             return  # compiled, and `check_setup` has not been called: nobody watches
         self.sums.add_(torch.stack([present.to(losses.dtype), weighting.roots(losses), losses]))
@@ -68,8 +73,8 @@ class StepWindow:
         if self.sums is not None:
             self.sums.zero_()
 
-    def take(self, weighting: Weighting) -> dict[str, dict[str, float]]:
-        """Return the row, by log key and task, and empty the window; one copy to the host.
+    def take(self, weighting: Weighting, keep: bool = False) -> dict[str, dict[str, float]]:
+        """Return the row, by log key and task, and empty the window unless it is to keep all; one copy to the host.
 
         Tasks without a label since the last row are left out, and keys that the weighting does not have.
         """
@@ -83,7 +88,8 @@ class StepWindow:
         if weighting.log_variance is not None and optimum is not None:
             vectors += [self.latest[1], optimum]
         columns = torch.stack([vector.to(mean_losses.dtype) for vector in vectors]).T.tolist()
-        self.empty()
+        if not keep:
+            self.empty()
         rows = {task: column for task, column in zip(weighting.tasks, columns, strict=True) if column[0] > 0}
         if not rows:
             return {}
@@ -92,11 +98,12 @@ class StepWindow:
                 normalised = task in weighting.normalised
                 found = f"a value that is {'' if normalised else 'negative, '}NaN or inf since the last logged step"
                 raise ValueError(unsound_loss(task, found, normalised))
-        total = sum(column[3] for column in rows.values())
+        weighted = {task: abs(column[2] * column[3]) for task, column in rows.items()}
+        total = sum(weighted.values())
         row = {
             "loss": {task: column[2] for task, column in rows.items()},
             "weight": {task: column[3] for task, column in rows.items()},
-            "weight_share": {task: column[3] / total for task, column in rows.items() if total > 0},
+            "loss_share": {task: value / total for task, value in weighted.items() if total > 0},
         }
         if len(vectors) > 4:
             s = {task: (column[4], column[5]) for task, column in rows.items() if math.isfinite(column[4])}

@@ -5,24 +5,34 @@ from lightning_uncertainty._tensors.foreign_state import changes, plain_state, r
 from lightning_uncertainty._tensors.global_batch import SideGroup, mean_losses, world_size
 from lightning_uncertainty._tensors.hash import normal, uniform
 from lightning_uncertainty._tensors.keeping import keep_for_backward
+from lightning_uncertainty._tensors.loading import Loadable
+from lightning_uncertainty._tensors.numbers import by_name, is_number
 from lightning_uncertainty._tensors.precision import Float32Module, promote
 from lightning_uncertainty._tensors.reading import reads_values
+from lightning_uncertainty._tensors.text import packed, text_of, text_tensor, unpacked
 
 __all__ = [
     "Float32Module",
+    "Loadable",
     "SideGroup",
+    "by_name",
     "changes",
+    "is_number",
     "keep_for_backward",
     "mean_losses",
     "normal",
     "one_way_clamp",
+    "packed",
     "plain_state",
     "promote",
     "reads_values",
     "restore",
     "seeded",
     "selected",
+    "text_of",
+    "text_tensor",
     "torchjd",
     "uniform",
+    "unpacked",
     "world_size",
 ]

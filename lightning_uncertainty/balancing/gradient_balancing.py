@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uncertainty._tensors import reads_values
-from lightning_uncertainty.balancing._base import BalancingWeighting
+from lightning_uncertainty.balancing._base import BalancingWeighting, solved
 from lightning_uncertainty.balancing.solvers._gramian_solver import GramianSolver
 from lightning_uncertainty.balancing.solvers.gramian import SOLVERS, as_solver
 from lightning_uncertainty.balancing.step import Step
@@ -76,6 +76,8 @@ class GradientBalancing(BalancingWeighting):
 
     closed_form = False
     takes_normalised = True
+    takes_constant = True
+    aside: Tensor  # where a term is constant
     balance: Tensor
     steps: Tensor
 
@@ -122,7 +124,7 @@ class GradientBalancing(BalancingWeighting):
     # -- as any weighting ----------------------------------------------------------------------------------------------
 
     def bind(self, tasks: Mapping[str, Likelihood]) -> GradientBalancing:
-        normalised = [name for name, kind in tasks.items() if kind.normalised]
+        normalised = [name for name, kind in tasks.items() if kind.normalised and not kind.constant]
         if normalised and self.solver.divides_by_losses:
             raise ValueError(
                 f"tasks should have positive losses where gradients are divided by them: found normalised likelihoods "
@@ -132,6 +134,8 @@ class GradientBalancing(BalancingWeighting):
         return super().bind(tasks)
 
     def make_vectors(self) -> None:
+        if self.constant:
+            self.add_constant("aside", (float(name in self.constant) for name in self.tasks))
         self.register_buffer("balance", self.vector())  # α of each task's latest gradient
         self.register_buffer("steps", self.vector(torch.int64))  # one number, but every vector is by task
         if self.weighting.log_variance is not None:
@@ -207,7 +211,7 @@ class GradientBalancing(BalancingWeighting):
 
     @torch.no_grad()
     def take_gramian(self, gramian: Tensor, step: Step) -> Tensor:
-        found = self.solver(gramian, step.losses.to(gramian), self.steps[0])
+        found = solved(self.solver, gramian, step, self.steps[0], self.aside if self.constant else None)
         sound = gramian.isfinite().all()
         self._check(found, sound)
         seen = gramian.diagonal() > 0
@@ -232,11 +236,13 @@ class GradientBalancing(BalancingWeighting):
                 f"take one of {', '.join(SOLVERS)}"
             )
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {**super().get_extra_state(), "solver": self.solver.state()}
+    def foreign_state(self) -> dict[str, Any] | None:
+        """Return what the solver remembers; None where it is of a kind that never does."""
+        return None if type(self.solver).state is GramianSolver.state else {"solver": self.solver.state()}
 
-    def set_extra_state(self, state: Any) -> None:
-        if isinstance(state, dict) and state.get("tasks") == list(self.tasks):  # what a solver remembers is by position
+    def take_foreign_state(self, state: Any, saved: tuple[str, ...]) -> None:
+        """Have the solver remember, which knows tasks by position, if these are ours in our order."""
+        if "solver" in state and saved == self.tasks:
             self.solver.load_state(state["solver"])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_uncertainty._tensors import keep_for_backward
+from lightning_uncertainty._tensors import is_number, keep_for_backward
 from lightning_uncertainty.balancing._base import BalancingWeighting
 from lightning_uncertainty.balancing.step import Step
 from lightning_uncertainty.weightings import Weighted
@@ -57,8 +57,8 @@ class GradNorm(BalancingWeighting):
 
     def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
         super().__init__(alpha=alpha, lr=lr)
-        if not (0 <= alpha < float("inf") and 0 < lr < float("inf")):
-            raise ValueError(f"alpha should be at least 0 and lr positive, both finite: found {alpha} and {lr}")
+        if not (is_number(alpha) and is_number(lr) and 0 <= alpha < float("inf") and 0 < lr < float("inf")):
+            raise ValueError(f"alpha should be at least 0 and lr positive, both finite: found {alpha!r} and {lr!r}")
         self.alpha, self.lr = alpha, lr
 
     def make_vectors(self) -> None:

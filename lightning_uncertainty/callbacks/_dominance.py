@@ -9,23 +9,25 @@ from typing import Any
 __all__ = ["dominance"]
 
 _DOMINANT = 0.95  # share of the weight
-_FALLEN = 0.5  # σ now over σ of the first row; shares alone compare units
+_FALLEN = 0.5  # σ now over σ of the first row; weights alone compare units
 _FALLING = 0.9  # σ now over σ in the middle of the history
 _ROWS_TO_JUDGE = 10
 
 
-def dominance(rows: Sequence[Mapping[str, Any]], shares: Mapping[str, float], prefix: str = "") -> str | None:
+def dominance(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float], prefix: str = "") -> str | None:
     """Return what to warn of, if tasks take nearly all weight and their σ fell and still fall; None else.
 
     Several do so together only where the σ of another stands still: where all fall, all are learnt.
 
     Args:
         rows: those of the history.
-        shares: share of the weight by task, now.
+        weights: effective weights by task, now.
         prefix: stands before every key of the rows.
     """
-    if len(shares) == 1 or len(rows) < _ROWS_TO_JUDGE:
+    total = sum(weights.values())
+    if len(weights) == 1 or total == 0 or len(rows) < _ROWS_TO_JUDGE:
         return None
+    shares = {task: weight / total for task, weight in weights.items()}
     curves = {
         task: [row.get(f"{prefix}sigma/{task}", math.nan) for row in (rows[0], rows[len(rows) // 2], rows[-1])]
         for task in shares

@@ -9,12 +9,22 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["draw_heat_map"]
+__all__ = ["draw_heat_map", "heat_map"]
 
 _TITLES = {"cosine": "cosine of the tasks' gradients", "magnitude_similarity": "magnitude similarity of gradients"}
 _COLOURS = {"cosine": ("RdBu", -1.0), "magnitude_similarity": ("viridis", 0.0)}  # and the lowest value
 _WRITTEN = 12  # tasks at most whose numbers are legible
+
+
+def heat_map(kind: str, values: Tensor, tasks: Sequence[str]) -> Figure:
+    """Return numbers `[T, T]` of a kind as a figure of its own, which is not pyplot's: a notebook would show that."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    draw_heat_map(figure.subplots(), kind, values, tasks)
+    return figure
 
 
 def draw_heat_map(ax: Axes, kind: str, values: Tensor, tasks: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ __all__ = ["History"]
 
 
 class History:
-    """Rows by step; when full, every second one is dropped and from then on every second, fourth, ... is kept.
+    """Rows of one run by rising step; when full, every second one is dropped, and every second, fourth, ... is kept.
 
     Example:
         >>> history = History(max_rows=4)
@@ -24,17 +24,39 @@ class History:
 
     def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
+        self._loaded, self._end = False, 0
         self.rows: list[dict[str, Any]] = []
-        self._seen = 0
-        self._stride = 1
+        self._seen, self._stride = 0, 1
 
-    def append(self, step: int, row: Mapping[str, Any]) -> None:
-        """Keep a row if its turn has come."""
-        if self._seen % self._stride == 0:
+    def begin(self, steps: int) -> bool:
+        """Begin a fit: forget the rows, unless it goes on from them; return whether it does.
+
+        Args:
+            steps: that were made before. A fit goes on if it takes up a checkpoint from which the rows came, or a fit
+                that ended after as many.
+        """
+        goes_on = steps > 0 and (self._loaded or steps == self._end)
+        if not goes_on:
+            self.rows, self._seen, self._stride = [], 0, 1
+        self._loaded, self._end = False, 0
+        return goes_on
+
+    def end(self, steps: int) -> None:
+        """Note after how many steps a fit ended."""
+        self._end = steps
+
+    def append(self, step: int, row: Mapping[str, Any], last: bool = False) -> None:
+        """Keep a row if its turn has come, or if it is the last of a fit.
+
+        It takes the place of rows that are not before it, as of a step that a resumed run makes again.
+        """
+        while self.rows and self.rows[-1]["step"] >= step:
+            self.rows.pop()
+        if last or self._seen % self._stride == 0:
             if len(self.rows) == self.max_rows:
                 self.rows = self.rows[::2]
                 self._stride *= 2
-            if self._seen % self._stride == 0:
+            if last or self._seen % self._stride == 0:
                 self.rows.append({"step": step, **row})
         self._seen += 1
 
@@ -57,3 +79,4 @@ class History:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` returned."""
         self.rows, self._seen, self._stride = list(state["rows"]), state["seen"], state["stride"]
+        self._loaded = True

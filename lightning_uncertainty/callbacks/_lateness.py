@@ -37,7 +37,7 @@ def lateness(rows: Sequence[Mapping[str, Any]], tasks: Iterable[str], prefix: st
         return (
             f"σ of task {task!r} has been more than a third too {size} for {steps} steps: it is {sigmas[-1]:.3g}, "
             f"where the latest losses say {optima[-1]:.3g}, so the task's weight is too {weight}; give log-variances a "
-            "higher rate, parameter_groups(lr, log_variance_lr=...), or have σ start anew, "
+            "higher rate, log_variance_lr=... of parameter_groups or own_group, or have σ start anew, "
             "UncertaintyWeighting(restart=50), or take AnalyticUncertaintyWeighting, which has no rate"
         )
     return None

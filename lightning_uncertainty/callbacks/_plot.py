@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "plot_rows"]
 
-Kind = Literal["sigma", "sigma_gap", "weight", "weight_share", "loss"]
+Kind = Literal["sigma", "sigma_gap", "weight", "loss_share", "loss"]
 
 
 def plot_rows(
@@ -32,8 +32,8 @@ def plot_rows(
     keys = list(dict.fromkeys(key for row in rows for key in row if key.startswith(start)))
     if not keys:
         raise ValueError(
-            f"there is no {kind} to plot: found {len(rows)} rows without it; fit with this callback for at least "
-            "log_every_n_steps steps, with a weighting that has it"
+            f"there is no {kind} to plot: found {len(rows)} rows without it; fit with this callback and "
+            "log_every_n_steps above 0, with a weighting that has it"
         )
     figure, ax = axes_or_new(ax)
     for key in keys:

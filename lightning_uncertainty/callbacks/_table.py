@@ -17,7 +17,7 @@ COLUMNS = {  # name of the column, its header and format in print
     "sigma": ("σ", ".4g"),
     "sigma_gap": ("σ/σ*-1", "+.1%"),
     "weight": ("weight", ".4g"),
-    "weight_share": ("share", ".1%"),
+    "loss_share": ("share", ".1%"),
     "sigma_is": ("σ is", ""),
 }
 
@@ -25,18 +25,18 @@ COLUMNS = {  # name of the column, its header and format in print
 def task_rows(
     numbers: Mapping[str, Mapping[str, float]], likelihoods: Mapping[str, str], meanings: Mapping[str, str]
 ) -> list[list[Cell]]:
-    """Return a row for every task that has a loss, in the order of `COLUMNS`; None where a task has no such entry.
+    """Return a row for every task, in the order of `COLUMNS`; None where a task has no such entry.
 
     Args:
         numbers: by kind and task.
-        likelihoods: their names, by task.
+        likelihoods: their names, by task, of all tasks.
         meanings: what σ is, by task.
 
     Example:
         >>> task_rows({"loss": {"depth": 4.0}, "weight": {"depth": 1.0}}, {"depth": "gaussian"}, {})
         [['depth', 'gaussian', 4.0, None, None, 1.0, None, None]]
     """
-    tasks = numbers["loss"]
+    tasks = list(likelihoods)
     table: dict[str, Mapping[str, Cell]] = {
         **numbers,
         "task": dict(zip(tasks, tasks, strict=True)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
+from weakref import ref
 
 import torch
 from pytorch_lightning import Callback
@@ -12,7 +13,7 @@ from torch import nn
 
 from lightning_uncertainty.mixin import MultiTaskMixin
 
-__all__ = ["AnyCallback", "check_module", "offer"]
+__all__ = ["AnyCallback", "TaskCallback", "is_last_step", "offer"]
 
 if find_spec("lightning") is not None:
     from lightning.pytorch import Callback as OtherCallback
@@ -26,21 +27,105 @@ else:
         """A callback for the Trainer and the CLI of `pytorch_lightning`."""
 
 
-def check_module(callback: str, module: nn.Module) -> None:
-    """Look whether a callback has a module to work on.
+class TaskCallback(AnyCallback):
+    """A callback that works on a `MultiTaskMixin`: what the Trainer runs, or a part of it.
 
-    Raises:
-        TypeError: the module is no `MultiTaskMixin`.
-        RuntimeError: it has no tasks.
+    Args:
+        module: the path of the part; None where there is one.
     """
-    if not isinstance(module, MultiTaskMixin):
-        kind = type(module).__name__
-        raise TypeError(
-            f"{callback} needs a MultiTaskMixin: found {kind}; write `class {kind}(MultiTaskMixin, LightningModule)` "
-            "and call register_tasks"
-        )
-    if not module.task_likelihoods():
-        module.check_setup()  # says that tasks are missing
+
+    def __init__(self, module: str | None = None) -> None:
+        super().__init__()
+        self.module = module
+        self._path = module or ""
+        self._told: set[tuple[int, str]] = set()  # what loggers have refused
+
+    @property
+    def state_key(self) -> str:
+        """What its state is kept under: callbacks for several parts have one each."""
+        key: str = super().state_key if self.module is None else self._generate_state_key(module=self.module)
+        return key
+
+    def refuse_second(self, trainer: Any, kind: type[TaskCallback], why: str) -> None:
+        """Look for another callback of a kind for the same module.
+
+        Raises:
+            ValueError: there is one.
+        """
+        alike = [other for other in trainer.callbacks if isinstance(other, kind) and other.module == self.module]
+        if len(alike) > 1:
+            raise ValueError(f"a Trainer should have one {kind.__name__}{why}")
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Tell a part that is no child LightningModule of its Trainer, so that its evaluation is logged."""
+        paths = [self.module] if self.module else paths_of_tasks(pl_module)
+        if len(paths) == 1 and isinstance(net := _part(pl_module, paths[0]), MultiTaskMixin):
+            self._path = paths[0]
+            _tell(net, trainer)
+
+    def find_tasks(self, trainer: Any, pl_module: Any) -> MultiTaskMixin:
+        """Return the module to work on from here on, having looked at it.
+
+        Raises:
+            TypeError: there is none, or there are several of which none is named.
+            RuntimeError: it has no tasks.
+        """
+        name, kind, paths = type(self).__name__, type(pl_module).__name__, paths_of_tasks(pl_module)
+        found = ", ".join(path or "the module itself" for path in paths)
+        if self.module is not None and not isinstance(_part(pl_module, self.module), MultiTaskMixin):
+            raise TypeError(
+                f"{name}(module=...) should be the path of a MultiTaskMixin in {kind}: found {self.module!r}, "
+                f"where those are: {found or 'none'}"
+            )
+        if not paths:
+            raise TypeError(
+                f"{name} needs a MultiTaskMixin: found {kind}; write `class {kind}(MultiTaskMixin, LightningModule)` "
+                "and call register_tasks"
+            )
+        if self.module is None and len(paths) > 1:
+            raise TypeError(
+                f"{name} should be for one MultiTaskMixin: found several in {kind}: {found}; name one, as in "
+                f"{name}(module={paths[0]!r})"
+            )
+        self._path = paths[0] if self.module is None else self.module
+        net: MultiTaskMixin = self.tasks_of(pl_module)
+        if not net.task_likelihoods():
+            net.check_setup()  # says that tasks are missing
+        _tell(net, trainer)
+        return net
+
+    def tasks_of(self, pl_module: Any) -> Any:
+        """Return the module that was found."""
+        return pl_module.get_submodule(self._path)
+
+
+def paths_of_tasks(module: nn.Module) -> list[str]:
+    """Return the paths of the MultiTaskMixins in a module, but for parts of others: its own is empty."""
+    paths: list[str] = []
+    for path, part in module.named_modules():
+        if isinstance(part, MultiTaskMixin) and not any(not outer or path.startswith(f"{outer}.") for outer in paths):
+            paths.append(path)
+    return paths
+
+
+def _tell(net: MultiTaskMixin, trainer: Any) -> None:
+    """Have a part of what a Trainer runs know of it, where Lightning tells children that are LightningModules alone."""
+    if net.task_likelihoods():
+        net._task_fit.trainer = ref(trainer)
+
+
+def _part(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def is_last_step(trainer: Any, batch_idx: int) -> bool:
+    """Whether a batch is of the last step of a fit, as far as its limits tell."""
+    epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+    last_batch = batch_idx + 1 >= trainer.num_training_batches and trainer.current_epoch + 1 == epochs
+    return bool(last_batch or trainer.global_step + 1 == trainer.max_steps)
 
 
 def offer(trainer: Any, row: Mapping[str, float]) -> None:

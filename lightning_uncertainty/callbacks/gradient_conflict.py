@@ -1,4 +1,7 @@
-"""Looks at the tasks' gradients where they meet, every n steps: do they agree, and is a task made worse?"""
+"""Looks at the tasks' gradients where they meet, every n steps: do they agree, and is a task made worse?
+
+Long, but one file: hooks of one callback, each a few lines.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty._show import axes_or_new
-from lightning_uncertainty.callbacks._heat_map import draw_heat_map
+from lightning_uncertainty.callbacks._heat_map import draw_heat_map, heat_map
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._similarity import SIMILARITIES, PairMeans, pair_row, shares_of_descent
-from lightning_uncertainty.callbacks.base import AnyCallback, check_module, offer
-from lightning_uncertainty.dashboards.loggers import log_picture
+from lightning_uncertainty.callbacks.base import TaskCallback, is_last_step, offer
+from lightning_uncertainty.dashboards.loggers import log_picture, log_row, refusable
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ _MOST_TASKS = 6  # whose pairs are logged one by one: 15 pairs
 _set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
 
 
-class GradientConflictMonitor(AnyCallback):
+class GradientConflictMonitor(TaskCallback):
     r"""Log how the tasks' gradients agree in the shared features, every n steps and at the cost of those alone.
 
     With any weighting, :math:`g_i` is the gradient of task `i`'s weighted loss with respect to the features that
@@ -52,8 +55,8 @@ class GradientConflictMonitor(AnyCallback):
     both similarities, averaged over the fit, as pictures `<kind>/heat_map`, where matplotlib is installed.
 
     A step that is watched costs about what a plain one does, and one copy to the host. Where batches accumulate, it is
-    the one that completes the step. Compiled models run it eagerly; with torch 2.4 and 2.5, which have no word for
-    that, they break their graph at the features from then on.
+    the one that completes the step. Of a fit that is too short for any, the last step is watched. Compiled models run
+    it eagerly; torch 2.4 and 2.5, which have no word for that, break their graph at the features from then on.
 
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, Definitions 1 and 2.
 
@@ -62,6 +65,7 @@ class GradientConflictMonitor(AnyCallback):
         prefix: put before every key.
         pairs: whether to log pairs one by one; None does for at most 6 tasks.
         max_rows: bound of the history; when it is full every second row is dropped, so that it still spans the run.
+        module: path of the `MultiTaskMixin` in the module that the Trainer runs, as "net"; needed where it has several.
 
     Attributes:
         history: the rows that were logged; `worst_task` names the task of `first_order_change`.
@@ -84,8 +88,9 @@ class GradientConflictMonitor(AnyCallback):
         prefix: str = "",
         pairs: bool | None = None,
         max_rows: int = 10_000,
+        module: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(module)
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps should be at least 1: found {every_n_steps}")
         if max_rows < 2:
@@ -93,34 +98,34 @@ class GradientConflictMonitor(AnyCallback):
         self.every_n_steps, self.prefix, self.pairs = every_n_steps, prefix, pairs
         self.history = History(max_rows)
         self._means = PairMeans(())
-        self._due = False
-        self._skipped = 0
+        self._due, self._skipped, self._warned = False, 0, False
         self._eager = ExitStack()
-        self._warned = False
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Look whether there is something to watch."""
-        check_module("GradientConflictMonitor", pl_module)
-        if sum(isinstance(callback, GradientConflictMonitor) for callback in trainer.callbacks) > 1:
-            raise ValueError("a Trainer should have one GradientConflictMonitor: found several; keep one")
+        self.find_tasks(trainer, pl_module)
+        self.refuse_second(trainer, GradientConflictMonitor, ": found several; keep one")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check the setup; go on with the means of a checkpoint, or begin anew where the tasks are others."""
-        pl_module.check_setup()  # which a step that runs eagerly would find undone
-        tasks = tuple(pl_module.task_likelihoods())
-        if self._means.tasks != tasks:
+        """Check the setup; begin anew unless the fit goes on from what was kept, and with the same tasks."""
+        net = self.tasks_of(pl_module)
+        net.check_setup()  # which a step that runs eagerly would find undone
+        tasks = tuple(net.task_likelihoods())
+        if not self.history.begin(trainer.global_step) or self._means.tasks != tasks:
             self._means = PairMeans(tasks)
-        self._warned = False
+        self._warned, self._told = False, set()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Have the step split the features if it is due."""
         loop, every = trainer.fit_loop.epoch_loop, self.every_n_steps or trainer.log_every_n_steps
-        due = every > 0 and (loop._batches_that_stepped + 1) % every == 0 and not loop._should_accumulate()
-        self._due = due and len(self._means.tasks) > 1
-        self._skipped = pl_module.skipped_steps
-        weighting, splitter = pl_module.task_weighting, pl_module.task_splitter
+        turn = every > 0 and (loop._batches_that_stepped + 1) % every == 0
+        only_chance = every > 0 and not self.history.rows and is_last_step(trainer, batch_idx)
+        self._due = (turn or only_chance) and len(self._means.tasks) > 1 and not loop._should_accumulate()
+        net = self.tasks_of(pl_module)
+        self._skipped = net.skipped_steps
+        weighting, splitter = net.task_weighting, net.task_splitter
         by_parameters = splitter.needs_parameters(weighting)  # which splits nothing, and solves when it will
         splitter.watching = self._due or by_parameters
         eager = self._due and not splitter.balances(weighting)  # the other steps are other programs
@@ -130,7 +135,8 @@ class GradientConflictMonitor(AnyCallback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log what the step found."""
         self._eager.close()
-        splitter = pl_module.task_splitter
+        net = self.tasks_of(pl_module)
+        splitter = net.task_splitter
         splitter.watching = False
         if not self._due:
             return
@@ -140,27 +146,28 @@ class GradientConflictMonitor(AnyCallback):
             both = torch.cat([watched.gramian, watched.weights[None].to(watched.gramian)]).cpu().double()
             self._log(trainer, step, both[:-1], both[-1])
             return
-        trained = (outputs or not pl_module.automatic_optimization) and pl_module.skipped_steps == self._skipped
-        if trained and not splitter.needs_parameters(pl_module.task_weighting):
+        trained = (outputs or not pl_module.automatic_optimization) and net.skipped_steps == self._skipped
+        if trained and not splitter.needs_parameters(net.task_weighting):
             self._warn(step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Draw the means for the loggers."""
-        self._stop(pl_module)
+        self.history.end(trainer.global_step)
+        self._stop(self.tasks_of(pl_module))
         if trainer.barebones or not trainer.is_global_zero or not self._means or find_spec("matplotlib") is None:
             return
-        from matplotlib.figure import Figure
-
         for kind in SIMILARITIES:
-            figure = Figure(layout="constrained")  # not pyplot's, which a notebook would show
-            draw_heat_map(figure.subplots(), kind, self._means.mean(kind), self._means.tasks)
+            figure = heat_map(kind, self._means.mean(kind), self._means.tasks)
             for logger in trainer.loggers:
-                log_picture(logger, f"{self.prefix}{kind}/heat_map", figure, self.history.rows[-1]["step"])
+                with refusable(logger, "a picture", self._told):
+                    log_picture(logger, f"{self.prefix}{kind}/heat_map", figure, self.history.rows[-1]["step"])
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Stop watching."""
-        if isinstance(pl_module, MultiTaskMixin) and pl_module.task_likelihoods():
-            self._stop(pl_module)
+        net = self.tasks_of(pl_module)
+        if isinstance(net, MultiTaskMixin) and net.task_likelihoods():
+            self.history.end(trainer.global_step)
+            self._stop(net)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the means, builtins only."""
@@ -201,8 +208,8 @@ class GradientConflictMonitor(AnyCallback):
             raise ValueError(f"kind should be one of {', '.join(SIMILARITIES)}: found {kind!r}")
         if not self._means:
             raise ValueError(
-                f"there is no {kind} to plot: found no step that was watched; fit with this callback for at least "
-                "every_n_steps steps, and have the features split"
+                f"there is no {kind} to plot: found no step that was watched; fit with this callback, every_n_steps "
+                "or log_every_n_steps above 0, and have the features split"
             )
         figure, ax = axes_or_new(ax)
         draw_heat_map(ax, kind, self._means.mean(kind), self._means.tasks)
@@ -227,8 +234,7 @@ class GradientConflictMonitor(AnyCallback):
             row[f"{self.prefix}first_order_change"] = shares[worst].item()
             names = {f"{self.prefix}worst_task": self._means.tasks[worst]}
         self.history.append(step, {**row, **names})
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics=row, step=step)
+        log_row(trainer.loggers, row, step, self._told)
         offer(trainer, row)
 
     def _warn(self, step: int) -> None:
@@ -241,7 +247,7 @@ class GradientConflictMonitor(AnyCallback):
                 stacklevel=2,
             )
 
-    def _stop(self, pl_module: Any) -> None:
+    def _stop(self, net: Any) -> None:
         self._eager.close()
-        splitter = pl_module.task_splitter
+        splitter = net.task_splitter
         splitter.watching, splitter.watched = False, None

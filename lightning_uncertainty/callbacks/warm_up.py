@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_uncertainty.callbacks.base import AnyCallback, check_module
+from lightning_uncertainty.callbacks.base import TaskCallback
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 __all__ = ["UncertaintyWarmUp"]
 
 
-class UncertaintyWarmUp(AnyCallback):
+class UncertaintyWarmUp(TaskCallback):
     r"""Hold σ, or blend from fixed weights, for the first epochs or steps of a fit.
 
     Without `blend_from`, the log-variances stay where they started (a given start, or a task's first labels), and with
@@ -36,6 +36,7 @@ class UncertaintyWarmUp(AnyCallback):
         steps: length in optimizer steps, counted as `Trainer(max_steps=...)` does: each optimizer of a manual
             optimization counts.
         blend_from: fixed weights by task name, others 1, `{}` being the plain sum; None holds σ.
+        module: path of the `MultiTaskMixin` in the module that the Trainer runs, as "net"; needed where it has several.
 
     Raises:
         ValueError: not one of `epochs` and `steps` is given, or it is below 1; (at the start of a fit) a name is no
@@ -50,9 +51,14 @@ class UncertaintyWarmUp(AnyCallback):
     """
 
     def __init__(
-        self, *, epochs: int | None = None, steps: int | None = None, blend_from: Mapping[str, float] | None = None
+        self,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        blend_from: Mapping[str, float] | None = None,
+        module: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(module)
         given = [length for length in (epochs, steps) if length is not None]
         if len(given) != 1 or given[0] < 1:
             raise ValueError(
@@ -64,10 +70,9 @@ class UncertaintyWarmUp(AnyCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what cannot be warmed up."""
-        check_module("UncertaintyWarmUp", pl_module)
-        if sum(isinstance(callback, UncertaintyWarmUp) for callback in trainer.callbacks) > 1:
-            raise ValueError("a Trainer should have one UncertaintyWarmUp: found several; keep one")
-        weighting = pl_module.task_weighting
+        net = self.find_tasks(trainer, pl_module)
+        self.refuse_second(trainer, UncertaintyWarmUp, ": found several; keep one")
+        weighting = net.task_weighting
         if self.blend_from is None and next(weighting.parameters(), None) is None:
             raise ValueError(
                 f"to hold σ, a weighting should learn log-variances: found {weighting!r}, which learns nothing; give "
@@ -76,11 +81,11 @@ class UncertaintyWarmUp(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to blend."""
-        pl_module.task_weighting.blend_from(self.blend_from)
+        self.tasks_of(pl_module).task_weighting.blend_from(self.blend_from)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Move the blend; end it after the warm-up."""
-        weighting = pl_module.task_weighting
+        weighting = self.tasks_of(pl_module).task_weighting
         if weighting.blend is None:
             return
         share = self._progress(trainer, batch_idx)
@@ -96,7 +101,7 @@ class UncertaintyWarmUp(AnyCallback):
         """
         if self.blend_from is not None or self._progress(trainer) >= 1:
             return
-        own = {id(parameter) for parameter in pl_module.task_weighting.parameters()}
+        own = {id(parameter) for parameter in self.tasks_of(pl_module).task_weighting.parameters()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if id(parameter) in own:
@@ -104,12 +109,13 @@ class UncertaintyWarmUp(AnyCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """End a blend that the fit was too short for."""
-        pl_module.task_weighting.blend_from(None)
+        self.tasks_of(pl_module).task_weighting.blend_from(None)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """End a blend."""
-        if isinstance(pl_module, MultiTaskMixin) and pl_module.task_likelihoods():
-            pl_module.task_weighting.blend_from(None)
+        net = self.tasks_of(pl_module)
+        if isinstance(net, MultiTaskMixin) and net.task_likelihoods():
+            net.task_weighting.blend_from(None)
 
     def _progress(self, trainer: Any, batch_idx: int = 0) -> float:
         """Return how much of the warm-up is over, 1 and more when all of it is."""

@@ -10,7 +10,7 @@ KINDS: dict[str, str] = {
     "sigma": "σ",
     "sigma_gap": "σ / σ* - 1",
     "weight": "effective weight",
-    "weight_share": "share of the weight",
+    "loss_share": "share of the weighted loss",
     "loss": "loss",
 }
 LOG_KINDS = ("sigma", "weight", "loss")  # drawn on a log axis

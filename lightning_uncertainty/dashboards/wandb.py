@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_uncertainty.dashboards.charts import KINDS, LOG_KINDS, TaskNames, metrics_by_task
+from lightning_uncertainty.dashboards.loggers import one_line
 
-__all__ = ["log_comparison", "log_task_table", "save_wandb_workspace", "wandb_workspace"]
+__all__ = ["check_comparison_logger", "log_comparison", "log_task_table", "save_wandb_workspace", "wandb_workspace"]
 
 _STEP = "trainer/global_step"  # the x axis of WandbLogger
 
@@ -62,7 +63,7 @@ def wandb_workspace(
         training("sigma"),
         training("sigma_gap"),
         training("weight"),
-        training("weight_share", plot_type="pct-area"),
+        training("loss_share", plot_type="pct-area"),
         training("loss"),
         chart("held-out loss", (f"val/{task}/loss" for task in metrics), log_y=True),
         chart("held-out balanced loss", ["val/balanced_loss"]),
@@ -106,12 +107,12 @@ def save_wandb_workspace(
         return str(workspace.save().url)
     except (AuthenticationError, UsageError) as error:
         raise RuntimeError(
-            f"saving a wandb workspace needs an account: found none that works ({_one_line(error)}); run `wandb login` "
+            f"saving a wandb workspace needs an account: found none that works ({one_line(error)}); run `wandb login` "
             "or set WANDB_API_KEY"
         ) from error
     except Exception as error:  # wandb's releases raise different classes when a server refuses
         raise RuntimeError(
-            f"wandb should take the workspace for {entity}/{project}: found a refusal ({_one_line(error)}); look "
+            f"wandb should take the workspace for {entity}/{project}: found a refusal ({one_line(error)}); look "
             "whether both names are right and your account may write there"
         ) from error
 
@@ -127,6 +128,20 @@ def log_task_table(logger: Any, key: str, columns: Sequence[str], rows: Sequence
 
     if isinstance(getattr(logger, "experiment", None), Run):
         logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
+
+
+def check_comparison_logger(logger: Any) -> Any:
+    """Return the run of wandb that a logger, or that itself, is.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    from wandb.sdk.wandb_run import Run
+
+    run = logger if isinstance(logger, Run) else getattr(logger, "experiment", None)
+    if not isinstance(run, Run):
+        raise ValueError(f"a comparison should be logged to a WandbLogger or a run of wandb: found {logger!r}")
+    return run
 
 
 def log_comparison(
@@ -145,15 +160,8 @@ def log_comparison(
         ValueError: it is neither.
     """
     import wandb
-    from wandb.sdk.wandb_run import Run
 
-    run = logger if isinstance(logger, Run) else getattr(logger, "experiment", None)
-    if not isinstance(run, Run):
-        raise ValueError(f"a comparison should be logged to a WandbLogger or a run of wandb: found {logger!r}")
+    run = check_comparison_logger(logger)
     table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
     run.log({"comparison": table, "comparison_plot": wandb.Image(figure)})
     run.summary.update(dict(summary))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -12,17 +12,20 @@ weight there, which is `r / (a L)` whatever `c` is, are
 So `c` decides only what `e^s` means, not how the tasks are balanced at the optimum.
 
 A likelihood whose head gives a scale for every element is normalised already: its `c, a, r` are 1, 0, 0, so that
-`J = L`, which may be negative, and there is no second scale to learn (see the heteroscedastic ones).
+`J = L`, which may be negative, and there is no second scale to learn (see the heteroscedastic ones). So are those of
+`Constant`, a term that is no task.
 
 Source: Kendall, Gal & Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018, Eq. 5 to 10.
 """
 
 from lightning_uncertainty.likelihoods._base import Likelihood, optimal_log_variance
-from lightning_uncertainty.likelihoods._labels import masked_sum
+from lightning_uncertainty.likelihoods._elementwise import Elementwise
+from lightning_uncertainty.likelihoods._labels import align, masked_sum
 from lightning_uncertainty.likelihoods._names import LIKELIHOODS, as_likelihood
 from lightning_uncertainty.likelihoods.as_generic import AsGeneric
 from lightning_uncertainty.likelihoods.bernoulli import Bernoulli
 from lightning_uncertainty.likelihoods.categorical import Categorical, CategoricalHalf
+from lightning_uncertainty.likelihoods.constant import Constant
 from lightning_uncertainty.likelihoods.densities import gaussian_nll, laplace_nll, noisy_log_probabilities
 from lightning_uncertainty.likelihoods.gaussian import Gaussian
 from lightning_uncertainty.likelihoods.generic import Generic
@@ -41,6 +44,8 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "CategoricalHalf",
+    "Constant",
+    "Elementwise",
     "Gaussian",
     "Generic",
     "HeteroscedasticCategorical",
@@ -51,6 +56,7 @@ __all__ = [
     "Likelihood",
     "Poisson",
     "Prediction",
+    "align",
     "as_likelihood",
     "binary",
     "classification",

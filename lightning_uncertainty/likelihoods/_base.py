@@ -4,16 +4,41 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import Loadable
 from lightning_uncertainty.likelihoods._labels import align
 from lightning_uncertainty.likelihoods.prediction import Prediction
 
-__all__ = ["Likelihood", "Predictive", "optimal_log_variance"]
+__all__ = ["Likelihood", "Predictive", "check_likelihood", "optimal_log_variance"]
+
+
+def check_likelihood(likelihood: Likelihood) -> None:
+    """Look whether a likelihood says what a weighting needs to know.
+
+    Raises:
+        ValueError: it does not.
+    """
+    kind = type(likelihood).__name__
+    if getattr(likelihood, "meaning", None) is None:
+        raise ValueError(
+            f"a likelihood should say what its σ is: found no meaning of {kind}; write what e^(s/2) is at the optimum, "
+            'and its unit, as `meaning = "RMSE [label]"`'
+        )
+    numbers = {name: getattr(likelihood, name, None) for name in ("factor", "exponent", "penalty")}
+    wanted = {"factor": 1.0, "exponent": 0.0, "penalty": 0.0} if likelihood.normalised else {}
+    for name, number in numbers.items():
+        right = isinstance(number, int | float) and (number == wanted[name] if wanted else 0 < number < inf)
+        if not right:
+            rule = f"be {wanted[name]:g}, as it is normalised" if wanted else "be a positive number"
+            raise ValueError(
+                f"the {name} of {kind} in c e^(-a s) L + r s should {rule}: found {number}; a loss that has no scale "
+                "to learn is `normalised = True`, with factor 1, exponent 0 and penalty 0"
+            )
 
 
 def optimal_log_variance(loss: Tensor, exponent: Tensor, log_ratio: Tensor) -> Tensor:
@@ -36,7 +61,7 @@ Predictive = Literal["gaussian", "laplace", "classes", "event", "mean"]
 
 
 @dataclass(frozen=True)
-class Likelihood(ABC):
+class Likelihood(Loadable, ABC):
     """Residual loss of a task, its term in the log-variance, and what `e^s` means.
 
     Attributes:
@@ -46,6 +71,7 @@ class Likelihood(ABC):
         meaning: what σ = `e^{s/2}` is at its optimum, and its unit: [label] the label's, [-] none.
         normalised: whether the loss is a negative log-likelihood whose scale the output holds. The numbers above are
             then 1, 0 and 0: the task has weight one, no `s`, and a loss that may be negative.
+        constant: whether it is no task but a term beside them, whose weight stays its base weight.
         predictive: what `predicted` states of a label: a density with σ, a class, an event, or a mean alone.
     """
 
@@ -54,6 +80,7 @@ class Likelihood(ABC):
     penalty: ClassVar[float] = 0.5
     meaning: ClassVar[str]
     normalised: ClassVar[bool] = False
+    constant: ClassVar[bool] = False
     predictive: ClassVar[Predictive] = "mean"
     _name: ClassVar[str]
 
@@ -99,6 +126,25 @@ class Likelihood(ABC):
         Returns:
             Predictions `[N]`, or class probabilities `[N, C]`, and labels `[N]`.
         """
+
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return predictions in label space, labels and where these are observed: what metrics of rows and images need.
+
+        Args:
+            output: what the head returns, `[B, ...]`.
+            target: labels; None where none is observed.
+            mask: True where a label is observed; see `masked_sum` for its shapes.
+
+        Returns:
+            Predictions `[B, ...]` of the output's shape, or class probabilities `[B, C, ...]`; labels of that shape,
+            those of classes `[B, ...]`; and a mask of the labels' shape.
+
+        Raises:
+            NotImplementedError: the likelihood is one of your own that has `observed` alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.aligned: see Likelihood.aligned")
 
     @abstractmethod
     def predicted(self, outputs: Tensor, log_variance: Tensor, correction: Tensor) -> Prediction:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import promote, reads_values
 from lightning_uncertainty.likelihoods._base import Likelihood
-from lightning_uncertainty.likelihoods._labels import align, sum_and_count
+from lightning_uncertainty.likelihoods._labels import align, align_whole, sum_and_count
 from lightning_uncertainty.likelihoods.prediction import Prediction, regression
 
 __all__ = ["Elementwise"]
@@ -48,3 +48,9 @@ class Elementwise(Likelihood):
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         output, target, mask = align(self.name, output, target, mask)
         return self.mean(output)[mask], target[mask]
+
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output, target, there = align_whole(self.name, output, target, mask)
+        return self.mean(output), target, there

@@ -7,6 +7,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import is_number
 from lightning_uncertainty.likelihoods._base import Likelihood
 
 __all__ = ["check_focal", "power"]
@@ -18,8 +19,8 @@ def check_focal(likelihood: Likelihood, focal: float | None) -> None:
     Raises:
         ValueError: the exponent is negative or not finite.
     """
-    if focal is not None and not 0 <= focal < inf:
-        raise ValueError(f"focal should be an exponent, finite and at least 0: found {focal}")
+    if focal is not None and not (is_number(focal) and 0 <= focal < inf):
+        raise ValueError(f"focal should be an exponent, finite and at least 0: found {focal!r}")
     if focal:
         object.__setattr__(likelihood, "meaning", f"{type(likelihood).meaning.removesuffix(' [-]')}, focal [-]")
 

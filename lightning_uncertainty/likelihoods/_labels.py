@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import promote, reads_values
 
-__all__ = ["Counted", "align", "fit_mask", "masked_sum", "range_of", "sum_and_count"]
+__all__ = ["Counted", "align", "align_whole", "check_tensors", "fit_mask", "masked_sum", "range_of", "sum_and_count"]
 
 
 def masked_sum(error: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -33,6 +33,9 @@ def masked_sum(error: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tenso
         >>> masked_sum((depth - label.nan_to_num()).abs(), ~label.isnan())
         (tensor(0.5000), tensor(2.))
     """
+    if not isinstance(error, Tensor) or error.is_complex() or not (mask is None or isinstance(mask, Tensor)):
+        found = ", ".join(str(getattr(given, "dtype", type(given).__name__)) for given in (error, mask))
+        raise ValueError(f"error and mask should be tensors, real and boolean: found {found}")
     if mask is not None:
         mask = fit_mask(mask, error.shape)
         if reads_values(error):
@@ -105,6 +108,7 @@ def align(name: str, output: Tensor, target: Tensor, mask: Tensor | None) -> tup
     Raises:
         ValueError: shapes differ, or labels are complex.
     """
+    check_tensors(name, output, target, mask)
     if output.dim() == target.dim() + 1 and output.shape[1] == 1:
         output = output.squeeze(1)  # [B, 1, H, W] beside labels [B, H, W], [B, 1] beside [B]
     if output.shape != target.shape:
@@ -117,6 +121,28 @@ def align(name: str, output: Tensor, target: Tensor, mask: Tensor | None) -> tup
     output, target = promote(output), promote(target)
     observed = ~target.isnan()
     return output, target, observed if mask is None else observed & fit_mask(mask, target.shape)
+
+
+def align_whole(name: str, mean: Tensor, target: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return predictions, labels and where these are observed, as `align` does, in the shape of the predictions."""
+    mean = promote(mean)
+    if target is None:
+        return mean, torch.full_like(mean, torch.nan), torch.zeros_like(mean, dtype=torch.bool)
+    _, label, there = align(name, mean, target, mask)
+    return mean, label.reshape(mean.shape), there.reshape(mean.shape)
+
+
+def check_tensors(name: str, output: Tensor, target: Tensor, mask: Tensor | None) -> None:
+    """Raise where output, labels or mask of a likelihood are no tensors, or the output is complex.
+
+    Raises:
+        ValueError: so it is.
+    """
+    for what, given in (("the output", output), ("labels", target), ("the mask", mask)):
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(f"{what} of a {name} task should be a tensor: found a {type(given).__name__}")
+    if output.is_complex():
+        raise ValueError(f"the output of a {name} task should be real numbers: found {output.dtype}")
 
 
 def range_of(labels: Tensor) -> str:

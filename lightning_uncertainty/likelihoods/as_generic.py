@@ -25,7 +25,7 @@ class AsGeneric(Likelihood):
         likelihood: the normalised one.
 
     Raises:
-        ValueError: the likelihood is not normalised.
+        ValueError: the likelihood is not normalised, or a constant term.
 
     Example:
         >>> import torch
@@ -39,10 +39,10 @@ class AsGeneric(Likelihood):
     meaning: ClassVar[str] = "√loss [-]"
 
     def __post_init__(self) -> None:
-        if not self.likelihood.normalised:
+        if not isinstance(self.likelihood, Likelihood) or not self.likelihood.normalised or self.likelihood.constant:
             raise ValueError(
-                f"a likelihood within AsGeneric should be normalised: found {self.likelihood!r}, which is weighed by "
-                "an s of its task anyway; give it as it is"
+                f"a likelihood within AsGeneric should be normalised and of a task: found {self.likelihood!r}; "
+                "give it as it is"
             )
         object.__setattr__(self, "predictive", self.likelihood.predictive)
 
@@ -56,6 +56,11 @@ class AsGeneric(Likelihood):
 
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.likelihood.observed(output, target, mask)
+
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.likelihood.aligned(output, target, mask)
 
     def paired(self, prediction: Prediction, target: Tensor, mask: Tensor | None = None) -> tuple[Prediction, Tensor]:
         return self.likelihood.paired(prediction, target, mask)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from math import inf
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_uncertainty._tensors import promote
+from lightning_uncertainty._tensors import is_number, promote
 from lightning_uncertainty.likelihoods._base import Predictive
 from lightning_uncertainty.likelihoods._elementwise import Elementwise
 from lightning_uncertainty.likelihoods._focal import check_focal, power
@@ -27,7 +29,8 @@ class Bernoulli(Elementwise, name="bernoulli"):
     mean deviance, a dispersion without unit. For several labels an output `[B, D]` counts `B · D` scalars.
 
     Args:
-        pos_weight: factor of the positive labels' error, as in `torch.nn.BCEWithLogitsLoss`.
+        pos_weight: factor of the positive labels' error, as in `torch.nn.BCEWithLogitsLoss`: a number, or one for each
+            channel of outputs `[B, D, ...]`, as a sequence or a tensor.
         focal: see `Categorical`; with a label y between 0 and 1, the wrong class has the probability
             `y (1 - p) + (1 - y) p`.
 
@@ -40,15 +43,19 @@ class Bernoulli(Elementwise, name="bernoulli"):
         0.6931
     """
 
-    pos_weight: float = 1.0
+    pos_weight: float | tuple[float, ...] = 1.0
     focal: float | None = None
     factor: ClassVar[float] = 1.0
     meaning: ClassVar[str] = "√(2·BCE) [-]"
     predictive: ClassVar[Predictive] = "event"
 
     def __post_init__(self) -> None:
-        if not self.pos_weight > 0:
-            raise ValueError(f"pos_weight should be positive, found {self.pos_weight}")
+        given: Any = self.pos_weight
+        given = given.tolist() if isinstance(given, Tensor) else given
+        weights = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        if not weights or not all(is_number(weight) and 0 < weight < inf for weight in weights):
+            raise ValueError(f"pos_weight should be positive and finite, one or one a channel: found {given!r}")
+        object.__setattr__(self, "pos_weight", tuple(map(float, weights)) if given is not weights[0] else float(given))
         check_focal(self, self.focal)
 
     def check_labels(self, target: Tensor) -> None:
@@ -62,10 +69,21 @@ class Bernoulli(Elementwise, name="bernoulli"):
         if self.pos_weight == 1.0:
             error = F.binary_cross_entropy_with_logits(output, target, reduction="none")
         else:
-            error = -self.pos_weight * target * F.logsigmoid(output) - (1 - target) * F.logsigmoid(-output)
+            error = -self._weight(output) * target * F.logsigmoid(output) - (1 - target) * F.logsigmoid(-output)
         if not self.focal:
             return error
         return power(target * torch.sigmoid(-output) + (1 - target) * torch.sigmoid(output), self.focal) * error
+
+    def _weight(self, output: Tensor) -> Tensor | float:
+        if not isinstance(self.pos_weight, tuple):
+            return self.pos_weight
+        channels = output.shape[1] if output.dim() > 1 else 1
+        if len(self.pos_weight) != channels:
+            raise ValueError(
+                f"pos_weight should be one number, or one for each of {channels} channels: found {len(self.pos_weight)}"
+            )
+        shape = (-1, *[1] * (output.dim() - 2))
+        return torch.tensor(self.pos_weight, dtype=output.dtype, device=output.device).reshape(shape)
 
     def mean(self, output: Tensor) -> Tensor:
         return output.sigmoid()
@@ -77,3 +95,9 @@ class Bernoulli(Elementwise, name="bernoulli"):
     def observed(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         probability, label = super().observed(output, target, mask)
         return probability, label.round().long()
+
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        probability, label, there = super().aligned(output, target, mask)
+        return probability, label.nan_to_num().round().long(), there

@@ -36,6 +36,13 @@ class Generic(Elementwise, name="generic"):
     factor: ClassVar[float] = 0.5
     meaning: ClassVar[str] = "√loss [-]"
 
+    def __post_init__(self) -> None:
+        if self.elementwise is not None and (not callable(self.elementwise) or isinstance(self.elementwise, type)):
+            raise ValueError(
+                "elementwise should be a function of output and target, as partial(F.mse_loss, reduction='none'): "
+                f"found {self.elementwise!r}"
+            )
+
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         if self.elementwise is None:
             raise ValueError(

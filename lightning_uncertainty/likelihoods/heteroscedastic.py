@@ -20,9 +20,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_uncertainty._tensors import one_way_clamp, promote
+from lightning_uncertainty._tensors import is_number, one_way_clamp, promote
 from lightning_uncertainty.likelihoods._base import Likelihood, Predictive
-from lightning_uncertainty.likelihoods._labels import align, sum_and_count
+from lightning_uncertainty.likelihoods._labels import align, align_whole, sum_and_count
 from lightning_uncertainty.likelihoods.categorical import ClassLabels
 from lightning_uncertainty.likelihoods.densities import gaussian_nll, laplace_nll, noisy_log_probabilities
 from lightning_uncertainty.likelihoods.prediction import Prediction, classification, regression
@@ -73,6 +73,11 @@ class _Regression(Likelihood):
         mean, target, mask = align(self.name, _halves(self.name, output)[0], target, mask)
         return mean[mask], target[mask]
 
+    def aligned(
+        self, output: Tensor, target: Tensor | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return align_whole(self.name, _halves(self.name, output)[0], target, mask)
+
     def outputs_of(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return means and log-variances `[N, 2]` of the observed labels only, and these `[N]`."""
         mean, log_variance = _halves(self.name, output)
@@ -121,8 +126,8 @@ class HeteroscedasticGaussian(_Regression):
     beta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise ValueError(f"beta should lie in [0, 1]: found {self.beta}")
+        if not (is_number(self.beta) and 0 <= self.beta <= 1):
+            raise ValueError(f"beta should lie in [0, 1]: found {self.beta!r}")
 
     def nll(self, mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
         return gaussian_nll(mean, log_variance, target, self.beta)

@@ -54,6 +54,7 @@ class BalancedLoss(Metric):
     Args:
         powers: `b r / a` by task name; of a normalised one `b`.
         normalised: names of tasks whose likelihood is normalised, whose losses may be negative.
+        constant: names of terms that are no tasks, and left out.
 
     Example:
         >>> metric = BalancedLoss({"depth": 0.5, "semantics": 0.5})
@@ -67,10 +68,12 @@ class BalancedLoss(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, powers: Mapping[str, float], normalised: Iterable[str] = ()) -> None:
+    def __init__(
+        self, powers: Mapping[str, float], normalised: Iterable[str] = (), constant: Iterable[str] = ()
+    ) -> None:
         super().__init__()
         self.powers = dict(powers)
-        self.normalised = frozenset(normalised)
+        self.normalised, self.constant = frozenset(normalised), frozenset(constant)
         self.add_state("sums", torch.zeros(len(powers), dtype=torch.float32, device="cpu"), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(powers), dtype=torch.float32, device="cpu"), dist_reduce_fx="sum")
         self._absent = ""
@@ -82,7 +85,10 @@ class BalancedLoss(Metric):
 
     def compute(self) -> Tensor | None:
         seen = self.counts > 0
-        self._absent = ", ".join(name for name, there in zip(self.powers, seen.tolist(), strict=True) if not there)
+        if self.constant:
+            seen &= self.counts.new_tensor([name not in self.constant for name in self.powers]) > 0
+        there = dict(zip(self.powers, seen.tolist(), strict=True))
+        self._absent = ", ".join(name for name in self.powers if not there[name] and name not in self.constant)
         if not seen.any():
             return None
         mean = self.sums / torch.where(seen, self.counts, 1.0)

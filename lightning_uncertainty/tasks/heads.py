@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lightning_uncertainty._tensors import Float32Module, keep_for_backward, promote
 
 __all__ = ["HeteroscedasticHead", "Rescale"]
+
+_MOST_COUNTED = 1 << 24  # by float32, one by one
 
 
 class Rescale(Float32Module):
@@ -88,7 +90,7 @@ class HeteroscedasticHead(nn.Module):
         burn_in: how many training passes the log-variances stay `start`.
 
     Raises:
-        ValueError: burn_in is negative, or start is not finite; (in a pass) the two modules' shapes differ.
+        ValueError: burn_in is negative or above 2^24, or start is not finite; (in a pass) the two shapes differ.
 
     Shape:
         What both modules take, to `[B, 2C, ...]`, channels second.
@@ -104,18 +106,27 @@ class HeteroscedasticHead(nn.Module):
 
     def __init__(self, mean: nn.Module, log_variance: nn.Module, *, start: float = 0.0, burn_in: int = 0) -> None:
         super().__init__()
-        if burn_in < 0:
-            raise ValueError(f"burn_in should be a number of training passes, at least 0: found {burn_in}")
+        if not 0 <= burn_in <= _MOST_COUNTED:
+            raise ValueError(
+                f"burn_in should be a number of training passes, from 0 to {_MOST_COUNTED:_}: found {burn_in}"
+            )
         if not math.isfinite(start):
             raise ValueError(f"start should be a finite log-variance: found {start}; take 2 log of a deviation above 0")
         self.mean, self.log_variance = mean, log_variance
         self.start, self.burn_in = float(start), burn_in
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float32))  # an average of integers stays behind
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Begin the burn-in anew (also after a meta device); the two modules have numbers of their own."""
         self.steps.zero_()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HeteroscedasticHead:
+        steps = self.steps
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.steps.dtype.is_floating_point and self.steps.dtype.itemsize < steps.dtype.itemsize:
+            self.steps = steps.to(self.steps.device)  # half precision cannot count
+        return self
 
     def forward(self, features: Any) -> Tensor:
         mean, log_variance = promote(self.mean(features)), promote(self.log_variance(features))

@@ -10,6 +10,8 @@ from torchmetrics import Metric
 from lightning_uncertainty._tensors import Float32Module
 from lightning_uncertainty.likelihoods import as_likelihood
 from lightning_uncertainty.metrics import BalancedLoss, ObservedMetric, TaskLoss
+from lightning_uncertainty.metrics.observed import MetricPart
+from lightning_uncertainty.tasks._own_metrics import own_metrics
 from lightning_uncertainty.tasks.stages import EVALUATION, STAGES
 from lightning_uncertainty.tasks.task import Task
 
@@ -24,7 +26,7 @@ class TaskMetrics(Float32Module, nn.ModuleDict):
         powers: what each task counts in the balanced loss.
 
     Raises:
-        ValueError: a metric has a name that is taken.
+        ValueError: a metric cannot be used.
     """
 
     def __init__(self, tasks: Mapping[str, Task], powers: Iterable[float]) -> None:
@@ -43,28 +45,36 @@ class TaskMetrics(Float32Module, nn.ModuleDict):
     def keys_of(self, stage: str, task: str) -> list[str]:
         """Return the keys of the metrics that a task owns."""
         prefix = f"{stage}/{task}/"
-        return [key for key in self if key.startswith(prefix) and key != f"{prefix}loss"]
+        return [key for key in self if key.startswith(prefix) and isinstance(self[key], ObservedMetric)]
+
+    def logged(self, key: str, names: Iterable[str] | None) -> list[str]:
+        """Return the keys under which a metric's numbers are logged; None and "" are its own."""
+        whole = self[key]
+        assert isinstance(whole, ObservedMetric)
+        keys = [f"{key}/{name}" if name else key for name in names or ("",)]
+        for name, own in zip(names or (), keys, strict=False):
+            if own not in self:
+                self[own] = MetricPart(whole, name)
+        return keys
 
 
 def _metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str, Metric]:
     """Make a metric for every log key of the stages; `powers` are those of the balanced loss.
 
     Raises:
-        ValueError: a metric has a name that is taken.
+        ValueError: a metric cannot be used.
     """
-    metrics: dict[str, Metric] = {}
-    for stage in STAGES:
-        for name, task in tasks.items():
-            given = task.metrics
-            named = {type(given).__name__: given} if isinstance(given, Metric) else dict((given or {}).items())
-            if "loss" in named:
-                raise ValueError(
-                    f"a metric of task {name!r} should not be called 'loss', which is the mean loss: rename it in the "
-                    "MetricCollection"
-                )
-            metrics |= {f"{stage}/{name}/{key}": ObservedMetric(metric) for key, metric in named.items()}
-    normalised = [name for name, task in tasks.items() if as_likelihood(task.likelihood).normalised]
+    owned = {name: own_metrics(name, task) for name, task in tasks.items()}
+    metrics: dict[str, Metric] = {
+        f"{stage}/{name}/{key}": ObservedMetric(metric, form)
+        for stage in STAGES
+        for name, own in owned.items()
+        for key, (metric, form) in own.items()
+    }
+    kinds = {name: as_likelihood(task.likelihood) for name, task in tasks.items()}
+    normalised = [name for name, kind in kinds.items() if kind.normalised]
+    constant = [name for name, kind in kinds.items() if kind.constant]
     for stage in EVALUATION:
         metrics |= {f"{stage}/{name}/loss": TaskLoss() for name in tasks}
-        metrics[f"{stage}/balanced_loss"] = BalancedLoss(dict(zip(tasks, powers, strict=True)), normalised)
+        metrics[f"{stage}/balanced_loss"] = BalancedLoss(dict(zip(tasks, powers, strict=True)), normalised, constant)
     return metrics

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from lightning_uncertainty._tensors import promote
+from lightning_uncertainty._tensors import Loadable, by_name, promote
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
+from lightning_uncertainty.metrics.forms import Form
 from lightning_uncertainty.tasks.by_name import TaskHeads
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Loadable):
     """A task that owns its head, its likelihood and its metrics.
 
     Args:
@@ -38,12 +39,16 @@ class Task:
         target: key of the batch, or function of the batch, that gives the labels; the task's name where None. Missing
             labels are NaN (class indices: `ignore_index`), or None for all of them.
         mask: key or function that gives a boolean tensor, True where a label is observed.
-        metrics: torchmetrics, given predictions in label space (probabilities for classes) and labels of the observed
-            scalars, flat.
+        metrics: torchmetrics, one or several by name, given predictions in label space (probabilities for classes) and
+            labels. One with several numbers is logged as one for each, by its names or indices.
+        metrics_on: what they are given, or that by name (others are on scalars). "scalars": the observed ones, flat,
+            `[N]`, class probabilities `[N, C]`. "rows": `[N, D]`, for metrics of several outputs. "images": whole ones,
+            `[N, C, H, W]`, or of any dimensions. Rows and images in which labels are missing are given only to metrics
+            that say what to do with them: `ignore_index`, a parameter `mask` of `update`, or a MultioutputWrapper.
         auxiliary: whether the task only helps the others: it is trained like them, and left out of `MultiTaskGain`.
 
     Raises:
-        ValueError: there is no such likelihood.
+        ValueError: there is no such likelihood, or the head is no module.
 
     Example:
         >>> Task("laplace", head=nn.Linear(8, 1), target="depth_m").likelihood
@@ -54,18 +59,26 @@ class Task:
     head: nn.Module | None = None
     target: str | Callable[[Any], Any] | None = None
     mask: str | Callable[[Any], Any] | None = None
-    metrics: Metric | MetricCollection | None = None
+    metrics: Metric | MetricCollection | Mapping[str, Metric] | None = None
+    metrics_on: Form | Mapping[str, Form] = "scalars"
     auxiliary: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "likelihood", as_likelihood(self.likelihood))
+        if self.head is not None and not isinstance(self.head, nn.Module):
+            raise ValueError(
+                f"a head should be a torch.nn.Module, so that its parameters are trained: found {self.head!r}; make an "
+                "object of the class, or put the function into one"
+            )
 
     def labels(self, name: str, batch: Any) -> tuple[Any, Any]:
-        """Return labels and mask of a batch for the task of this name; each may be None.
+        """Return labels and mask of a batch for the task of this name; each may be None. A constant term has none.
 
         Raises:
             ValueError: the batch has nothing there.
         """
+        if as_likelihood(self.likelihood).constant:
+            return None, None
         mend = "name another key, give a function of the batch, or put None there where a batch has none"
         target = pick(batch, name if self.target is None else self.target, f"labels of task {name!r}", mend)
         return target, None if self.mask is None else pick(batch, self.mask, f"mask of task {name!r}", mend)
@@ -77,6 +90,14 @@ class Task:
             return output.new_zeros(0), output.new_zeros(0)
         return as_likelihood(self.likelihood).observed(output, target, mask)
 
+    def aligned(self, name: str, output: Tensor, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return predictions in label space, labels, and where these are observed, whole; see `Likelihood.aligned`."""
+        likelihood = as_likelihood(self.likelihood)
+        if type(likelihood).aligned is Likelihood.aligned:  # one of the user's that knows scalars alone
+            prediction, label = self.observed(name, output, batch)
+            return prediction, label, torch.ones_like(label, dtype=torch.bool)
+        return likelihood.aligned(output, *self.labels(name, batch))
+
 
 Tasks = Mapping[str, str | Likelihood | Task] | Iterable[tuple[str, str | Likelihood | Task]]
 
@@ -87,7 +108,13 @@ def specify(tasks: Tasks) -> dict[str, Task]:
     Raises:
         ValueError: there is none, or a name cannot be used or is there twice.
     """
-    pairs = list(tasks.items()) if isinstance(tasks, Mapping) else list(tasks)
+    pairs: Any = tasks.items() if isinstance(tasks, Mapping) else tasks
+    pairs = [] if pairs is None else list(pairs) if isinstance(pairs, Iterable) else [pairs]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(
+            "tasks should be given by name, each with a likelihood or a Task, as in {'depth': 'laplace'}: found "
+            f"{tasks!r}"
+        )
     if not pairs:
         raise ValueError("tasks should be at least one: found none; name them, as in {'depth': 'laplace'}")
     specified: dict[str, Task] = {}
@@ -161,7 +188,8 @@ def check_renamed(renamed: Mapping[str, str], tasks: Mapping[str, Task]) -> dict
     Raises:
         ValueError: a new name is no task, or an old one is.
     """
-    wrong = [f"{old!r} to {new!r}" for old, new in renamed.items() if old in tasks or new not in tasks]
+    renamed = by_name(renamed, "renamed")
+    wrong = [f"{old!r} to {new!r}" for old, new in renamed.items() if old in tasks or new not in list(tasks)]
     if wrong:
         raise ValueError(
             f"renamed should lead from older names to registered tasks ({', '.join(tasks)}): found {', '.join(wrong)}; "
@@ -197,12 +225,16 @@ def losses_of(tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], batch: A
     """
     losses = {}
     for name, output in outputs.items():
+        kind = as_likelihood(tasks[name].likelihood)
+        if kind.constant:
+            losses[name] = kind.loss(output, output)
+            continue
         target, mask = tasks[name].labels(name, batch)
         if target is None:  # the head stays in the graph, so that ranks with labels need not wait
             losses[name] = (promote(output).sum() * 0.0, output.new_zeros((), dtype=torch.float32))
             continue
         try:
-            losses[name] = as_likelihood(tasks[name].likelihood).loss(output, target, mask)
+            losses[name] = kind.loss(output, target, mask)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
     return losses

@@ -9,6 +9,8 @@ from typing import Any
 
 from pytorch_lightning import seed_everything
 
+from lightning_uncertainty.dashboards.loggers import refusable
+from lightning_uncertainty.dashboards.wandb import check_comparison_logger
 from lightning_uncertainty.trials._folder import Trial, TrialFolder
 from lightning_uncertainty.trials._measures import Directions, Measure, MetricNames, directions, find_measures
 from lightning_uncertainty.trials._progress import TrialProgress
@@ -75,7 +77,7 @@ def compare(
     Raises:
         ValueError: the folder holds trials of another setup; a weighting belongs to a module already, or its name is
             taken; `make` does not use it or reuses a network; a metric is not logged or has no known direction; there
-            is no validation.
+            is no validation; the logger is none of wandb's.
         TypeError: `make` returns no `MultiTaskMixin`.
 
     Example:
@@ -94,15 +96,19 @@ def compare(
         ['equal', 'single task', 'uncertainty']
     """
     _check(weightings, seeds, baseline)
+    if logger is not None:
+        check_comparison_logger(logger)
     options, maker = dict(trainer or {}), Maker(make)
     seed_everything(seeds[0], workers=True, verbose=False)
     probe = maker(new_weighting(*next(iter(weightings.items()))))
-    tasks, auxiliary = tuple(probe.task_likelihoods()), tuple(probe.auxiliary_tasks())
+    kinds, auxiliary = probe.task_likelihoods(), tuple(probe.auxiliary_tasks())
+    tasks = tuple(kinds)
     kept = TrialFolder(folder, describe(probe, data, options, setup or {}))
     del probe
     plans = [_Plan(name, None, given, seed) for seed in seeds for name, given in weightings.items()]
     if baseline == SINGLE_TASK:
-        alone = {task: FixedWeighting({other: float(other == task) for other in tasks}) for task in tasks}
+        kept_on = {task: [kind.constant or other == task for other, kind in kinds.items()] for task in tasks}
+        alone = {task: FixedWeighting(dict(zip(tasks, map(float, kept_on[task]), strict=True))) for task in tasks}
         plans += [
             _Plan(SINGLE_TASK, task, alone[task], seed) for seed in seeds for task in tasks if task not in auxiliary
         ]
@@ -116,7 +122,8 @@ def compare(
     measures = _measures(finished, tasks, metrics, higher_is_better, best_by)
     comparison = Comparison(finished, measures, auxiliary, baseline, best_by)
     if logger is not None:
-        comparison.log(logger)
+        with refusable(logger, "a comparison"):
+            comparison.log(logger)
     return comparison
 
 

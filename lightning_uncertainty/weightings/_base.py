@@ -1,4 +1,7 @@
-"""The contract of a weighting."""
+"""The contract of a weighting.
+
+Long, but one file: it is what a method may rely on, and the mixin calls.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,25 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uncertainty._tensors import promote
+from lightning_uncertainty._tensors import by_name, promote
 from lightning_uncertainty.likelihoods import Likelihood, optimal_log_variance
 from lightning_uncertainty.weightings._blend import Blend
-from lightning_uncertainty.weightings._named import named_vector
+from lightning_uncertainty.weightings._contract import as_weighted, filling
+from lightning_uncertainty.weightings._named import kinds_of, named_vector
 from lightning_uncertainty.weightings._task_vectors import TaskVectors
 from lightning_uncertainty.weightings._weighted import Weighted
 
 __all__ = ["Weighting"]
 
 Self = TypeVar("Self", bound="Weighting")
+
+_ENDLESS = 1e38  # in place of infinity in constants, of which a mean of buffers makes NaN
 
 
 class Weighting(TaskVectors, ABC):
@@ -45,6 +51,8 @@ class Weighting(TaskVectors, ABC):
         takes_normalised: whether it gives tasks of a normalised likelihood a weight without an `s`, and takes losses
             that are negative.
         normalised: the names of such tasks.
+        takes_constant: whether it leaves a term of the likelihood `Constant` its base weight.
+        constant: the names of such terms, which are among the normalised.
         needs_epoch: whether `weigh` of the mixin tells the epoch, through `start_epoch`.
     """
 
@@ -58,38 +66,43 @@ class Weighting(TaskVectors, ABC):
     needs_epoch = False
     closed_form = True
     takes_normalised = False
+    takes_constant = False
 
     def __init__(self, base_weights: Mapping[str, float] | None = None, **options: object) -> None:
         super().__init__()
-        self._base_weights = dict(base_weights or {})
+        self._base_weights = by_name(base_weights, "base_weights")
         self._options = {**options, "base_weights": self._base_weights}
         self._meanings: dict[str, str] = {}
         self.normalised: tuple[str, ...] = ()
+        self.constant: tuple[str, ...] = ()
         self._constants: dict[str, Any] = {}  # what each constant buffer holds, to the last digit
         self.blend: Blend | None = None
         self.register_buffer("log_variance", None)
+
+    if not TYPE_CHECKING:  # the class has a name as ever
+
+        @property
+        def __name__(self) -> str:
+            """What loggers show of a hyper-parameter that can be called."""
+            return self._shown()
 
     def bind(self: Self, tasks: Mapping[str, Likelihood]) -> Self:
         """Make the vectors for these tasks; called once, by `register_tasks`.
 
         Raises:
             ValueError: the weighting belongs to tasks already, a name given to it is no task, or a likelihood is
-                normalised where the weighting takes none.
+                normalised, or that of a constant term, where the weighting takes none; or a weighting of your own does
+                not keep the contract.
+            TypeError: its `weigh` does not return a `Weighted`.
         """
         if self.tasks:
             raise ValueError(
                 f"a weighting belongs to one module: found one bound to {', '.join(self.tasks)}; build a new one"
             )
         names = tuple(tasks)
-        normalised = tuple(name for name, kind in tasks.items() if kind.normalised)
-        if normalised and not self.takes_normalised:
-            raise ValueError(
-                f"tasks of {type(self).__name__} should have losses that are positive and no scale of their own: found "
-                f"normalised likelihoods of {', '.join(normalised)}; take UncertaintyWeighting, or wrap them in "
-                "AsGeneric"
-            )
+        normalised, constant = kinds_of(self, tasks)
         base = named_vector(self._base_weights, names, 1.0, "base_weights", minimum=0.0)
-        self.tasks, self.normalised = names, normalised
+        self.tasks, self.normalised, self.constant = names, normalised, constant
         self._meanings = {name: kind.meaning for name, kind in tasks.items()}
         likelihoods = tasks.values()
         self.add_constant("exponent", (kind.exponent for kind in likelihoods))
@@ -99,9 +112,10 @@ class Weighting(TaskVectors, ABC):
         factors = (b * kind.factor for b, kind in zip(base, likelihoods, strict=True))
         self.add_constant("log_factor", (math.log(factor) if factor else -math.inf for factor in factors))
         self.add_constant("base_penalty", (b * kind.penalty for b, kind in zip(base, likelihoods, strict=True)))
-        self.register_buffer("task_ids", self.vector(dtype=torch.int64))
+        self.register_names()
         self.make_vectors()
-        self.reset_parameters()
+        with filling(self):
+            self.reset_parameters()
         return self
 
     def add_constant(self, name: str, values: Iterable[Any]) -> None:
@@ -120,15 +134,20 @@ class Weighting(TaskVectors, ABC):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Fill every parameter and every buffer with its first value (also after a meta device)."""
+        self.fill_names()
         self._fill_constants()
-        self.task_ids.copy_(torch.tensor(self.own_task_ids()))
         if self.log_variance is not None:
             self.log_variance.fill_(torch.nan)
 
     def _fill_constants(self) -> None:
         for name, values in self._constants.items():
             buffer: Tensor = getattr(self, name)
-            buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
+            buffer.copy_(torch.tensor(values, dtype=buffer.dtype).clamp(-_ENDLESS, _ENDLESS))
+
+    def check_tasks(self) -> None:
+        """Look at the tasks of a checkpoint, and undo what an average of buffers has made of constants."""
+        super().check_tasks()
+        self._fill_constants()
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -153,7 +172,7 @@ class Weighting(TaskVectors, ABC):
             with torch.autocast(device, enabled=False):
                 return self.forward(losses, present)
         losses = promote(losses)
-        weighted = self.weigh(losses, present)
+        weighted = as_weighted(self.weigh(losses, present), type(self).__name__)
         if self.learning:
             if self.blend is not None:
                 total, weights = self.blend(weighted.total, weighted.weights, losses, present)
@@ -228,9 +247,10 @@ class Weighting(TaskVectors, ABC):
         return ", ".join(f"{name}={value!r}" for name, value in self._options.items() if value not in (None, {}, ()))
 
     def powers(self) -> list[float]:
-        """Return what every task counts in the balanced loss: its log-loss `b r / a`, or a normalised loss `b`."""
+        """Return by what tasks count in the balanced loss: log-losses `b r / a`, normalised ones `b`, constants 0."""
         numbers = (self._constants[name] for name in ("base_penalty", "exponent", "base_weight"))
-        return [penalty / exponent if exponent else base for penalty, exponent, base in zip(*numbers, strict=True)]
+        powers = zip(self.tasks, *numbers, strict=True)
+        return [penalty / a if a else base * (name not in self.constant) for name, penalty, a, base in powers]
 
     def roots(self, losses: Tensor) -> Tensor:
         """Return `√L` `[T]`, or `√|L|` of normalised tasks: not finite where a loss is unsound."""

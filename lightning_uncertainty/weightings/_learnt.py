@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_uncertainty._tensors import keep_for_backward, reads_values
+from lightning_uncertainty._tensors import is_number, keep_for_backward, reads_values
 from lightning_uncertainty.weightings._named import named_vector
 from lightning_uncertainty.weightings._running_means import RunningMeans
 from lightning_uncertainty.weightings._task_vectors import whole
@@ -93,12 +93,12 @@ class LearntWeighting(RunningMeans):
         **options: object,
     ) -> None:
         shown = None if memory == DEFAULT_MEMORY else memory
-        share = 1 / memory if memory else 1 / DEFAULT_MEMORY
+        if memory is not None and not (is_number(memory) and 1 <= memory <= _LONGEST):
+            raise ValueError(f"memory should be a number of steps from 1 to {_LONGEST:g}, or None: found {memory!r}")
+        if restart is not None and not (is_number(restart) and restart >= 1):
+            raise ValueError(f"restart should be a number of steps, at least 1, or None: found {restart!r}")
+        share = 1 / (DEFAULT_MEMORY if memory is None else memory)
         super().__init__(share, base_weights, start=start, **options, memory=shown, restart=restart)
-        if memory is not None and not 1 <= memory <= _LONGEST:
-            raise ValueError(f"memory should be a number of steps from 1 to {_LONGEST:g}, or None: found {memory}")
-        if restart is not None and not restart >= 1:
-            raise ValueError(f"restart should be a number of steps, at least 1, or None: found {restart}")
         self.memory, self.restart = memory, restart
         self._start = start
         self._settled = False  # whether all have started
@@ -166,9 +166,13 @@ class LearntWeighting(RunningMeans):
         """
         wrong = [name for name in self.normalised if isinstance(given, Mapping) and name in given]
         if wrong:
+            why = (
+                "constant terms, which have none; leave these out"
+                if set(wrong) <= set(self.constant)
+                else "whose head gives one for each element; give the head its start, or leave these out"
+            )
             raise ValueError(
-                f"{what} should name tasks that have a log-variance of their own: found {', '.join(wrong)}, whose head "
-                "gives one for each element; give the head its start, or leave these out"
+                f"{what} should name tasks that have a log-variance of their own: found {', '.join(wrong)}, {why}"
             )
 
     @torch.no_grad()

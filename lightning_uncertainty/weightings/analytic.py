@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_uncertainty._tensors import keep_for_backward
+from lightning_uncertainty._tensors import is_number, keep_for_backward
 from lightning_uncertainty.likelihoods import optimal_log_variance
 from lightning_uncertainty.weightings._running_means import RunningMeans
 from lightning_uncertainty.weightings._weighted import Weighted
@@ -50,12 +50,13 @@ class AnalyticUncertaintyWeighting(RunningMeans):
     """
 
     takes_normalised = True
+    takes_constant = True
     log_variance: Tensor
 
     def __init__(self, decay: float = DEFAULT_DECAY, base_weights: Mapping[str, float] | None = None) -> None:
+        if not (is_number(decay) and 0 <= decay < 1):
+            raise ValueError(f"decay should lie in [0, 1): found {decay!r}")
         super().__init__(1 - decay, base_weights, decay=decay)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay should lie in [0, 1): found {decay}")
         self.decay = decay
 
     def make_vectors(self) -> None:

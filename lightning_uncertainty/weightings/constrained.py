@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_uncertainty._tensors import promote
+from lightning_uncertainty._tensors import is_number, promote
 from lightning_uncertainty.likelihoods import optimal_log_variance
 from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting
 
@@ -67,8 +67,8 @@ class ConstrainedUncertaintyWeighting(LearntWeighting):
         restart: int | None = None,
     ) -> None:
         super().__init__(start, base_weights, memory, restart, mean_log_variance=mean_log_variance)
-        if not abs(mean_log_variance) <= torch.finfo(torch.float32).max:
-            raise ValueError(f"mean_log_variance should be finite: found {mean_log_variance}")
+        if not is_number(mean_log_variance) or not abs(mean_log_variance) <= torch.finfo(torch.float32).max:
+            raise ValueError(f"mean_log_variance should be finite: found {mean_log_variance!r}")
         self.mean_log_variance = mean_log_variance
 
     def shaped(self, raw: Tensor, present: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import is_number
 from lightning_uncertainty.weightings._by_epoch import EpochWeighting
 from lightning_uncertainty.weightings._weighted import Weighted
 
@@ -52,8 +53,8 @@ class DynamicWeightAverage(EpochWeighting):
 
     def __init__(self, temperature: float = 2.0, base_weights: Mapping[str, float] | None = None) -> None:
         super().__init__(base_weights, temperature=temperature)
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature should be positive and finite: found {temperature}")
+        if not (is_number(temperature) and 0 < temperature < float("inf")):
+            raise ValueError(f"temperature should be positive and finite: found {temperature!r}")
         self.temperature = temperature
 
     def make_vectors(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import by_name
 from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._named import named_vector
 from lightning_uncertainty.weightings._weighted import Weighted
@@ -33,10 +34,11 @@ class FixedWeighting(Weighting):
     """
 
     takes_normalised = True
+    takes_constant = True
     weight: Tensor
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        given = dict(weights or {})
+        given = by_name(weights, "weights")
         super().__init__(weights=given)
         self._weights = given
 

@@ -159,16 +159,17 @@ class ScalarizerWeighting(Weighting):
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return what stands beside the vectors in a checkpoint: builtins and tensors only."""
+    def foreign_state(self) -> dict[str, Any]:
+        """Return what the scalarizer remembers, and where it is."""
         remembered = changes(plain_state(self.scalarizer, buffers=False), self._first_state)
-        return {**super().get_extra_state(), "scalarizer": remembered, "steps": self._steps, "epoch": self._epoch}
+        kind = type(self.scalarizer).__name__
+        return {"scalarizer": remembered, "of": kind, "steps": self._steps, "epoch": self._epoch}
 
-    def set_extra_state(self, state: Any) -> None:
+    def take_foreign_state(self, state: Any, saved: tuple[str, ...]) -> None:
         """Take what the scalarizer remembered, in the order of our tasks; it starts anew where some were added."""
-        if not isinstance(state, dict) or "scalarizer" not in state:
+        kind = type(self.scalarizer).__name__
+        if "scalarizer" not in state or (state["scalarizer"] and state.get("of", kind) != kind):
             return
-        saved = [self.renamed.get(name, name) for name in state["tasks"]]
         remembered = state["scalarizer"] if set(self.tasks) <= set(saved) else {}
         index = [saved.index(name) for name in self.tasks if name in saved]
         ordered = {name: _reordered(value, index, len(saved)) for name, value in remembered.items()}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_uncertainty._tensors import keep_for_backward
+from lightning_uncertainty._tensors import by_name, is_number, keep_for_backward
 from lightning_uncertainty.weightings._by_epoch import EpochWeighting
 from lightning_uncertainty.weightings._named import named_vector
 from lightning_uncertainty.weightings._weighted import Weighted
@@ -75,10 +75,11 @@ class SmoothTchebycheff(EpochWeighting):
         *,
         nadir_epoch: int | None = 4,
     ) -> None:
-        options = {"preferences": dict(preferences or {}), "ideal": dict(ideal or {}), "nadir_epoch": nadir_epoch}
+        preferences, ideal = by_name(preferences, "preferences"), by_name(ideal, "ideal")
+        options = {"preferences": preferences, "ideal": ideal, "nadir_epoch": nadir_epoch}
         super().__init__(None, temperature=temperature, **options)
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature should be positive and finite: found {temperature}")
+        if not (is_number(temperature) and 0 < temperature < float("inf")):
+            raise ValueError(f"temperature should be positive and finite: found {temperature!r}")
         if nadir_epoch is not None and (not isinstance(nadir_epoch, int) or nadir_epoch < 0):
             raise ValueError(f"nadir_epoch should be a whole number, at least 0, or None: found {nadir_epoch}")
         if ideal and nadir_epoch is not None:
@@ -88,7 +89,7 @@ class SmoothTchebycheff(EpochWeighting):
             )
         self.temperature, self.nadir_epoch = temperature, nadir_epoch
         self.needs_epoch = nadir_epoch is not None
-        self._preferences, self._ideal = dict(preferences or {}), dict(ideal or {})
+        self._preferences, self._ideal = preferences, ideal
 
     def make_vectors(self) -> None:
         self.add_constant("preference", named_vector(self._preferences, self.tasks, 1.0, "preferences", minimum=0.0))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import is_number
 from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._weighted import Weighted
 
@@ -45,8 +46,8 @@ class SoftOptimalUncertaintyWeighting(Weighting):
 
     def __init__(self, temperature: float = 1.0, base_weights: Mapping[str, float] | None = None) -> None:
         super().__init__(base_weights, temperature=temperature)
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature should be positive and finite: found {temperature}")
+        if not (is_number(temperature) and 0 < temperature < float("inf")):
+            raise ValueError(f"temperature should be positive and finite: found {temperature!r}")
         self.temperature = temperature
 
     def weigh(self, losses: Tensor, present: Tensor) -> Weighted:

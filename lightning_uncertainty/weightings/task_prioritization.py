@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uncertainty._tensors import keep_for_backward, reads_values
+from lightning_uncertainty._tensors import is_number, keep_for_backward, reads_values
 from lightning_uncertainty.likelihoods import Likelihood
 from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._kpi_sources import (
@@ -93,8 +93,8 @@ class DynamicTaskPrioritization(Weighting):
         base_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(base_weights, kpis=kpis, gamma=gamma, decay=decay)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay should lie in [0, 1): found {decay}")
+        if not (is_number(decay) and 0 <= decay < 1):
+            raise ValueError(f"decay should lie in [0, 1): found {decay!r}")
         self.decay = decay
         self._kpis, self._gamma = kpis, gamma
         self._metrics: dict[str, Metric] = {}

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_uncertainty._tensors import one_way_clamp, promote
+from lightning_uncertainty._tensors import is_number, one_way_clamp, promote
 from lightning_uncertainty.likelihoods import optimal_log_variance
+from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting
 from lightning_uncertainty.weightings._named import check_names
 from lightning_uncertainty.weightings._weighted import Weighted
 
-__all__ = ["UncertaintyWeighting"]
+__all__ = ["UncertaintyWeighting", "as_weighting"]
 
 Bounds = tuple[float, float]
 _OPEN: Bounds = (-math.inf, math.inf)
@@ -81,6 +82,7 @@ class UncertaintyWeighting(LearntWeighting):
     """
 
     takes_normalised = True
+    takes_constant = True
     steepest: Tensor  # 2 b r
     low: Tensor
     high: Tensor
@@ -96,6 +98,8 @@ class UncertaintyWeighting(LearntWeighting):
         memory: float | None = DEFAULT_MEMORY,
         restart: int | None = None,
     ) -> None:
+        if not isinstance(shared, Sequence) or any(isinstance(part, str) for part in [shared, *shared]):
+            raise ValueError(f"shared should be groups of task names, as in [['depth', 'width']]: found {shared!r}")
         super().__init__(start, base_weights, memory, restart, bounds=bounds, shared=tuple(map(tuple, shared)))
         self._bounds = bounds
         self._shared = tuple(map(tuple, shared))
@@ -179,17 +183,35 @@ class UncertaintyWeighting(LearntWeighting):
         }
 
 
+def as_weighting(weighting: Weighting | None) -> Weighting:
+    """Return a weighting, `UncertaintyWeighting()` where there is none.
+
+    Raises:
+        ValueError: it is no object of a weighting.
+    """
+    if weighting is None:
+        return UncertaintyWeighting()
+    if not isinstance(weighting, Weighting):
+        name = weighting.__name__ if isinstance(weighting, type) else "UncertaintyWeighting"
+        raise ValueError(f"weighting should be a Weighting: found {weighting!r}; make an object, as in {name}()")
+    return weighting
+
+
 def _bounds_of(bounds: Bounds | Mapping[str, Bounds] | None, tasks: tuple[str, ...]) -> dict[str, Bounds]:
     """Return the bounds of every task; none are infinite.
 
     Raises:
         ValueError: a name is no task, or bounds are not a lower and a higher number.
     """
-    given = bounds if isinstance(bounds, Mapping) else dict.fromkeys(tasks, bounds or _OPEN)
+    given = bounds if isinstance(bounds, Mapping) else dict.fromkeys(tasks, _OPEN if bounds is None else bounds)
     check_names(given, tasks, "bounds")
     for name, pair in given.items():
-        if len(pair) != 2 or not pair[0] < pair[1]:
-            raise ValueError(f"bounds should be a lower and a higher log-variance: found {pair} for task {name!r}")
+        paired = isinstance(pair, Sequence) and len(pair) == 2 and all(map(is_number, pair))
+        if not paired or not pair[0] < pair[1]:
+            raise ValueError(
+                f"bounds should be a lower and a higher log-variance, -inf or inf for none: found {pair!r} for task "
+                f"{name!r}"
+            )
     return {name: (float(given[name][0]), float(given[name][1])) if name in given else _OPEN for name in tasks}
 
 

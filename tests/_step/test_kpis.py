@@ -68,6 +68,7 @@ def average(kpis, decay):
 def test_a_step_hears_what_the_metric_says_of_its_batch(within):
     weighting = DynamicTaskPrioritization({"kind": ACCURACY, "depth": 9.0}, decay=0.8)
     net = Net(within(weighting))
+    weighting = getattr(net.task_weighting, "weighting", net.task_weighting)
     rows = fit(net)
     assert len(rows) == len(net.right) == 12
     for step, row in enumerate(rows):
@@ -80,15 +81,14 @@ def test_a_step_hears_what_the_metric_says_of_its_batch(within):
 
 
 def test_a_batch_without_labels_is_no_news():
-    weighting = DynamicTaskPrioritization({"kind": ACCURACY, "depth": 9.0}, decay=0.5)
-    net = Net(weighting)
+    net = Net(DynamicTaskPrioritization({"kind": ACCURACY, "depth": 9.0}, decay=0.5))
     x, labels = torch.randn(4, 4), torch.tensor([0, 1, 2, 0])
     for kind in (labels, torch.full((4,), -100), None, labels):
         net.training_step({"x": x, "depth": x[:, 0], "kind": kind if kind is not None else labels * 0 - 100}, 0)
         net.task_step(net.trunk(x).tanh(), {"depth": x[:, 0], "kind": None}, "train")
     kept = [state["shortfall"][1].item() for state in net.states]
     assert kept[0] == kept[1] == kept[2]
-    assert weighting.kpi[1].item() == pytest.approx(average([net.right[0], net.right[3]], 0.5))
+    assert net.task_weighting.kpi[1].item() == pytest.approx(average([net.right[0], net.right[3]], 0.5))
 
 
 def test_the_metric_of_the_constructor_and_those_of_the_task_are_left_alone():
@@ -119,7 +119,7 @@ def test_a_value_counts_for_its_own_step_alone():
     assert net.task_weighting.kpi[1] == 0.125 != net.right[0]
 
 
-@pytest.mark.filterwarnings("ignore:a training step is skipped", "ignore:.training_step. returned .None.:UserWarning")
+@pytest.mark.filterwarnings("ignore:a training step is skipped")
 def test_a_skipped_step_is_not_heard():
     net = Net(DynamicTaskPrioritization({"kind": ACCURACY, "depth": 9.0}), on_nonfinite="skip_step")
     good, bad = in_a_row(2).dataset
@@ -154,6 +154,18 @@ def test_a_computed_loss_has_no_metric_unless_it_is_observed():
 def test_metrics_with_many_numbers_are_refused(metric, message):
     with pytest.raises(ValueError, match=message):
         fit(Net(DynamicTaskPrioritization({"kind": metric, "depth": 9.0})))
+
+
+def test_a_metric_that_refuses_a_batch_is_no_news():
+    weighting = DynamicTaskPrioritization({"depth": R2Score(), "kind": 0.5}, decay=0.5)
+    net, x = Net(weighting), torch.randn(4, 4)
+    near = net.task_heads["depth"](net.trunk(x).tanh())[:, 0].detach() + torch.tensor([0.01, 0, 0, 0])
+    labels = {"depth": near, "kind": torch.zeros(4).long()}
+    net.training_step({"x": x, **labels}, 0)
+    before = tensors(net.task_weighting)["shortfall"][0]
+    with pytest.warns(UserWarning, match="KPI of task 'depth' has no value of 1 labels: Needs at least two"):
+        net.training_step({"x": x[:1], "depth": labels["depth"][:1] + 1, "kind": labels["kind"][:1]}, 1)
+    assert tensors(net.task_weighting)["shortfall"][0] == before > 0
 
 
 @pytest.mark.parametrize("metric", [MeanAbsoluteError(), R2Score()])

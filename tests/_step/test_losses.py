@@ -80,3 +80,30 @@ def test_what_is_no_scalar_is_refused_by_name(loss, found):
         ValueError, match=f"should be a 0-dimensional tensor or a pair .*: found {found} for task 'depth'"
     ):
         stack_losses({"depth": loss, "kind": None}, TASKS, CPU)
+
+
+ONE = torch.ones((), requires_grad=True)
+
+
+@pytest.mark.parametrize("losses", [[ONE, ONE], (ONE, ONE), torch.ones(2), None, 1.0])
+def test_losses_are_given_by_name(losses):
+    with pytest.raises(ValueError, match=r"losses should be given by task name, as in \{'depth': loss\}: found "):
+        stack_losses(losses, TASKS, CPU)
+
+
+@pytest.mark.parametrize("loss", [ONE * 1j, (ONE * 1j, 1), (ONE, torch.tensor(1j))])
+def test_complex_losses_are_refused(loss):
+    with pytest.raises(ValueError, match="a loss should be a real number: found a complex one for depth"):
+        stack_losses({"depth": loss, "kind": ONE}, TASKS, CPU)
+
+
+@pytest.mark.parametrize("count", [0, torch.tensor(0.0)])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_sum_of_nothing_that_would_poison_gradients_is_refused(count, value):
+    with pytest.raises(ValueError, match=r"found (nan|inf) with count 0 for task 'depth', whose gradient is NaN"):
+        stack_losses({"depth": (ONE * value, count), "kind": ONE}, TASKS, CPU)
+    sums, counts, _ = stack_losses({"depth": (torch.tensor(value), count), "kind": ONE}, TASKS, CPU)  # out of the graph
+    assert counts.tolist() == [0.0, 1.0]
+    with torch.no_grad():
+        assert not stack_losses({"depth": (ONE * value, count), "kind": ONE}, TASKS, CPU)[0].requires_grad
+    assert not sums[0].isfinite()

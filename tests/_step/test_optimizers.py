@@ -38,7 +38,7 @@ def test_log_variances_in_two_optimizers_are_an_error():
         def configure_optimizers(self):
             return [torch.optim.SGD(self.parameters(), 0.1), torch.optim.SGD(self.task_weighting.parameters(), 0.1)]
 
-    with pytest.raises(RuntimeError, match="found them in 2, so they would be stepped twice"):
+    with pytest.raises(RuntimeError, match=r"in 2 \(number 1, SGD; number 2, SGD\), so they would be stepped twice"):
         trainer(callbacks=[UncertaintyMonitor()]).fit(Net(), tuples())
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_uncertainty._step import all_dataloaders, check_skipping, trainer_of
+from lightning_uncertainty._step import all_dataloaders, trainer_of
 from tests._nets import Plain, trainer
 
 
@@ -35,17 +35,3 @@ def test_without_results_nothing_is_changed(own):
     with all_dataloaders(own):
         assert own == before
     assert own == before
-
-
-@pytest.mark.parametrize(
-    ("accumulated", "scaler", "found"),
-    [(2, None, "accumulated batches"), (1, object(), "a GradScaler"), (2, object(), "accum.* and a GradScaler")],
-)
-def test_skipping_over_processes_wants_whole_steps(accumulated, scaler, found, monkeypatch):
-    own = SimpleNamespace(accumulate_grad_batches=accumulated, scaler=scaler)
-    check_skipping(own)
-    monkeypatch.setattr("lightning_uncertainty._step.trainers.world_size", lambda: 2)
-    with pytest.raises(RuntimeError, match=f"whole steps to skip: found 2 processes with {found}"):
-        check_skipping(own)
-    check_skipping(SimpleNamespace(accumulate_grad_batches=1, scaler=None))
-    check_skipping(None)

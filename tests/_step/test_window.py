@@ -46,7 +46,7 @@ def test_tasks_without_labels_are_left_out_everywhere():
     for _ in range(2):
         add(window, weighting, [4.0, 1.0, 1.0], [True, False, False])
     row = window.take(weighting)
-    assert set(row) == {"loss", "weight", "weight_share", "sigma", "sigma_gap"}
+    assert set(row) == {"loss", "weight", "loss_share", "sigma", "sigma_gap"}
     for key, by_task in row.items():
         assert list(by_task) == ["depth"], key
 
@@ -69,9 +69,9 @@ def test_weights_and_sigmas_are_those_of_the_latest_present_step():
     row = window.take(weighting)
     assert row["weight"] == pytest.approx({"depth": 1 / 18, "semantics": 1 / 16, "edges": 1 / 2})
     assert row["sigma"] == pytest.approx({"depth": 3.0, "semantics": 4.0, "edges": math.sqrt(2.0)})
-    share = sum(row["weight"].values())
-    assert row["weight_share"] == pytest.approx({task: weight / share for task, weight in row["weight"].items()})
-    assert sum(row["weight_share"].values()) == pytest.approx(1.0)
+    weighted = {"depth": (4 + 9) / 2 / 18, "semantics": (1 + 2 + 8) / 3 / 16, "edges": 1 / 2}
+    assert row["loss_share"] == pytest.approx({task: wl / sum(weighted.values()) for task, wl in weighted.items()})
+    assert sum(row["loss_share"].values()) == pytest.approx(1.0)
 
 
 def test_a_log_variance_that_drifts_while_its_task_is_absent_is_not_shown():
@@ -96,10 +96,42 @@ def test_sigma_gap_is_the_distance_to_the_optimum_of_the_mean_loss():
 
 def test_weightings_without_log_variances_have_no_sigma():
     window, weighting = StepWindow(), bind(FixedWeighting, {"depth": 3.0})
-    add(window, weighting, [1.0, 1.0, 1.0], [True, True, False])
+    add(window, weighting, [1.0, 9.0, 1.0], [True, True, False])
     row = window.take(weighting)
-    assert set(row) == {"loss", "weight", "weight_share"}
-    assert row["weight_share"] == {"depth": 0.75, "semantics": 0.25}
+    assert set(row) == {"loss", "weight", "loss_share"}
+    assert row["loss_share"] == {"depth": 0.25, "semantics": 0.75}
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 1e3])
+def test_shares_of_the_weighted_loss_are_free_of_units_and_level_where_sigma_is_at_its_optimum(unit):
+    """Those of a Laplace task are twice as high: 1 for the 1/2 of the others."""
+    tasks = {**TASKS, "height": as_likelihood("laplace")}
+    weighting, window = AnalyticUncertaintyWeighting(0.0).bind(tasks), StepWindow()
+    losses = torch.tensor([4.0 * unit**2, 0.1, 3.0, 7.0 * unit])
+    window.add(losses, torch.ones(4, dtype=torch.bool), weighting, weighting(losses, torch.ones(4)))
+    shares = window.take(weighting)["loss_share"]
+    assert shares == pytest.approx({"depth": 0.2, "semantics": 0.2, "edges": 0.2, "height": 0.4})
+
+
+def test_losses_that_are_negative_or_all_zero_have_shares_by_size_or_none():
+    tasks = {"depth": HeteroscedasticGaussian(), "kind": as_likelihood("categorical")}
+    weighting, window = FixedWeighting({"depth": 0.5}).bind(tasks), StepWindow()
+    for losses, shares in (([-6.0, 1.0], {"depth": 0.75, "kind": 0.25}), ([0.0, 0.0], {})):
+        window.add(
+            torch.tensor(losses),
+            torch.ones(2),
+            torch.ones(2, dtype=torch.bool),
+            weighting(torch.tensor(losses), torch.ones(2)),
+        )
+        assert window.take(weighting)["loss_share"] == shares
+
+
+def test_a_look_leaves_the_window_as_it_is():
+    window, weighting = StepWindow(), bind()
+    add(window, weighting, [3.0, 2.0, 1.0], [True, True, False])
+    look = window.take(weighting, keep=True)
+    add(window, weighting, [5.0, 2.0, 1.0], [True, True, False])
+    assert (look["loss"]["depth"], window.take(weighting)["loss"]["depth"]) == (3.0, 4.0)
 
 
 def test_a_task_that_has_not_started_has_no_sigma_yet():
@@ -115,7 +147,7 @@ def test_weights_that_are_all_zero_have_no_shares():
     add(window, weighting, [1.0, 1.0, 1.0], [True, True, True])
     row = window.take(weighting)
     assert row["weight"] == dict.fromkeys(TASKS, 0.0)
-    assert row["weight_share"] == {}
+    assert row["loss_share"] == {}
 
 
 def test_take_empties_the_window():

@@ -267,7 +267,7 @@ def test_a_weighting_before_it_keeps_its_own_gradient():
         assert_close(found["task_weighting.weighting.offset"], alone["task_weighting.offset"])
         assert net.sigma() == dict.fromkeys(NAMES, 1.0)
         row = net.take_row()
-        assert set(row) == {"loss", "weight", "weight_share", "sigma", "sigma_gap"}
+        assert set(row) == {"loss", "weight", "loss_share", "sigma", "sigma_gap"}
         assert list(row["weight"].values()) == pytest.approx((0.5 * net.task_weighting.balance).tolist())
 
 

@@ -1,4 +1,4 @@
-"""When tasks are said to take over: their share, their σ now, at first and in the middle, and the number of rows."""
+"""When tasks are said to take over: their weights, their σ now, at first and in the middle, and the number of rows."""
 
 import math
 
@@ -6,13 +6,13 @@ import pytest
 
 from lightning_uncertainty.callbacks._dominance import dominance
 
-SHARES = {"depth": 0.96, "kind": 0.04}
+WEIGHTS = {"depth": 4.8, "kind": 0.2}
 FALLING = [0.9**step for step in range(12)]
 
 
-def warned(sigmas, shares=SHARES, prefix=""):
+def warned(sigmas, weights=WEIGHTS, prefix=""):
     rows = [{"step": step, f"{prefix}sigma/depth": sigma} for step, sigma in enumerate(sigmas)]
-    return dominance(rows, shares, prefix)
+    return dominance(rows, weights, prefix)
 
 
 @pytest.mark.parametrize("prefix", ["", "u/"])
@@ -37,17 +37,20 @@ def test_other_ways_of_a_sigma_are_not(sigmas):
     assert warned(sigmas) is None
 
 
-@pytest.mark.parametrize("shares", [{"depth": 0.95, "kind": 0.05}, {"depth": 0.04, "kind": 0.96}, {"depth": 1.0}])
-def test_a_task_that_does_not_take_the_weight_of_others_is_not(shares):
-    assert warned(FALLING, shares) is None
+@pytest.mark.parametrize(
+    "weights",
+    [{"depth": 0.95, "kind": 0.05}, {"depth": 0.04, "kind": 0.96}, {"depth": 1.0}, {"depth": 0.0, "kind": 0.0}],
+)
+def test_a_task_that_does_not_take_the_weight_of_others_is_not(weights):
+    assert warned(FALLING, weights) is None
 
 
 STILL = [2.0] * 12
 TOGETHER = {"residual": 0.6, "boundary": 0.38, "initial": 0.02}
 
 
-def warned_together(shares=TOGETHER, **sigmas):
-    return dominance([{f"sigma/{task}": own[step] for task, own in sigmas.items()} for step in range(12)], shares)
+def warned_together(weights=TOGETHER, **sigmas):
+    return dominance([{f"sigma/{task}": own[step] for task, own in sigmas.items()} for step in range(12)], weights)
 
 
 def test_tasks_that_fall_together_while_another_stands_still_are_told():

@@ -150,8 +150,8 @@ def test_training_is_the_same_to_rounding():
     torch.testing.assert_close(tensors(watched), tensors(plain), rtol=1e-12, atol=1e-14)
 
 
-def test_it_looks_on_logging_steps_unless_told():
-    for given, every, steps in ((None, 4, [3, 7]), (5, 4, [4, 9]), (None, 0, [])):
+def test_it_looks_on_logging_steps_unless_told_and_else_at_the_last():
+    for given, every, steps in ((None, 4, [3, 7]), (5, 4, [4, 9]), (None, 0, []), (None, 50, [9]), (99, 4, [9])):
         monitor = GradientConflictMonitor(given)
         train(Watched(), monitor, log_every_n_steps=every)
         assert [row["step"] for row in monitor.history.rows] == steps
@@ -418,6 +418,23 @@ def test_a_resumed_fit_goes_on_with_rows_and_means(tmp_path):
     other = many(3)
     train(other, resumed)  # other tasks: their means are their own
     assert resumed._means.tasks == ("t0", "t1", "t2")
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 7}, {"max_epochs": 2}, {"accumulate_grad_batches": 3}])
+def test_the_last_step_of_a_short_fit_is_watched_whatever_ends_it(options):
+    net, monitor = Watched(), GradientConflictMonitor()
+    fitted = train(net, monitor, log_every_n_steps=50, **options)
+    (row,) = monitor.history.rows
+    assert row.pop("step") == fitted.global_step - 1
+    assert_row(row, expected(net.jacobians[-1]), 1e-6)
+
+
+def test_a_new_fit_starts_anew():
+    monitor = GradientConflictMonitor(1)
+    train(Watched(), monitor)
+    train(Watched(), monitor, max_steps=3)
+    assert [row["step"] for row in monitor.history.rows] == [0, 1, 2]
+    assert monitor._means._counts.max() == 3
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_r
 NUMBERS = {
     "loss": {"depth": 4.0, "kind": 0.5},
     "weight": {"depth": 0.125, "kind": 1.0},
-    "weight_share": {"kind": 1.0},
+    "loss_share": {"kind": 1.0},
     "sigma": {"depth": 2.0},
     "sigma_gap": {"depth": 0.25},
 }
@@ -17,11 +17,11 @@ def test_rows_are_numbers_in_the_order_of_the_columns():
     depth, kind = task_rows(NUMBERS, NAMES, MEANINGS)
     assert dict(zip(COLUMNS, depth, strict=True)) == {
         "task": "depth", "likelihood": "gaussian", "loss": 4.0, "sigma": 2.0, "sigma_gap": 0.25, "weight": 0.125,
-        "weight_share": None, "sigma_is": "RMSE [label]",
+        "loss_share": None, "sigma_is": "RMSE [label]",
     }  # fmt: skip
     assert dict(zip(COLUMNS, kind, strict=True)) == {
         "task": "kind", "likelihood": "categorical", "loss": 0.5, "sigma": None, "sigma_gap": None, "weight": 1.0,
-        "weight_share": 1.0, "sigma_is": "√(2·CE) [-]",
+        "loss_share": 1.0, "sigma_is": "√(2·CE) [-]",
     }  # fmt: skip
 
 

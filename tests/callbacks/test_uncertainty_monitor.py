@@ -112,19 +112,19 @@ def test_rows_are_the_means_and_the_latest_values_of_their_steps(weighting, ever
     assert [step for step, _ in rows] == list(range(every - 1, 12, every))
     for step, row in rows:
         window = net.steps[step + 1 - every : step + 1]
-        share = sum(weight for _, weight in window[-1].values())
+        weighted = {task: row[f"loss/{task}"] * window[-1][task][1] for task in net.task_likelihoods()}
         for task, likelihood in net.task_likelihoods().items():
             loss = sum(had[task][0] for had in window) / every
             weight = window[-1][task][1]
             assert row[f"loss/{task}"] == pytest.approx(loss, rel=1e-6)
             assert row[f"weight/{task}"] == pytest.approx(weight, rel=1e-6)
-            assert row[f"weight_share/{task}"] == pytest.approx(weight / share, rel=1e-6)
+            assert row[f"loss_share/{task}"] == pytest.approx(weighted[task] / sum(weighted.values()), rel=1e-6)
             if weighting is UncertaintyWeighting:
                 sigma = math.sqrt(likelihood.factor / weight)  # c e^-s is the weight
                 assert row[f"sigma/{task}"] == pytest.approx(sigma, rel=1e-5)
                 best = math.exp(likelihood.optimum(loss) / 2)
                 assert row[f"sigma_gap/{task}"] == pytest.approx(sigma / best - 1, abs=1e-5)
-    keys = {"loss", "weight", "weight_share"} | ({"sigma", "sigma_gap"} if weighting is UncertaintyWeighting else set())
+    keys = {"loss", "weight", "loss_share"} | ({"sigma", "sigma_gap"} if weighting is UncertaintyWeighting else set())
     assert {key.split("/")[0] for key in rows[-1][1]} == keys
 
 
@@ -169,7 +169,7 @@ def test_every_value_of_a_wandb_run_is_the_truth(tmp_path, capsys):
     (path,) = run.rglob("*.table.json")
     table = json.loads(path.read_text())
     last = recorder.ours[-1][1]
-    kinds = ("loss", "sigma", "sigma_gap", "weight", "weight_share")
+    kinds = ("loss", "sigma", "sigma_gap", "weight", "loss_share")
     assert table["columns"] == ["task", "likelihood", *kinds, "sigma_is"]
     assert table["data"] == [
         [task, name, *(last[f"{kind}/{task}"] for kind in kinds), about()["sigma_is"][task]]
@@ -187,7 +187,7 @@ def test_tensorboard_and_csv_hold_the_history(tmp_path):
     scalars = [(event.step, event.value) for event in events.Scalars("sigma/depth")]
     assert scalars == [(row["step"], pytest.approx(row["sigma/depth"])) for row in monitor.history.rows]
     lines = (Path(table.log_dir) / "metrics.csv").read_text().splitlines()
-    assert "weight_share/kind" in lines[0]
+    assert "loss_share/kind" in lines[0]
     assert len(lines) == 1 + len(monitor.history.rows)
 
 
@@ -238,7 +238,7 @@ def test_only_loggers_with_the_layout_get_the_optimum_and_only_charts_that_fill(
     trainer(logger=[board, table], callbacks=[UncertaintyMonitor()]).fit(net, tuples())  # no validation
     (written,) = events_of(board).Tensors("custom_scalars__config__")
     (lines,) = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0]).category
-    assert [chart.title for chart in lines.chart] == ["effective weight", "share of the weight", "loss"]
+    assert [chart.title for chart in lines.chart] == ["effective weight", "share of the weighted loss", "loss"]
     assert yaml.safe_load((Path(table.log_dir) / "hparams.yaml").read_text()) == {
         "uncertainty": about("FixedWeighting()")
     }
@@ -361,7 +361,7 @@ def test_a_report_holds_both_histories_and_needs_rows(tmp_path, monkeypatch):
         teller.report(tmp_path / "report.html")
         run = runs.pop()
         assert (run.title, run.config) == ("Plain", {"uncertainty": about(prefix="u/")})
-        assert [row["step"] for row in run.rows] == [2, 3, 5, 7]
+        assert [row["step"] for row in run.rows] == [2, 3, 5, 7, 7]
         assert [row for row in run.rows if "u/loss/depth" in row] == monitor.history.rows
         assert [row for row in run.rows if "val/balanced_loss" in row] == monitor.evaluations.rows
         assert "RMSE [label]" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -380,7 +380,7 @@ def test_a_task_without_labels_since_the_last_row_is_left_out():
     trainer(logger=recorder, max_epochs=2, callbacks=[UncertaintyMonitor()]).fit(Owning(), batches)
     there = [[key for key in row if key.endswith("/depth")] != [] for _, row in recorder.ours]
     assert there == [True, False, False, False, True, False, False, False]
-    assert all(row["weight_share/kind"] == 1.0 for (_, row), had in zip(recorder.ours, there, strict=True) if not had)
+    assert all(row["loss_share/kind"] == 1.0 for (_, row), had in zip(recorder.ours, there, strict=True) if not had)
 
 
 @pytest.mark.parametrize(
@@ -600,7 +600,7 @@ def test_a_sigma_that_is_late_for_long_warns_once(sizes, rate, options, warns):
     assert all(message.startswith("σ of task 'depth'") and "restart=50" in message for message in told)
 
 
-def test_a_large_share_for_the_sake_of_units_alone_does_not_warn():
+def test_a_large_weight_for_the_sake_of_units_alone_does_not_warn_and_is_no_large_share():
     class Units(Plain):
         def training_step(self, batch, batch_idx):
             anchor = self.depth.weight.sum() * 0
@@ -608,7 +608,9 @@ def test_a_large_share_for_the_sake_of_units_alone_does_not_warn():
 
     monitor = UncertaintyMonitor()
     trainer(max_epochs=6, callbacks=[monitor]).fit(Units(AnalyticUncertaintyWeighting()), tuples())  # -W error
-    assert monitor.history.rows[-1]["weight_share/depth"] > 0.99
+    row = monitor.history.rows[-1]
+    assert row["weight/depth"] > 1000 * row["weight/kind"]
+    assert row["loss_share/depth"] == pytest.approx(0.5)
 
 
 class Normalised(Plain):
@@ -631,7 +633,7 @@ def test_a_normalised_task_has_loss_and_weight_and_the_table_says_whose_sigma_is
     fit = trainer(log_every_n_steps=2, callbacks=[monitor], logger=board)
     fit.fit(Normalised(weighting()), tuples(), tuples())
     keys = {key for row in monitor.history.rows for key in row}
-    assert {"loss/depth", "weight/depth", "weight_share/depth"} <= keys
+    assert {"loss/depth", "weight/depth", "loss_share/depth"} <= keys
     assert not any(key.startswith("sigma") and key.endswith("/depth") for key in keys)
     assert ("sigma/kind" in keys) == (weighting is UncertaintyWeighting)
     assert fit.callback_metrics["loss/depth"] < -90

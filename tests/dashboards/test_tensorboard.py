@@ -35,7 +35,7 @@ def test_the_layout_shows_all_tasks_in_one_chart_and_each_sigma_beside_its_optim
 def test_the_layout_leaves_out_what_a_run_does_not_have():
     layout = tensorboard_layout(["depth"], sigma=False, held_out=None)
     assert {name: list(charts) for name, charts in layout.items()} == {
-        "Uncertainty weighting": [KINDS["weight"], KINDS["weight_share"], KINDS["loss"]]
+        "Uncertainty weighting": [KINDS["weight"], KINDS["loss_share"], KINDS["loss"]]
     }
 
 

@@ -44,7 +44,9 @@ def test_the_workspace_holds_every_key_in_a_chart_of_all_tasks():
     assert {chart["xAxis"] for chart in charts.values()} == {section["settings"]["xAxis"]} == {"trainer/global_step"}
     logarithmic = {title for title, chart in charts.items() if chart.get("yLogScale")}
     assert logarithmic == {"σ", "effective weight", "loss", "held-out loss"}
-    assert {title for title, chart in charts.items() if chart.get("plotType") == "pct-area"} == {"share of the weight"}
+    assert {title for title, chart in charts.items() if chart.get("plotType") == "pct-area"} == {
+        "share of the weighted loss"
+    }
     assert section["settings"]["shouldAutoGeneratePanels"]
 
 

@@ -14,7 +14,8 @@ from lightning_uncertainty.likelihoods import (
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))
 NAN = float("nan")
-ELEMENTWISE = [name for name in LIKELIHOODS if not name.startswith("categorical")]
+WEIGHED = [name for name in LIKELIHOODS if name != "constant"]
+ELEMENTWISE = [name for name in WEIGHED if not name.startswith("categorical")]
 CATEGORICAL = ["categorical", "categorical_half"]
 
 

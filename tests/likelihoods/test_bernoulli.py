@@ -68,3 +68,28 @@ def test_vector_bernoulli():
     vector_close(Bernoulli().optimum(bce), expected["s_opt"], vector)
     vector_close(Bernoulli.factor * math.exp(-Bernoulli().optimum(bce)), expected["weight_opt"], vector)
     vector_close(term(Bernoulli(), bce, float64(0.0)), expected["term_at_s0"], vector)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 5)])
+def test_pos_weight_of_every_channel_is_torchs(shape):
+    output, target = draw("bernoulli", *shape)
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    fitted = weights.reshape(-1, *[1] * (len(shape) - 2))
+    expected = F.binary_cross_entropy_with_logits(output, target, pos_weight=fitted)
+    for given in (weights, weights.tolist()):
+        likelihood = Bernoulli(pos_weight=given)
+        assert likelihood == Bernoulli(pos_weight=(0.5, 1.0, 4.0))
+        assert hash(likelihood)
+        close(mean(likelihood.loss(output, target)), expected)
+    assert Bernoulli(pos_weight=torch.tensor(2.0)) == Bernoulli(pos_weight=2.0)
+
+
+def test_pos_weight_of_other_channels_is_told():
+    with pytest.raises(ValueError, match="one number, or one for each of 3 channels: found 2"):
+        Bernoulli(pos_weight=(1.0, 2.0)).loss(torch.zeros(4, 3), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("wrong", ["x", [], [1.0, -1.0], math.inf, None, torch.tensor([NAN])])
+def test_slips_in_pos_weight_are_told(wrong):
+    with pytest.raises(ValueError, match="pos_weight should be positive and finite, one or one a channel: found"):
+        Bernoulli(pos_weight=wrong)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from lightning_uncertainty.likelihoods import (
     Categorical,
     CategoricalHalf,
+    HeteroscedasticCategorical,
     as_likelihood,
 )
 from tests._numbers import float64
@@ -110,7 +111,7 @@ def test_shapes_of_class_labels(name, output, target):
 @pytest.mark.parametrize("name", CATEGORICAL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
 def test_types_of_class_labels(name, dtype):
-    with pytest.raises(ValueError, match=f"labels of a {name} task should be integer class indices: found {dtype}"):
+    with pytest.raises(ValueError, match=f"labels of a {name} task should be integer class .* found {dtype}"):
         make(name).loss(torch.zeros(4, 3), torch.zeros(4).to(dtype))
     with pytest.raises(ValueError, match="integer class indices"):
         make(name).observed(torch.zeros(4, 3), torch.zeros(4).to(dtype))
@@ -160,3 +161,83 @@ def test_predicted_classes_are_softmax_at_the_temperature_whatever_sigma(likelih
     truth = torch.distributions.Categorical(logits=outputs[0].movedim(1, -1) / 2)
     torch.testing.assert_close(found.mean.movedim(1, -1), truth.probs)
     torch.testing.assert_close(found.total, truth.entropy())
+
+
+@pytest.mark.parametrize("weights", [None, (0.5, 1.0, 3.0, 0.1)])
+@pytest.mark.parametrize("shape", [(8,), (8, 5), (8, 4, 3)])
+def test_label_smoothing_is_torchs(shape, weights):
+    output, target = draw("categorical", *shape)
+    target[1] = -100
+    torchs = None if weights is None else torch.tensor(weights)
+    expected = F.cross_entropy(output, target, torchs, label_smoothing=0.2)
+    pair = Categorical(class_weights=weights, label_smoothing=0.2).loss(output, target)
+    close(mean(pair), expected)
+    assert pair.labels == (target >= 0).sum()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, (0.5, 1.0, 3.0, 0.1)])
+@pytest.mark.parametrize("shape", [(8,), (8, 5), (8, 4, 3)])
+def test_probabilities_as_labels_are_torchs(shape, weights, smoothing):
+    output, _ = draw("categorical", *shape)
+    target = torch.randn_like(output).softmax(1)
+    torchs = None if weights is None else torch.tensor(weights)
+    expected = F.cross_entropy(output[1:], target[1:], torchs, label_smoothing=smoothing)
+    target[0] = NAN
+    likelihood = Categorical(class_weights=weights, label_smoothing=smoothing)
+    output.requires_grad_()
+    total, count = likelihood.loss(output, target)
+    close((total / count).detach(), expected)
+    total.backward()
+    assert output.grad.isfinite().all()
+    assert not output.grad[0].any()
+    prediction, label = likelihood.observed(output.detach(), target)
+    assert label.equal(target[1:].argmax(1).reshape(-1))
+    assert prediction.shape == (len(label), 4)
+
+
+def test_probabilities_of_one_class_are_its_index_for_noisy_logits_too():
+    likelihood, target = HeteroscedasticCategorical(), torch.tensor([0, 2, 1])
+    output, soft = torch.cat([torch.randn(3, 3), torch.full((3, 3), -60.0)], 1), F.one_hot(target, 3).float()
+    close(mean(likelihood.loss(output, soft)), mean(likelihood.loss(output, target)))
+    for own, other in zip(likelihood.outputs_of(output, soft), likelihood.outputs_of(output, target), strict=True):
+        assert own.equal(other)
+
+
+def test_probabilities_with_focal_or_that_are_none_are_refused():
+    output, target = torch.zeros(2, 3), torch.full((2, 3), 1 / 3)
+    with pytest.raises(ValueError, match=r"with focal=2.0 should be class indices: found probabilities"):
+        Categorical(focal=2.0).loss(output, target)
+    for wrong in (3 * target, torch.tensor([[2.0, -1.0, 0.0]] * 2)):
+        with pytest.raises(ValueError, match=r"probabilities should be at least 0, with sum 1 over classes: found"):
+            Categorical().loss(output, wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 1.0}, r"label_smoothing should lie in \[0, 1\), without focal: found 1.0"),
+        ({"label_smoothing": "x"}, "label_smoothing should lie in"),
+        ({"label_smoothing": 0.1, "focal": 2.0}, "without focal: found 0.1 with focal=2.0"),
+        ({"class_weights": 2.0}, "class weights should be .* one for each class: found 2.0"),
+        ({"class_weights": "abc"}, "class weights should be"),
+        ({"class_weights": ()}, "class weights should be"),
+        ({"class_weights": [[1.0, 2.0]]}, "class weights should be"),
+        ({"ignore_index": None}, "ignore_index should be a whole number, as -100 or 255: found None"),
+        ({"ignore_index": 1.5}, "ignore_index should be a whole number"),
+        ({"focal": "x"}, "focal should be an exponent"),
+    ],
+)
+def test_slips_in_options_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        Categorical(**options)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_what_is_no_tensor_is_told(likelihood):
+    output, target = draw(likelihood, 4)
+    for arguments in ((output, target.tolist()), ((output,), target), (output, target, [True] * 4)):
+        with pytest.raises(ValueError, match=rf"of a {likelihood} task should be a tensor: found a (list|tuple)"):
+            as_likelihood(likelihood).loss(*arguments)
+    with pytest.raises(ValueError, match=r"real numbers: found torch\.complex64"):
+        as_likelihood(likelihood).loss(output * 1j, target)

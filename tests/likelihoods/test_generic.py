@@ -19,3 +19,9 @@ def test_generic_needs_its_error():
         Generic().loss(torch.zeros(2), torch.zeros(2))
     with pytest.raises(ValueError, match=r"one error per label \[2\]: found \[\].*reduction=\"none\""):
         Generic(F.mse_loss).loss(torch.zeros(2), torch.zeros(2))
+
+
+@pytest.mark.parametrize("wrong", ["mse", 3, torch.nn.MSELoss])
+def test_an_error_is_a_function(wrong):
+    with pytest.raises(ValueError, match="elementwise should be a function of output and target"):
+        Generic(wrong)

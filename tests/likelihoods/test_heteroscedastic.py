@@ -227,7 +227,7 @@ def test_labels_of_another_shape_than_the_means_are_refused(likelihood):
         (lambda: HeteroscedasticGaussian(beta=NAN), "beta should lie in"),
         (lambda: HeteroscedasticCategorical(samples=0), "samples should be .* found 0"),
         (lambda: HeteroscedasticCategorical(samples=2.5), "samples should be .* found 2.5"),
-        (lambda: AsGeneric(Gaussian()), r"should be normalised: found Gaussian\(\)"),
+        (lambda: AsGeneric(Gaussian()), r"should be normalised and of a task: found Gaussian\(\)"),
     ],
 )
 def test_numbers_that_make_no_sense(make, match):

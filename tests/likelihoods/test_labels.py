@@ -5,16 +5,15 @@ import torch
 from torch.nn import functional as F
 
 from lightning_uncertainty.likelihoods import (
-    LIKELIHOODS,
     Categorical,
     Gaussian,
     Laplace,
     masked_sum,
 )
-from tests.likelihoods._likelihoods import CATEGORICAL, ELEMENTWISE, NAN, close, draw, make, mean, with_missing
+from tests.likelihoods._likelihoods import CATEGORICAL, ELEMENTWISE, NAN, WEIGHED, close, draw, make, mean, with_missing
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", WEIGHED)
 @pytest.mark.parametrize("how", ["label", "mask", "both"])
 def test_missing_labels_are_as_if_removed(name, how):
     likelihood = make(name)
@@ -63,7 +62,7 @@ def test_masks_of_class_labels(shape, class_weights):
     close(mean(likelihood.loss(output, target, mask)), expected)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", WEIGHED)
 def test_all_missing_counts_nothing_and_has_a_finite_gradient(name):
     output, target = draw(name, 4, 3)
     output.requires_grad_()
@@ -74,14 +73,14 @@ def test_all_missing_counts_nothing_and_has_a_finite_gradient(name):
     assert (output.grad == 0).all()
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", WEIGHED)
 def test_an_empty_batch_counts_nothing(name):
     output, target = draw(name, 4)
     total, count = make(name).loss(output[:0], target[:0])
     assert (total.item(), count.item()) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", WEIGHED)
 def test_padding_with_missing_elements_changes_nothing(name):
     likelihood = make(name)
     output, target = draw(name, 6, 3)
@@ -91,7 +90,7 @@ def test_padding_with_missing_elements_changes_nothing(name):
     assert [x.item() for x in padded] == pytest.approx([x.item() for x in likelihood.loss(output, target)], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", WEIGHED)
 def test_sums_and_counts_add_up_over_ranks(name):
     likelihood = make(name)
     output, target = draw(name, 7, 2)
@@ -130,7 +129,7 @@ def test_a_mask_fits_the_labels_after_the_channel_is_left_out():
     assert Gaussian().loss(output.unsqueeze(1), target, mask)[1] == 8
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", WEIGHED)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_outputs_are_promoted_before_the_error(name, dtype):
     output, target = draw(name, 300)
@@ -151,7 +150,7 @@ def test_sums_that_half_types_cannot_hold(dtype):
     assert count.dtype is total.dtype is torch.float32
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", WEIGHED)
 def test_float64_stays_float64(name):
     output, target = draw(name, 5)
     total, count = make(name).loss(output.double(), target if name in CATEGORICAL else target.double())
@@ -224,3 +223,9 @@ def test_shapes_that_would_broadcast_are_refused(name, output, target):
 def test_complex_labels(name):
     with pytest.raises(ValueError, match=f"labels of a {name} task should be real numbers: found torch.complex64"):
         make(name).loss(torch.zeros(2), torch.zeros(2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("wrong", [([1.0, 2.0],), (torch.ones(2), [True, False]), (torch.ones(2) * 1j,)])
+def test_what_is_no_error_is_told(wrong):
+    with pytest.raises(ValueError, match="error and mask should be tensors, real and boolean: found"):
+        masked_sum(*wrong)

@@ -1,9 +1,12 @@
 import pytest
 import torch
-from torchmetrics import Accuracy, MeanAbsoluteError, MeanSquaredError
+from torchmetrics import Accuracy, MeanAbsoluteError, MeanSquaredError, R2Score
 
 from lightning_uncertainty.metrics import ObservedMetric
+from tests._tiers import few
 from tests.metrics._other_rank import with_other_rank
+from tests.metrics._ranks import BATCHES, logged, shares, updated
+from tests.metrics._torchmetrics import CLASSES, MORE, draw, made
 
 
 def test_observed_metric_is_the_metric_of_what_was_observed():
@@ -63,3 +66,57 @@ def test_a_metric_on_the_meta_device_is_refused():
 def test_observed_metric_has_the_direction_of_its_metric():
     assert ObservedMetric(Accuracy("binary")).higher_is_better is True
     assert ObservedMetric(MeanAbsoluteError()).higher_is_better is False
+
+
+# -- every metric of torchmetrics --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *MORE])
+def test_whatever_is_not_observed_has_no_value(name):
+    metric = updated(name, [draw(name, 0)])
+    assert metric.compute() is None  # without a warning
+    batch = draw(name, 8)
+    metric.update(*batch)
+    oracle = made(name)
+    oracle.update(*batch)
+    torch.testing.assert_close(metric.compute(), oracle.compute(), equal_nan=True)
+
+
+SMOKE = ("BinaryAUROC", "PearsonCorrCoef", "R2Score", "Lazy", "composed")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("split", BATCHES)
+@pytest.mark.parametrize("name", few([*CLASSES, *MORE], SMOKE))
+@pytest.mark.cells("tests.metrics._ranks", "{name}/{split}")
+def test_ranks_have_the_value_of_one_process(name, split, found):
+    first, second = shares(name, split)
+    more = [draw(name, 6, seed=30 + rank) for rank in (0, 1)]
+    for rank in (0, 1):
+        values = found(f"{name}/{split}", rank)
+        for value, batches in zip(
+            values, ([*first, *second], [*first, *second, *more], [*second, *first]), strict=True
+        ):
+            torch.testing.assert_close(value, updated(name, batches).compute(), equal_nan=True)
+
+
+@pytest.mark.smoke
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.cells("tests.metrics._ranks", "fit")
+def test_a_fit_goes_on_where_a_rank_or_all_observe_nothing(found):
+    expected = {key: value for key, value in logged({}).items() if key.startswith("val/")}
+    assert {"val/depth/r2", "val/depth/rho", "val/pose/R2Score/0", "val/pose/R2Score/2"} <= expected.keys()
+    assert not any("kind" in key for key in expected)
+    for rank in (0, 1):
+        values = {key: value for key, value in found("fit", rank).items() if key.startswith("val/")}
+        torch.testing.assert_close(values, expected)
+
+
+def test_a_metric_that_refuses_its_labels_is_left_out_with_one_warning():
+    metric = ObservedMetric(R2Score())
+    metric.update(torch.ones(1), torch.ones(1))
+    with pytest.warns(UserWarning, match="R2Score has no value of 1 labels and is not logged: Needs at least two"):
+        assert metric.compute() is None
+    metric.reset()
+    metric.update(torch.ones(1), torch.ones(1))
+    assert metric.compute() is None

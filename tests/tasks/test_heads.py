@@ -119,7 +119,7 @@ def test_means_in_grams_stay_float32_in_a_half_model():
     grams = 4207.0 + 802.0 * mean[0].bias.float()
     assert output.dtype is torch.float32
     torch.testing.assert_close(output[0], torch.cat([grams, 13.4 + head.log_variance.bias.float()]))
-    assert head.steps.dtype is torch.int64
+    assert head.steps.dtype is torch.float32
 
 
 def test_means_in_grams_stay_float32_under_autocast():
@@ -169,6 +169,19 @@ def test_burn_in_goes_on_where_a_checkpoint_left_it():
     assert resumed(features)[:, 3:].all()
 
 
+def test_burn_in_is_counted_beyond_what_half_precision_counts():
+    head, features = two_heads(start=0.7, burn_in=2051).to(torch.bfloat16), torch.randn(5, 4).bfloat16()
+    head.steps.fill_(2049)
+    assert [bool(head(features)[:, 3:].eq(0.7).all()) for _ in range(4)] == [True, True, False, False]
+
+
+def test_a_count_of_whole_numbers_from_before_is_taken():
+    head = two_heads(burn_in=3)
+    head.load_state_dict({**head.state_dict(), "steps": torch.tensor(2)})
+    assert head.steps.dtype is torch.float32
+    assert head.steps == 2
+
+
 def test_burn_in_begins_anew_after_a_meta_device():
     with torch.device("meta"):
         head = two_heads(start=0.7, burn_in=1)
@@ -193,7 +206,11 @@ def test_the_last_pass_of_a_compiled_burn_in_has_the_gradient_of_an_eager_one():
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"burn_in": -1}, "burn_in should be .* found -1"), ({"start": -math.inf}, "start should be a finite .* -inf")],
+    [
+        ({"burn_in": -1}, "burn_in should be .* found -1"),
+        ({"burn_in": 1 << 25}, "from 0 to 16_777_216: found 33554432"),
+        ({"start": -math.inf}, "start should be a finite .* -inf"),
+    ],
 )
 def test_a_burn_in_or_start_that_makes_no_sense(options, match):
     with pytest.raises(ValueError, match=match):

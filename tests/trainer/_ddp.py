@@ -18,7 +18,7 @@ from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.weightings import DynamicTaskPrioritization, Weighting
 from tests._launch import RANKS, TIMEOUT
 from tests._nets import tensors, trainer
-from tests._ranks import STEPS, Dealt, PlainMeans, Rows, SkippedHeads, Together, optimizer_tensors
+from tests._ranks import STEPS, Dealt, PlainMeans, Regularised, Rows, SkippedHeads, Together, optimizer_tensors
 from tests.balancing._solvers import Inverse
 from tests.trainer._weightings import BY_EPOCH, WEIGHTINGS
 
@@ -163,10 +163,10 @@ def poison(net: Dealt, steps: Iterable[int]) -> Dealt:
     return net
 
 
-def fit_skipping(strategy: str, weighting: str, *, never: bool = False) -> Fitted:
+def fit_skipping(strategy: str, weighting: str, *, never: bool = False, kind: type[Dealt] = Dealt) -> Fitted:
     """Fit with Adam where the steps in BAD are skipped, or where their batches never existed."""
     torch.manual_seed(0)
-    net = Dealt(VARIANTS[weighting](), "Adam", on_nonfinite="skip_step")
+    net = kind(VARIANTS[weighting](), "Adam", on_nonfinite="skip_step")
     if never:
         net.batches = [parts for step, parts in enumerate(net.batches) if step not in BAD]
     else:
@@ -198,9 +198,13 @@ def raised(strategy: str) -> list[str]:
     return messages(net, strategy=strategy_of(NONFINITE[strategy]), devices=RANKS)
 
 
-def accumulated() -> list[str]:
-    net = Dealt(WEIGHTINGS["UncertaintyWeighting"](), on_nonfinite="skip_step")
-    return messages(net, strategy="ddp", devices=RANKS, accumulate_grad_batches=2)
+def accumulated(ranks: int = RANKS) -> Fitted:
+    """Skip some of the batches that are accumulated."""
+    torch.manual_seed(0)
+    net = poison(Regularised(WEIGHTINGS["UncertaintyWeighting"](), on_nonfinite="skip_step"), BAD)
+    with catch_warnings():
+        filterwarnings("ignore", message="a training step is skipped")
+        return fit(net, devices=ranks, accumulate_grad_batches=2, **({"strategy": "ddp"} if ranks > 1 else {}))
 
 
 EVERY: dict[str, Callable[[], Any]] = {
@@ -210,6 +214,13 @@ EVERY: dict[str, Callable[[], Any]] = {
         f"never-{each}-{name}": partial(fit_skipping, each, name, never=True)
         for each in NONFINITE
         for name in WEIGHTINGS
+    },
+    **{
+        f"{'never' if never else 'skipped'}-{each}-regularised": partial(
+            fit_skipping, each, FIRST, never=never, kind=Regularised
+        )
+        for each in NONFINITE
+        for never in (False, True)
     },
     **{f"raised-{each}": partial(raised, each) for each in NONFINITE},
     "accumulated": accumulated,

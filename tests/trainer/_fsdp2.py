@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty import UncertaintyMonitor, UncertaintyWeighting
+from lightning_uncertainty.weightings._task_vectors import TaskVectors
 from tests._launch import RANKS, ROOT
 from tests._nets import trainer
 from tests._ranks import STEPS, Rows
@@ -31,9 +33,10 @@ Outcome = dict[str, Any]
 
 def state_of(net: nn.Module) -> Rows:
     """All of a module's tensors, whole."""
-    tensors = {name: value for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
     return {
-        name: (value.full_tensor() if isinstance(value, DTensor) else value).clone() for name, value in tensors.items()
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).clone()
+        for name, value in net.state_dict().items()
+        if not name.endswith(("._extra_state", ".task_ids"))  # which older checkpoints have as other things
     }
 
 
@@ -136,14 +139,39 @@ SAME: dict[str, Callable[[int], Outcome]] = {
 
 
 FULL, SHARDS = Path("full.ckpt"), Path("sharded.ckpt")  # where a launch runs
+OLD_FULL, OLD_SHARDS = Path("old_full.ckpt"), Path("old_sharded.ckpt")
 
 
 @cache
 def resumed(path: Path) -> Outcome:
     """Two epochs, of which the second is another run's; `path` is the first one's checkpoint."""
-    full = path == FULL
-    first = fit(seeded(Named).double(), RANKS, full=full, save=path)
+    full = path in (FULL, OLD_FULL)
+    with as_before() if path == OLD_FULL else nullcontext():
+        first = fit(seeded(Named).double(), RANKS, full=full, save=path)
     return {"first": first, **fit(seeded(Named, seed=5).double(), RANKS, full=full, max_epochs=2, ckpt_path=path)}
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """Have checkpoints of weightings be as they were when their names were a dict, beside their hashes."""
+
+    def save(self: TaskVectors, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        kept(self, destination, prefix, keep_vars)
+        destination[f"{prefix}_extra_state"] = {"version": 1, "tasks": list(self.tasks)}
+        destination[f"{prefix}task_ids"] = self.task_ids
+
+    kept = TaskVectors._save_to_state_dict
+    TaskVectors._save_to_state_dict = save
+    try:
+        yield
+    finally:
+        TaskVectors._save_to_state_dict = kept
+
+
+def written_before() -> Outcome:
+    """Shards of the first epoch; torch reads of them what today's keys name, and one is a dict no more."""
+    with as_before():
+        return fit(seeded(Named).double(), RANKS, save=OLD_SHARDS)
 
 
 def straight(ranks: int) -> Outcome:
@@ -227,6 +255,8 @@ EVERY: dict[str, Callable[[], Any]] = {
     "straight": partial(straight, RANKS),
     "sharded": partial(resumed, SHARDS),
     "full": partial(resumed, FULL),
+    "sharded, of before": written_before,
+    "full, of before": partial(resumed, OLD_FULL),
     "reordered": partial(read, "kind", "depth", "width"),
     "tuned": of_other_tasks,
     "bf16-true": partial(half, RANKS),
@@ -234,7 +264,7 @@ EVERY: dict[str, Callable[[], Any]] = {
     "forgotten in part": partial(refused, partial(warned, partial(learnt, HalfSharded, RANKS))),
     "removed": partial(refused, partial(read, "depth", "width")),
     "resumed in another order": partial(refused, partial(reordered, SHARDS)),
-    "names are lost": partial(refused, partial(reordered, FULL)),
+    "loaded one by one": partial(refused, partial(reordered, FULL)),
 }
 
 

@@ -59,7 +59,8 @@ def by_name(names: Sequence[str], values: st.SearchStrategy[Any], least: int = 0
 def setups(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Setup:
     """Tasks and a weighting for them that are all right."""
     tasks = draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
-    few = draw(st.lists(st.sampled_from(list(LIKELIHOODS)), min_size=1, max_size=2))
+    weighed = [name for name, kind in LIKELIHOODS.items() if not kind.constant]
+    few = draw(st.lists(st.sampled_from(weighed), min_size=1, max_size=2))
     kinds = {name: draw(st.sampled_from(few)) for name in tasks}
     kind = draw(st.sampled_from([weightings.UncertaintyWeighting, *OPTIONS]))
     return Setup(kinds, kind, draw(OPTIONS[kind](kinds)))

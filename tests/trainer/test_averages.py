@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import (
     Callback,
     EMAWeightAveraging,
@@ -11,9 +12,13 @@ from pytorch_lightning.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from torch import nn
 from torch.optim.swa_utils import get_ema_avg_fn
 
-from lightning_uncertainty import UncertaintyMonitor, UncertaintyWeighting
+from lightning_uncertainty import Task, UncertaintyMonitor, UncertaintyWeighting
+from lightning_uncertainty._tensors import text_of, text_tensor
+from lightning_uncertainty.likelihoods import HeteroscedasticGaussian
+from lightning_uncertainty.tasks import HeteroscedasticHead
 from tests._nets import Owning, Plain, dicts, trainer, tuples
 
 
@@ -43,6 +48,18 @@ def ema(values, decay):
     for value in values[1:]:
         average = decay * average + (1 - decay) * value
     return average
+
+
+class Burning(Owning):
+    """Its depth has a σ for every element, after four steps."""
+
+    def __init__(self):
+        LightningModule.__init__(self)
+        self.trunk = nn.Linear(4, 8)
+        head = HeteroscedasticHead(nn.Linear(8, 1), nn.Linear(8, 1), start=1.0, burn_in=4)
+        self.register_tasks(
+            {"depth": Task(HeteroscedasticGaussian(), head), "kind": Task("categorical", nn.Linear(8, 3))}
+        )
 
 
 AVERAGES = {
@@ -87,17 +104,26 @@ def test_a_checkpoint_of_averages_trains_on_and_resumes(name, tmp_path):
     torch.testing.assert_close(resumed.before[0], watch.after[-1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["cut off", "float32"])
 @pytest.mark.parametrize("decay", [0.9, 0.999, 0.9999])
-def test_a_long_average_does_not_pass_for_other_tasks_and_other_tasks_do_not_for_it(decay):
-    weighting = Plain().task_weighting
-    own, average = weighting.task_ids.clone(), get_ema_avg_fn(decay)
+def test_names_survive_a_long_average(decay, whole):
+    """In a buffer, where an average is cut off to whole numbers, and in a checkpoint of floats."""
+    names = ["depth", "größe", "深度", "𝛔"]
+    rows = torch.stack([text_tensor(name) for name in names])
+    mean, average = rows.clone() if whole else rows.float(), get_ema_avg_fn(decay)
     for _ in range(10_000):
-        weighting.task_ids.copy_(average(weighting.task_ids, own, 1))
-    assert not torch.equal(weighting.task_ids, own)
-    weighting.check_tasks()
-    weighting.task_ids.copy_(weighting.task_ids.flip(0))
-    with pytest.raises(RuntimeError, match="belong to other tasks or another order"):
-        weighting.check_tasks()
+        mean.copy_(average(mean, rows, 1))
+    assert [text_of(row) for row in mean] == names
+
+
+@pytest.mark.parametrize("average", [EMAWeightAveraging, WeightAveraging])
+def test_a_burn_in_ends_in_the_average_too(average):
+    """An average of integers, cut off to an integer at each step, would stay at 1."""
+    net, options = Burning(), {"decay": 0.6} if average is EMAWeightAveraging else {}
+    trainer(max_epochs=4, callbacks=[average(**options)]).fit(net, dicts())
+    assert 4 < net.task_heads["depth"].steps < 16
+    log_variance = net.task_heads["depth"](torch.randn(5, 8))[:, 1]
+    assert not log_variance.eq(1.0).any()
 
 
 def test_swa_leaves_the_log_variances_the_rate_it_gives_to_all_or_to_each():

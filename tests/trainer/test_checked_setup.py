@@ -119,7 +119,6 @@ def frozen():
     return net
 
 
-@pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")
 @pytest.mark.parametrize(
     ("make", "told"), [(spoilt, "a training step is skipped"), (frozen, "the shared features have no gradient")]
 )

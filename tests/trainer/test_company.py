@@ -84,7 +84,7 @@ def test_a_fit_trains_on_its_batches_and_leaves_a_row_for_each(options, batches,
 
 
 @pytest.mark.parametrize(
-    "key", ["val/depth/loss", "val/balanced_loss", "sigma/depth", "sigma_gap/kind", "weight_share/kind"]
+    "key", ["val/depth/loss", "val/balanced_loss", "sigma/depth", "sigma_gap/kind", "loss_share/kind"]
 )
 def test_early_stopping_and_checkpoints_follow_any_of_our_keys(key, tmp_path):
     stop = EarlyStopping(key, patience=0, min_delta=1e9, mode="min")

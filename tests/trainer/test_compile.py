@@ -294,7 +294,6 @@ def test_validation_compiles_around_what_is_logged():
     assert ends[0] == pytest.approx(ends[1], rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_step_is_skipped_in_a_compiled_fit_too(bad):
     """At the price of a graph break, as the loss is read."""

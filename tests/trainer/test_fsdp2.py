@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from tests.trainer._fsdp2 import FSDP1, FULL, SAME, SHARDS, fit, seeded, straight, tuned
+from tests.trainer._fsdp2 import FSDP1, FULL, OLD_SHARDS, SAME, SHARDS, fit, seeded, state_of, straight, tuned
 from tests.trainer._sharded import Named
 
 
@@ -38,7 +38,7 @@ def test_two_processes_train_as_one(case, found):
 
 
 @cells("straight", "{kind}")
-@pytest.mark.parametrize("kind", ["sharded", "full"])
+@pytest.mark.parametrize("kind", ["sharded", "full", "full, of before"])
 def test_a_resumed_run_equals_an_uninterrupted_one(kind, found):
     assert_as_one(found("straight"), straight(1), 1e-12)
     assert_as_one(found(kind), found("straight"), 0.0)
@@ -83,8 +83,19 @@ def test_a_full_checkpoint_of_other_tasks_is_read_by_name_and_then_sharded(found
 def test_a_folder_of_shards_becomes_the_full_checkpoint(found, tmp_path):
     dcp_to_torch_save(found.folder / SHARDS, tmp_path / "whole.pt")
     whole, full = (torch.load(path)["state_dict"] for path in (tmp_path / "whole.pt", found.folder / FULL))
-    assert whole.pop("task_weighting._extra_state") == full.pop("task_weighting._extra_state")
     torch.testing.assert_close(whole, dict(full), rtol=0, atol=0)
+
+
+@cells("sharded, of before", "sharded")
+def test_a_folder_of_shards_of_before_becomes_a_file_that_loads_strictly_and_by_name(found, tmp_path):
+    dcp_to_torch_save(found.folder / OLD_SHARDS, tmp_path / "whole.pt")
+    net = Named("kind", "depth", "width").double()
+    state = torch.load(tmp_path / "whole.pt")["state_dict"]
+    assert state["task_weighting._extra_state"] == {"version": 1, "tasks": ["depth", "width", "kind"]}
+    assert net.load_state_dict(state) == ([], [])
+    assert by_name({"state": state_of(net)}, ("kind", "depth", "width")) == by_name(
+        found("sharded")["first"], ("depth", "width", "kind")
+    )
 
 
 @cells("{case}")
@@ -95,7 +106,7 @@ def test_a_folder_of_shards_becomes_the_full_checkpoint(found, tmp_path):
         ("forgotten in part", r"sharded all or none.*: found trunk\.weight, trunk\.bias left out; give their modules"),
         ("removed", "Size mismatch"),
         ("resumed in another order", "RuntimeError: a checkpoint of other tasks cannot be resumed"),
-        ("names are lost", "RuntimeError: .*another order than width, depth, kind, and its task names are lost"),
+        ("loaded one by one", "RuntimeError: .*today's order, width, depth, kind: found depth, width, kind; register"),
     ],
 )
 def test_what_would_go_wrong_unseen_is_refused(case, message, found):

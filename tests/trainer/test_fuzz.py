@@ -23,7 +23,7 @@ from tests.trainer._fuzz import (
     setups,
     state_of,
 )
-from tests.trainer._loads import CHANGES, DAMAGES, LOST, REFUSED, loads
+from tests.trainer._loads import CHANGES, DAMAGES, HASHES_KEY, NAMES_KEY, REFUSED, loads
 from tests.trainer._registrations import registrations
 from tests.trainer._resume import bits
 
@@ -45,7 +45,8 @@ def short(key):
 
 def before_step(net):
     """The weighting's state in floats, by short name."""
-    return {short(key): value.tolist() for key, value in state_of(net).items() if isinstance(value, torch.Tensor)}
+    state = {short(key): value.tolist() for key, value in state_of(net).items() if key != NAMES_KEY}
+    return {**state, "task_ids": net.task_weighting.task_ids.tolist()}
 
 
 def refused(call, kind):
@@ -58,7 +59,7 @@ def refused(call, kind):
 
 
 def is_ours(error):
-    return ": found " in str(error) or "its task names are lost" in str(error)
+    return ": found " in str(error)
 
 
 def in_another_epoch(net, epoch):
@@ -159,7 +160,7 @@ def test_losses_are_weighed_by_the_formula_or_refused(data):
         before = bits(state_of(net))
         if skips and training and set(losses) == set(setup.tasks) and are_skipped(losses.values()):
             skipped = net.skipped_steps
-            assert skip(net, losses) is None
+            assert skip(net, losses).item() == 0
             assert net.skipped_steps == skipped + 1
             assert bits(state_of(net)) == before
             continue
@@ -211,34 +212,29 @@ def test_checkpoints_load_by_name_or_are_refused(setups_and_names, damage, data)
     if data.draw(st.booleans()):  # the module was in use
         net.weigh({name: torch.tensor(3.0) for name in new.tasks})
     state = state_of(trained)
-    vectors = {key: value.is_floating_point() for key, value in state.items() if isinstance(value, torch.Tensor)}
-    keys, ids = [key for key, changes in vectors.items() if changes], "task_weighting.task_ids"
-    key = data.draw(st.sampled_from(keys or [key for key in vectors if key != ids] or [ids]))
-    if keys or damage not in CHANGES:  # ids and counters are no numbers to be changed
+    vectors = {key: value.is_floating_point() for key, value in state.items() if key != NAMES_KEY}
+    keys = [key for key, changes in vectors.items() if changes]
+    key = data.draw(st.sampled_from(keys or [*vectors, NAMES_KEY]))
+    if keys or damage not in CHANGES:  # names and counters are no numbers to be changed
         DAMAGES[damage](state, key)
-    theirs = {short(key): value.float().tolist() for key, value in state.items() if isinstance(value, torch.Tensor)}
+    lasting = {short(key): value for key, value in state.items() if key not in (NAMES_KEY, HASHES_KEY)}
+    theirs = {name: value.float().tolist() for name, value in lasting.items()}
     own, saved = before_step(net), [renamed.get(name, name) for name in old.tasks]
-    anew = (own.keys() - {"task_ids"} or own.keys()).isdisjoint(theirs)
+    del own["task_ids"]
+    anew = bool(own) and not theirs
     before = bits(state_of(net))
     error = load(net, state)
     if error is not None:
-        assert is_ours(error) or "Error(s) in loading state_dict" in str(error)
+        assert is_ours(error) or "size mismatch" in str(error)
         assert not is_ours(error) or bits(state_of(net)) == before
-        twice, lengths = len(set(saved)) < len(saved), damage in LOST and len(old.tasks) != len(new.tasks)
-        assert damage in REFUSED or twice or lengths or own.keys() != theirs.keys()
+        assert damage in REFUSED or len(set(saved)) < len(saved) or own.keys() != theirs.keys()
         return
-    assert damage not in REFUSED or anew or own.keys() == {"task_ids"}  # nothing to lose
-    lost = damage in LOST and not anew
+    assert damage not in REFUSED or anew or not own  # nothing to lose
     found = before_step(net)
-    for name in own.keys() - {"task_ids"}:
+    for name in own:
         for index, task in enumerate(new.tasks):
-            place = index if lost else saved.index(task) if task in saved else None
+            place = saved.index(task) if task in saved else None
             expected = own[name][index] if anew or place is None else theirs[name][place]
             assert bits(float(found[name][index])) == bits(float(expected)), (name, task)
-    before = bits(state_of(net))
-    losses = {name: torch.tensor(2.0 + index) for index, name in enumerate(new.tasks)}
-    if lost and old.tasks != new.tasks:
-        assert refused(lambda: net.weigh(losses), RuntimeError)
-        assert bits(state_of(net)) == before
-    elif damage != "NaN":
-        check_step(new, net, losses)
+    if damage != "NaN":
+        check_step(new, net, {name: torch.tensor(2.0 + index) for index, name in enumerate(new.tasks)})

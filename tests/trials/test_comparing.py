@@ -24,7 +24,7 @@ from lightning_uncertainty import (
 )
 from lightning_uncertainty.metrics import MultiTaskGain
 from lightning_uncertainty.module import MultiTaskSteps
-from lightning_uncertainty.trials import Comparison, Mean, Measure, Trial, compare
+from lightning_uncertainty.trials import Comparison, Mean, Measure, Trial, compare, comparison
 from lightning_uncertainty.trials.comparing import SINGLE_TASK
 from tests._nets import Owning, Plain, dicts, tuples
 from tests._wandb_reader import history
@@ -55,10 +55,11 @@ class Counting:
         self.kind, self.fail_at, self.weightings = kind, fail_at, []
 
     def __call__(self, weighting):
-        self.weightings.append(weighting)
+        module = self.kind(weighting)
+        self.weightings.append(getattr(module, "task_weighting", None))
         if len(self.weightings) == self.fail_at:
             raise KeyError("killed")
-        return self.kind(weighting)
+        return module
 
     @property
     def fits(self):
@@ -99,7 +100,7 @@ def test_a_trial_is_the_fit_by_hand():
 def test_single_tasks_train_one_task_in_the_same_network():
     make = Counting()
     run(make, seeds=[0], weightings={"equal": FixedWeighting})
-    depth, kind = make.weightings[-2:]
+    depth, kind = (weighting.bind(Owning().task_likelihoods()) for weighting in make.weightings[-2:])
     assert [depth.weight.tolist(), kind.weight.tolist()] == [[1, 0], [0, 1]]
 
 
@@ -459,6 +460,25 @@ def test_wandb_gets_table_plot_and_summary(kind, tmp_path):
     written = json.loads(table.read_text())
     assert (written["columns"], [row[0] for row in written["data"]]) == (columns, [row[0] for row in rows])
     assert list(folder.rglob("comparison_plot*.png"))
+
+
+def test_a_comparison_that_wandb_refuses_is_not_lost(monkeypatch):
+    def refuse(*args):
+        raise ConnectionError("nobody answers")
+
+    mine = wandb.init(project="x", mode="offline", reinit="finish_previous")
+    monkeypatch.setattr(comparison, "log_comparison", refuse)
+    with pytest.warns(UserWarning, match=r"Run should take a comparison: found a refusal \(nobody answers\)"):
+        found = run(seeds=[0], baseline=None, logger=mine)
+    wandb.finish()
+    assert len(found.results) == 2
+
+
+def test_a_logger_of_another_kind_is_refused_before_anything_is_trained(tmp_path):
+    built = []
+    with pytest.raises(ValueError, match="logged to a WandbLogger or a run of wandb"):
+        run(lambda weighting: built.append(weighting), seeds=[0], logger=CSVLogger(tmp_path))
+    assert built == []
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Counting:
 
     def __call__(self, weighting):
         module = Owning(weighting)
-        self.weights.append(tuple(weighting.weight.tolist()))
+        self.weights.append(tuple(module.task_weighting.weight.tolist()))
         if len(self.weights) == self.fail_at:
             raise KeyError("killed")
         return module

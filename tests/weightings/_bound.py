@@ -30,10 +30,10 @@ def bind(kind, *names):
 
 
 def by_task(weighting, *names):
-    """What a weighting knows of some tasks: state and settings, by vector and name; not `task_ids`."""
+    """What a weighting knows of some tasks: state and settings, by vector and name; not the names."""
     return {
         (vector, name): values[weighting.tasks.index(name)]
         for vector, values in vectors(weighting).items()
         for name in names
-        if vector != "task_ids"
+        if vector not in ("task_ids", "_extra_state")
     }

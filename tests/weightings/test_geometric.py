@@ -77,4 +77,4 @@ def test_totals_and_weights_are_finite(losses):
 def test_there_is_no_state():
     weighting = make(3)
     assert list(weighting.parameters()) == []
-    assert weighting.state_dict().keys() == {"task_ids", "_extra_state"}
+    assert weighting.state_dict().keys() == {"_extra_state"}

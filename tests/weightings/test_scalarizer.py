@@ -35,7 +35,8 @@ def bind(scalarizer, names=("a", "b", "c", "d")):
 
 
 def remembered(weighting):
-    return weighting.get_extra_state()["scalarizer"], weighting.get_extra_state()["steps"], vectors(weighting)
+    state = {name: value for name, value in weighting.state_dict().items() if name.startswith("foreign_")}
+    return state, vectors(weighting)
 
 
 def epochs(weighting, first, last, present=None):

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import Loadable
+
 __all__ = ["GramianSolver", "on_host", "waits"]
 
 
-class GramianSolver(ABC):
+class GramianSolver(Loadable, ABC):
     """Weights the gradients of T tasks by what their Gramian tells.
 
     Subclass it as a frozen dataclass to have a solver of your own. A task that is absent, or whose gradient is zero,
@@ -47,7 +49,7 @@ class GramianSolver(ABC):
         """Return what the solver remembers from one step to the next: builtins and tensors, empty where nothing."""
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - most have nothing to remember
+    def load_state(self, state: dict[str, Any]) -> None:
         """Remember what `state` returned."""
 
 

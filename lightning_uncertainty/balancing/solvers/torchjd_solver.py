@@ -134,9 +134,12 @@ class TorchJDSolver(GramianSolver):
         if self._nash():
             return {}
         changed = changes(plain_state(self.weighting, buffers=True), self._memory["first"])
-        return {"present": self._memory.get("present"), "changed": changed} if changed else {}
+        kind = type(self.weighting).__name__
+        return {"of": kind, "present": self._memory.get("present"), "changed": changed} if changed else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Remember what `state` returned."""
+        """Remember what `state` returned; what another method remembered is forgotten."""
+        kind = type(self.weighting).__name__
+        state = state if state.get("of", kind) == kind else {}
         self._memory["present"] = state.get("present")
         restore(self.weighting, {**self._memory["first"], **state.get("changed", {})}, torch.device("cpu"))

@@ -28,8 +28,8 @@ WEIGHT = (
     "course rather than its height."
 )
 SHARE = (
-    "Each weight as a part of all weights: above 95 % one task decides, if it is not merely that its loss has the "
-    "smaller unit."
+    "Each task's part of the weighted loss, without penalties: a learnt σ brings it to the same level for any data, "
+    "however gradients balance."
 )
 LOSS = (
     "Mean loss of the steps since the last row, in the unit of each task's likelihood: a line that still falls has "
@@ -87,7 +87,7 @@ def charts(run: Run) -> list[Chart]:
         _sigma(run, Chart("sigma", "σ", "σ per task", SIGMA, "log")),
         _per_task(run, Chart("sigma_gap", "σ", "Gap between σ and its optimum", GAP, "gap"), lambda gap: 1 + gap),
         _per_task(run, Chart("weight", "Weights", "Effective weights", WEIGHT, "log")),
-        _shares(run, Chart("weight_share", "Weights", "Shares of the weight", SHARE, "share")),
+        _shares(run, Chart("loss_share", "Weights", "Shares of the weighted loss", SHARE, "share")),
         _per_task(run, Chart("loss", "Losses", "Training losses", LOSS, "log")),
         _held_out_losses(run, Chart("held_out_loss", "Losses", "Held-out losses", HELD_OUT, "log")),
         _balanced(run, Chart("balanced_loss", "Losses", "Balanced loss", BALANCED, "linear")),
@@ -126,7 +126,7 @@ def _sigma(run: Run, chart: Chart) -> Chart:
 
 def _shares(run: Run, chart: Chart) -> Chart:
     """Stack percentages over the same steps, so that they add up to 100."""
-    curves = {task: _map(run.training("weight_share", task), lambda share: 100 * share) for task in run.tasks}
+    curves = {task: _map(run.training("loss_share", task), lambda share: 100 * share) for task in run.tasks}
     steps = _thinned(sorted({step for curve in curves.values() if curve for step in curve.steps}))
     for index, task in enumerate(run.tasks):
         chart.add(task, index, curves[task], "area", steps)

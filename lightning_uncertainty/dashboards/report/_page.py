@@ -154,7 +154,7 @@ def _task_table(run: Run) -> str:
         "σ": [_two(_last(run, "sigma", task), run.sigma_is.get(task)) for task in run.tasks],
         "Gap": [_last(run, "sigma_gap", task, "+") for task in run.tasks],
         "Weight": [_last(run, "weight", task) for task in run.tasks],
-        "Share": [_last(run, "weight_share", task, "-") for task in run.tasks],
+        "Share": [_last(run, "loss_share", task, "-") for task in run.tasks],
         "Held-out": [_latest(run, task) for task in run.tasks],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells)}

@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["STAGES", "Curve", "Run"]
 
 STAGES = ("train", "val", "test")
-_WEIGHT = re.compile(r"(.*?)(?:weight_share|weight)/([^/]+)")
+_WEIGHT = re.compile(r"(.*?)(?:loss_share|weight)/([^/]+)")
 _NAMED = 8  # keys that an error lists
 
 
@@ -49,14 +49,14 @@ class Run:
     def __post_init__(self) -> None:
         if not self.curves:
             raise ValueError(
-                f"a report needs a run with logged rows: found none in {self.title}; train for at least "
-                "log_every_n_steps steps"
+                f"a report needs a run with logged rows: found none in {self.title}; train with "
+                "log_every_n_steps above 0"
             )
         if not self._found:
             keys = list(self.curves)
             more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
             raise ValueError(
-                "a report needs a run that UncertaintyMonitor logged, with keys such as weight_share/<task>: found "
+                "a report needs a run that UncertaintyMonitor logged, with keys such as loss_share/<task>: found "
                 f"{', '.join(keys[:_NAMED])}{more} in {self.title}; add UncertaintyMonitor() to the Trainer's callbacks"
             )
 
@@ -119,7 +119,7 @@ class Run:
         return max(curve.steps[-1] for curve in self.curves.values())
 
     def training(self, kind: str, task: str) -> Curve | None:
-        """Return the curve of "loss", "sigma", "sigma_gap", "weight" or "weight_share" of a task, if it was logged."""
+        """Return the curve of "loss", "sigma", "sigma_gap", "weight" or "loss_share" of a task, if it was logged."""
         return self.curves.get(f"{self.prefix}{kind}/{task}")
 
     @cached_property

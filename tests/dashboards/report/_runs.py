@@ -38,7 +38,7 @@ def by_hand(tasks: int = 2, rows: int = 5, **config) -> Run:
                 f"sigma/{name}": 2.0 + index,
                 f"sigma_gap/{name}": 0.25,
                 f"weight/{name}": 1e-6 * (index + 1),
-                f"weight_share/{name}": (index + 1) / (tasks * (tasks + 1) / 2),
+                f"loss_share/{name}": (index + 1) / (tasks * (tasks + 1) / 2),
                 f"val/{name}/loss": 7.0 + index,
                 f"val/{name}/MeanAbsoluteError": 3.0 + index,
             }

@@ -21,7 +21,7 @@ def test_every_chart_of_a_whole_run_is_there_with_its_curves():
         "sigma",
         "sigma_gap",
         "weight",
-        "weight_share",
+        "loss_share",
         "loss",
         "held_out_loss",
         "balanced_loss",
@@ -49,8 +49,8 @@ def test_the_optimum_is_sigma_over_one_plus_gap():
 
 
 def test_charts_without_keys_are_left_out():
-    fixed = Run("fixed", [{"step": 0, "weight/a": 1.0, "loss/a": 3.0, "weight_share/a": 1.0}], {})
-    assert list(drawn(fixed)) == ["weight", "weight_share", "loss"]
+    fixed = Run("fixed", [{"step": 0, "weight/a": 1.0, "loss/a": 3.0, "loss_share/a": 1.0}], {})
+    assert list(drawn(fixed)) == ["weight", "loss_share", "loss"]
 
 
 def test_stages_of_a_metric_share_a_chart_and_metrics_of_other_units_do_not():
@@ -73,9 +73,9 @@ def test_shares_add_up_to_100_where_tasks_come_and_go_and_lines_are_thinned():
     rows = []
     for step in range(5000):
         here = ["a", "b"] if step % 7 == 0 else ["b"]
-        rows.append({"step": step, **{f"weight_share/{name}": 1 / len(here) for name in here}, "loss/b": step})
+        rows.append({"step": step, **{f"loss_share/{name}": 1 / len(here) for name in here}, "loss/b": step})
     found = drawn(Run("run", rows, {}))
-    a, b = found["weight_share"].traces
+    a, b = found["loss_share"].traces
     at = dict(zip(a["x"], a["y"], strict=True))
     assert all(value + at.get(step, 0) == pytest.approx(100) for step, value in zip(b["x"], b["y"], strict=True))
     assert set(a["x"]) < set(b["x"])

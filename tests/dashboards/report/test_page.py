@@ -46,7 +46,7 @@ def test_every_chart_is_drawn_without_a_complaint_or_a_request(report, browser):
             for chart in page.eval_on_selector_all("figure", "f => f.map(e => e.dataset.chart)")
         }
         assert counts == {
-            "sigma": 4, "sigma_gap": 2, "weight": 2, "weight_share": 2, "loss": 2, "held_out_loss": 2,
+            "sigma": 4, "sigma_gap": 2, "weight": 2, "loss_share": 2, "loss": 2, "held_out_loss": 2,
             "balanced_loss": 1, "metric-task_0-MeanAbsoluteError": 1, "metric-task_1-MeanAbsoluteError": 1,
         }  # fmt: skip
         assert page.locator(".scatterlayer .js-line").count() >= sum(counts.values())
@@ -124,7 +124,7 @@ def test_a_task_that_is_selected_stands_alone_in_every_chart(report, browser):
     with opened(browser, report) as page:
         page.wait_for_selector(DRAWN)
         page.click('figure[data-chart="sigma"] button[data-task="1"]')
-        assert [lines(page, chart) for chart in ("sigma", "weight_share", "loss", "balanced_loss")] == [2, 1, 1, 1]
+        assert [lines(page, chart) for chart in ("sigma", "loss_share", "loss", "balanced_loss")] == [2, 1, 1, 1]
         assert page.locator("figure:visible").count() == 8  # without the other task's metric
         page.click('figure[data-chart="sigma"] button[data-optima]')
         assert lines(page, "sigma") == 1
@@ -143,7 +143,7 @@ def test_forty_tasks_differ_by_colour_or_line_and_keep_their_legends_small(tmp_p
             "document.querySelectorAll('.js-plotly-plot')[1].data.map(t => t.line.color + t.line.dash)"
         )
         assert len(looks) == len(set(looks)) == 40
-        shares = "document.querySelector('[data-chart=weight_share] .plot').data"
+        shares = "document.querySelector('[data-chart=loss_share] .plot').data"
         fills = page.evaluate(f"{shares}.map(trace => trace.fillcolor + trace.fillpattern?.shape)")
         assert len(set(fills)) == 40
         assert page.locator('figure[data-chart="loss"] .legend').bounding_box()["height"] < 200

@@ -6,8 +6,8 @@ from lightning_uncertainty.dashboards import Run
 
 ROWS = [
     {"step": 19, "val/depth/loss": 0.5, "val/balanced_loss": -1.0},
-    {"step": 9, "weight_share/kind": 0.4, "weight/kind": 2.0, "weight_share/depth": 0.6},
-    {"step": 19, "weight_share/kind": 0.3, "weight_share/depth": 0.7, "lr": 0.1},
+    {"step": 9, "loss_share/kind": 0.4, "weight/kind": 2.0, "loss_share/depth": 0.6},
+    {"step": 19, "loss_share/kind": 0.3, "loss_share/depth": 0.7, "lr": 0.1},
     {"step": 19, "test/depth/MeanAbsoluteError": 0.4},
 ]
 
@@ -40,8 +40,8 @@ def test_prefixes_of_monitor_and_logger_are_seen_through(logger):
 
 
 def test_curves_go_by_step_and_take_the_last_of_several_values():
-    rows = [*ROWS, {"step": 9, "weight_share/kind": 0.9}, {"step": 2, "weight_share/kind": 0.1}]
-    curve = Run("run", rows, {}).training("weight_share", "kind")
+    rows = [*ROWS, {"step": 9, "loss_share/kind": 0.9}, {"step": 2, "loss_share/kind": 0.1}]
+    curve = Run("run", rows, {}).training("loss_share", "kind")
     assert (curve.steps, curve.values) == ([2, 9, 19], [0.1, 0.9, 0.3])
     assert Run("run", rows, {}).last_step == 19
     assert Run("run", rows, {}).training("sigma", "kind") is None
@@ -54,7 +54,7 @@ def test_held_out_curves_are_found_by_stage_task_and_metric():
 
 def test_a_run_without_rows_or_without_our_keys_is_refused():
     for rows in ([], [{"step": 3}]):
-        with pytest.raises(ValueError, match="needs a run with logged rows: found none in birds; train for at least"):
+        with pytest.raises(ValueError, match="needs a run with logged rows: found none in birds; train with log_every"):
             Run("birds", rows, {})
     with pytest.raises(ValueError, match=r"UncertaintyMonitor logged.*found lr, train_loss in birds; add Uncertainty"):
         Run("birds", [{"step": 1, "lr": 0.1, "train_loss": 2.0}], {})
