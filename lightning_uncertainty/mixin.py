@@ -38,6 +38,7 @@ from lightning_uncertainty._step import (
     log_metrics,
     own_prefixes,
     plain_checkpoint,
+    restore_rates,
     running_trainer,
     split,
     stack_losses,
@@ -258,6 +259,7 @@ class MultiTaskMixin(Predicting, _Host):
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
         check_shards(self, own)
         check_optimizers(network, own, trainer.optimizers, remembers=self.task_weighting.remembers)
+        restore_rates(trainer.callbacks, trainer.optimizers, own)
         if self.task_weighting.remapped:
             check_resumed(trainer.optimizers, [*own, *self.task_heads.parameters()])  # their order is that of the tasks
 
@@ -357,6 +359,7 @@ class MultiTaskMixin(Predicting, _Host):
 
         Example:
             >>> from pytorch_lightning import LightningModule
+            >>> from lightning_uncertainty import UncertaintyWeighting
             >>> class Net(MultiTaskMixin, LightningModule):
             ...     def __init__(self, weighting):
             ...         super().__init__()

@@ -16,6 +16,7 @@ from lightning_uncertainty._step.optimizers import (
 )
 from lightning_uncertainty._step.own_group import own_group
 from lightning_uncertainty._step.plain import own_prefixes, plain_checkpoint, without
+from lightning_uncertainty._step.rates import restore_rates
 from lightning_uncertainty._step.skipping import Skip
 from lightning_uncertainty._step.trainers import (
     FitState,
@@ -50,6 +51,7 @@ __all__ = [
     "own_group",
     "own_prefixes",
     "plain_checkpoint",
+    "restore_rates",
     "running_trainer",
     "split",
     "stack_losses",

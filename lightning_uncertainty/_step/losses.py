@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from lightning_uncertainty._tensors import promote, reads_values
 from lightning_uncertainty.tasks.task import check_known
@@ -73,17 +74,38 @@ def _real(found: Tensor, values: Sequence[Any], tasks: Iterable[str]) -> Tensor:
 
 
 def _refuse_poison(pairs: list[tuple[Tensor, Tensor]], sums: Tensor, counts: Tensor, tasks: Iterable[str]) -> None:
-    """Raise where a sum over nothing is not finite and in the graph: it counts nothing, and its gradient is NaN.
+    """Raise where a sum over nothing is not finite and makes gradients NaN, though it counts nothing.
 
     Raises:
         ValueError: so it is.
     """
     for name, (value, _), bad in zip(tasks, pairs, ((counts == 0) & ~sums.isfinite()).tolist(), strict=True):
-        if bad and value.requires_grad:
+        if bad and value.requires_grad and _poisons(value):
             raise ValueError(
                 f"the sum of a loss without labels should be 0, as masked_sum has it: found {value.item()} with count "
                 f"0 for task {name!r}, whose gradient is NaN; give None where there are no labels"
             )
+
+
+def _poisons(value: Tensor) -> bool:
+    """Whether a gradient of zero becomes one that is not finite on its way to the parameters.
+
+    It looks no further than a Python function, as the fork of `GradientBalancing`, which may not run twice.
+    """
+    leaves, seen, nodes = [], set(), [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen or isinstance(node, BackwardCFunction):
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            leaves.append(leaf)
+        nodes += [after for after, _ in node.next_functions]
+    if not leaves:
+        return False
+    gradients = torch.autograd.grad(value, leaves, torch.zeros_like(value), retain_graph=True, allow_unused=True)
+    return not all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
 
 
 def graph_of(value: TaskLossValue) -> Tensor | None:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_uncertainty._step.rates import with_ratio
+
 __all__ = [
     "BETAS",
     "FACTOR",
@@ -79,8 +81,10 @@ def grouped(
         ValueError: as `take_apart`.
     """
     apart = [{**network_options, **given, "params": list(given["params"])} for given in groups]
-    whole = [{**network_options, "params": take_apart(network, [given["params"] for given in apart])}, *apart]
-    return [*whole, {**own_options, "params": own, "name": NAME}] if own else whole
+    rest = take_apart(network, [given["params"] for given in apart])
+    others = [*apart, {**own_options, "params": own, "name": NAME}] if own else apart
+    lr = network_options["lr"]
+    return [{**network_options, "params": rest}, *(with_ratio(group, lr) for group in others)]
 
 
 def clip_separately(optimizer: Optimizer, own: Parameters, value: float | None, algorithm: str | None) -> None:

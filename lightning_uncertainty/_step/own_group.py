@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_uncertainty._step.optimizers import BETAS, FACTOR, NAME
+from lightning_uncertainty._step.rates import with_ratio
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["own_group"]
@@ -132,7 +133,7 @@ class _Placing:
         own = {"params": list(members), "weight_decay": 0.0, "name": NAME}
         own |= {} if rate is None else {"lr": rate}
         own |= {"betas": BETAS} if len(defaults.get("betas") or ()) == len(BETAS) else {}
-        return {**beside, **own}
+        return with_ratio({**beside, **own}, theirs)
 
     def check(self) -> None:
         """Look whether the group was placed, and where.

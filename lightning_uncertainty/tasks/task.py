@@ -146,8 +146,9 @@ def deep_supervision(tasks: Tasks, predictions: Mapping[str, str]) -> dict[str, 
 
     Example:
         >>> tasks = deep_supervision({"depth": "laplace"}, {"depth": "depth", "depth_initial": "depth"})
-        >>> tasks["depth_initial"]
-        Task(likelihood=Laplace(), head=None, target='depth', mask=None, metrics=None, auxiliary=True)
+        >>> initial = tasks["depth_initial"]
+        >>> initial.likelihood, initial.target, initial.metrics, initial.auxiliary
+        (Laplace(), 'depth', None, True)
     """
     specified = specify(tasks)
     lost = [name for name in specified if predictions.get(name) != name]

@@ -51,7 +51,7 @@ OUTPUTS, LABELS = torch.randn(10, 3), torch.randn(10, 3) * torch.tensor([0.1, 1.
 def test_every_output_has_its_own_r2():
     found = logged(task("gaussian", R2Score(multioutput="raw_values"), "rows"), OUTPUTS, LABELS)
     expected = of(R2Score(multioutput="raw_values"), OUTPUTS, LABELS)
-    assert [found[f"R2Score/{i}"] for i in range(3)] == pytest.approx(expected.tolist(), rel=1e-4)
+    assert [found[f"R2Score/{i}"] for i in range(3)] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
     assert "R2Score" not in found
 
 
@@ -63,7 +63,7 @@ def test_an_output_keeps_the_labels_that_are_missing_in_others():
     there = ~labels.isnan()
     for i in range(3):
         expected = of(R2Score(), OUTPUTS[there[:, i], i], labels[there[:, i], i])
-        assert found[f"r2/{i}"] == pytest.approx(expected.item(), rel=1e-4)
+        assert found[f"r2/{i}"] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
     assert found["mae"] == pytest.approx((OUTPUTS - labels)[there].abs().mean().item())
 
 
@@ -75,7 +75,7 @@ def test_rows_that_are_not_complete_are_left_out_with_a_warning():
         found = logged(task("gaussian", metric, "rows"), OUTPUTS, labels)
     complete = ~labels.isnan().any(1)
     expected = of(R2Score(multioutput="raw_values"), OUTPUTS[complete], labels[complete])
-    assert [found[f"R2Score/{i}"] for i in range(3)] == pytest.approx(expected.tolist(), rel=1e-4)
+    assert [found[f"R2Score/{i}"] for i in range(3)] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
 
 
 def test_several_labels_of_one_thing_some_of_them_missing():
@@ -123,7 +123,7 @@ def test_panoptic_quality_of_whole_images():
     metric = LambdaInputTransformer(make(), lambda output: with_instance(output.argmax(1)), with_instance)
     found = logged(task("categorical", {"pq": metric}, "images"), logits, labels)
     expected = of(make(), with_instance(logits.argmax(1)), with_instance(labels))
-    assert found["pq"] == pytest.approx(expected.item(), rel=1e-4)
+    assert found["pq"] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
 
 
 class Masked(Metric):
@@ -173,5 +173,7 @@ def test_epochs_do_not_mix_and_the_monitor_has_every_number():
     expected = of(R2Score(multioutput="raw_values"), OUTPUTS, LABELS)
     for i in range(3):
         key = f"val/mine/R2Score/{i}"
-        assert [row[key] for row in monitor.evaluations.rows] == pytest.approx([expected[i].item()] * 3, rel=1e-4)
+        assert [row[key] for row in monitor.evaluations.rows] == pytest.approx(
+            [expected[i].item()] * 3, rel=1e-4, abs=1e-6
+        )
         assert net.task_metrics[key].higher_is_better is True

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_uncertainty._step import stack_losses
+from lightning_uncertainty._tensors import mean_losses
 from lightning_uncertainty.likelihoods._labels import Counted
 from lightning_uncertainty.tasks.task import check_known
 
@@ -107,3 +108,30 @@ def test_a_sum_of_nothing_that_would_poison_gradients_is_refused(count, value):
     with torch.no_grad():
         assert not stack_losses({"depth": (ONE * value, count), "kind": ONE}, TASKS, CPU)[0].requires_grad
     assert not sums[0].isfinite()
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_sum_of_nothing_whose_gradient_is_finite_counts_nothing(forked):
+    """As the mean cross-entropy of classes that are all missing, times none; and a function that runs once."""
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.ran = False
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            assert not ctx.ran
+            ctx.ran = True
+            return gradient
+
+    logits = torch.randn(3, 4, requires_grad=True)
+    missing = torch.full((3,), -100)
+    empty = torch.nn.functional.cross_entropy(Once.apply(logits) if forked else logits, missing) * 0
+    assert empty.isnan()
+    sums, counts, _ = stack_losses({"depth": (empty, 0), "kind": ONE}, TASKS, CPU)
+    mean_losses(sums, counts, over_ranks=True)[0].sum().backward()
+    assert not logits.grad.any()
+    leaf = torch.tensor(math.nan, requires_grad=True)
+    assert stack_losses({"depth": (leaf, 0), "kind": ONE}, TASKS, CPU)[1].tolist() == [0.0, 1.0]

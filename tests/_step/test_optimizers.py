@@ -142,7 +142,7 @@ def test_parts_of_the_network_may_have_groups_of_their_own():
     rest, own, log_variances = net.parameter_groups(
         lr=0.1, weight_decay=0.3, groups=[{"params": iter(apart), "lr": 10.0}], betas=(0.8, 0.9)
     )
-    assert own == {"params": apart, "lr": 10.0, "weight_decay": 0.3, "betas": (0.8, 0.9)}
+    assert own == {"params": apart, "lr": 10.0, "weight_decay": 0.3, "betas": (0.8, 0.9), "lr_ratio": 100.0}
     assert sorted(map(id, rest["params"] + apart)) == sorted(map(id, net.parameter_groups(lr=0.1)[0]["params"]))
     assert (rest["lr"], log_variances["lr"], log_variances["weight_decay"]) == (0.1, 1.0, 0.0)
 

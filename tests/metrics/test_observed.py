@@ -3,7 +3,6 @@ import torch
 from torchmetrics import Accuracy, MeanAbsoluteError, MeanSquaredError, R2Score
 
 from lightning_uncertainty.metrics import ObservedMetric
-from tests._tiers import few
 from tests.metrics._other_rank import with_other_rank
 from tests.metrics._ranks import BATCHES, logged, shares, updated
 from tests.metrics._torchmetrics import CLASSES, MORE, draw, made
@@ -87,7 +86,13 @@ SMOKE = ("BinaryAUROC", "PearsonCorrCoef", "R2Score", "Lazy", "composed")
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("split", BATCHES)
-@pytest.mark.parametrize("name", few([*CLASSES, *MORE], SMOKE))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.smoke if name in SMOKE else pytest.mark.matrix)
+        for name in [*CLASSES, *MORE]
+    ],
+)
 @pytest.mark.cells("tests.metrics._ranks", "{name}/{split}")
 def test_ranks_have_the_value_of_one_process(name, split, found):
     first, second = shares(name, split)

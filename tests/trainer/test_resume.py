@@ -61,6 +61,11 @@ def test_the_history_is_the_same_but_for_the_first_row_afterwards(case, found):
             kind, _, task = key.partition("/")
             if kind == "loss":
                 assert value == pytest.approx(sum(means[task]) / len(means[task]))
+            elif kind == "loss_share":
+                weighted = {
+                    task: abs(row[f"weight/{task}"] * row[f"loss/{task}"]) for task, seen in means.items() if seen
+                }
+                assert value == pytest.approx(weighted[task] / sum(weighted.values()))
             elif kind != "sigma_gap" and set(row) == set(expected):
                 assert value == expected[key]
 

@@ -89,7 +89,8 @@ def test_every_scheduler_moves_both_rates_alike(name):
 
 @pytest.mark.parametrize("name", ABSOLUTE)
 def test_an_absolute_rate_given_once_is_that_of_both(name):
-    rates = rates_of(ABSOLUTE[name])
+    with pytest.warns(UserWarning, match="found one for all, from a scheduler; give it a rate for each group"):
+        rates = rates_of(ABSOLUTE[name])
     assert rates["lr-SGD/log_variances"] == pytest.approx(rates["lr-SGD/pg1"])
 
 

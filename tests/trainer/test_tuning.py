@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import BackboneFinetuning, Callback
+from pytorch_lightning.callbacks import BackboneFinetuning, Callback, LearningRateFinder, StochasticWeightAveraging
 from pytorch_lightning.tuner import Tuner
 from torch import nn
 
-from lightning_uncertainty import UncertaintyMonitor
+from lightning_uncertainty import UncertaintyMonitor, own_group
 from tests._nets import Plain, tensors, trainer, tuples
 
 
@@ -56,6 +56,114 @@ def test_lr_find_searches_with_one_rate_and_leaves_no_trace_but_the_suggestion(c
     fit.fit(net)
     assert net.rates[-1] == pytest.approx([net.lr, 10 * net.lr])
     assert rows_of(fit) == (list(range(16)), pytest.approx(net.seen[-16:]))
+
+
+class FineTuning(LearningRateFinder):
+    """Looks for a rate once more in the middle of the fit, as Lightning's documentation has it."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            self.lr_find(trainer, pl_module)
+
+
+class Parts(Tuned):
+    """One part of the network has a rate of its own."""
+
+    def configure_optimizers(self):
+        groups = [{"params": self.kind.parameters(), "lr": 3 * self.lr}]
+        return torch.optim.SGD(self.parameter_groups(lr=self.lr, groups=groups))
+
+
+class Theirs(Tuned):
+    def configure_optimizers(self):
+        with own_group(self.task_weighting):
+            return torch.optim.SGD(self.parameters(), self.lr)
+
+
+class Module(Tuned):
+    """As `MultiTaskModule` does: the rate is the optimizer's own."""
+
+    def configure_optimizers(self):
+        groups = self.parameter_groups(lr=1.0)
+        factors = [group.pop("lr") for group in groups]
+        optimizer = torch.optim.SGD(groups, lr=self.lr)
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] *= factor
+        return optimizer
+
+
+class ByHand(Tuned):
+    """Nobody knows that the rates should be in proportion."""
+
+    def configure_optimizers(self):
+        groups = [group | {"lr": group["lr"]} for group in self.parameter_groups(lr=self.lr)]
+        return torch.optim.SGD([{key: group[key] for key in ("params", "lr")} for group in groups])
+
+
+def fit_tuned(net, *callbacks, **options):
+    fit = trainer(callbacks=list(callbacks), **{"max_epochs": 1, **options})
+    search(lambda net: fit.fit(net), net)
+    return fit
+
+
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize(
+    ("make", "ratios"), [(Tuned, [1, 10]), (Parts, [1, 3, 10]), (Theirs, [1, 10]), (Module, [1, 10])]
+)
+def test_a_finder_among_the_callbacks_leaves_the_groups_their_ratios(make, ratios, watched, capsys):
+    """Lightning gives all groups the rate that it suggests; the first step of the fit has them in proportion."""
+    net, finder = make(), LearningRateFinder(num_training_steps=20, max_lr=0.1)
+    monitors = [UncertaintyMonitor(table=False)] * watched
+    fit_tuned(net, *monitors, finder)
+    assert net.lr != 1e-3
+    assert all(len(set(rates)) == 1 for rates in net.rates[:-16])
+    steps = 16 if watched else 15  # the first `weigh` restores them, if nobody did before
+    assert net.rates[-steps:] == [pytest.approx([net.lr * ratio for ratio in ratios])] * steps
+
+
+def test_a_finder_that_looks_again_in_the_middle_of_a_fit_does_so_too(capsys):
+    net = Tuned()
+    fit_tuned(net, FineTuning(num_training_steps=20, max_lr=0.1), max_epochs=2)
+    assert net.rates[-15:] == [pytest.approx([net.lr, 10 * net.lr])] * 15
+
+
+def test_a_ratio_that_nobody_knows_is_told_to_be_lost(capsys):
+    message = "found one for all, from LearningRateFinder; build the optimizer from `self.parameter_groups"
+    with pytest.warns(UserWarning, match=message):
+        fit_tuned(ByHand(), LearningRateFinder(num_training_steps=20, max_lr=0.1))
+
+
+@pytest.mark.parametrize("peak", [0.1, [0.01, 0.1]], ids=["one", "each"])
+def test_a_schedule_with_one_rate_for_all_groups_is_told(peak):
+    class Scheduled(Tuned):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=20)]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit_tuned(Scheduled())
+    told = [str(warning.message) for warning in caught if "found one for all" in str(warning.message)]
+    assert len(told) == (peak == 0.1)
+    assert all("(log_variances 10 times the network's): found one for all, from a scheduler" in one for one in told)
+
+
+@pytest.mark.parametrize("rates", [0.1, [0.01, 0.1]], ids=["one", "each"])
+def test_averaging_with_one_rate_for_all_groups_is_told(rates):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit_tuned(Tuned(), StochasticWeightAveraging(rates, swa_epoch_start=1), max_epochs=2)
+    assert sum("from StochasticWeightAveraging" in str(warning.message) for warning in caught) == (rates == 0.1)
+
+
+@pytest.mark.parametrize("warm_up", [lambda step: 0.0, lambda step: 0.5])
+def test_rates_that_a_schedule_scales_alike_are_as_they_should_be(warm_up):
+    class Scheduled(Tuned):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)]
+
+    fit_tuned(Scheduled())  # -W error
 
 
 @pytest.mark.parametrize(("threshold", "steps"), [(4.0, 2), (None, 16)])

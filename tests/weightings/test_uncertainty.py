@@ -378,7 +378,7 @@ def test_a_start_outside_its_bounds_is_refused(start):
 
 def test_bounds_are_a_lower_and_a_higher_number_of_a_task():
     for bounds in [(1.0, 1.0), (2.0, 1.0), (NAN, 1.0), (1.0, 2.0, 3.0)]:
-        with pytest.raises(ValueError, match="bounds should be a lower and a higher log-variance: found"):
+        with pytest.raises(ValueError, match="bounds should be a lower and a higher log-variance"):
             gaussians(2, bounds={"task1": bounds})
     with pytest.raises(ValueError, match=r"bounds should name registered tasks \(task0, task1\): found depth"):
         gaussians(2, bounds={"depth": (0.0, 1.0)})
