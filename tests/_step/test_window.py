@@ -117,12 +117,8 @@ def test_losses_that_are_negative_or_all_zero_have_shares_by_size_or_none():
     tasks = {"depth": HeteroscedasticGaussian(), "kind": as_likelihood("categorical")}
     weighting, window = FixedWeighting({"depth": 0.5}).bind(tasks), StepWindow()
     for losses, shares in (([-6.0, 1.0], {"depth": 0.75, "kind": 0.25}), ([0.0, 0.0], {})):
-        window.add(
-            torch.tensor(losses),
-            torch.ones(2),
-            torch.ones(2, dtype=torch.bool),
-            weighting(torch.tensor(losses), torch.ones(2)),
-        )
+        losses, present = torch.tensor(losses), torch.ones(2, dtype=torch.bool)
+        window.add(losses, present, weighting, weighting(losses, present))
         assert window.take(weighting)["loss_share"] == shares
 
 
