@@ -6,7 +6,6 @@ Long, but one file: it is the list of what users call, each with its contract; t
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -25,6 +24,7 @@ from lightning_uncertainty._step import (
     Skip,
     StepWindow,
     TaskLossValue,
+    all_sound,
     check_losses,
     check_optimizers,
     check_resumed,
@@ -295,27 +295,27 @@ class MultiTaskMixin(Predicting, _Host):
         if stage is not None and stage not in STAGES:
             raise ValueError(f"stage should be one of {', '.join(STAGES)}: found {stage!r}")
         self._tell(stage)
-        sums, counts, labels = stack_losses(losses, self._tasks, self.task_weighting.task_ids.device)
+        weighting = self.task_weighting  # a module's children are looked for last
+        sums, counts, labels = stack_losses(losses, self._tasks, like=weighting.task_ids)
         if stage in EVALUATION:
             log_evaluation(self, stage, self._tasks, sums, torch.ones_like(sums) if counts is None else counts)
             with torch.no_grad():
                 return self._evaluated(sums, counts)
-        if not self.task_weighting.learning:
+        if not weighting.learning:
             return self._evaluated(sums, counts)
-        if not torch.compiler.is_compiling() and not (self.task_weighting.checked and self._task_fit.is_checked(self)):
+        if not torch.compiler.is_compiling() and not (weighting.checked and self._task_fit.is_checked(self)):
             self.check_setup()
             self._tell(stage)
         self._task_fit.end_skip()
         means, present, labels = mean_losses(sums, counts, labels, over_ranks=True)
         values = means.detach()
-        roots = self.task_weighting.roots(values)
-        if (self._skips or reads_values(values.device)) and not math.isfinite(roots.sum().item()):
+        if (self._skips or reads_values(values)) and not all_sound(weighting, values):
             return self._refuse_or_skip(values)
-        if self.task_weighting.needs_epoch:
-            tell_epoch(self, self.task_weighting)
+        if weighting.needs_epoch:
+            tell_epoch(self, weighting)
         weighted = self._weighted(means, present, labels)
-        self._window.add(values, roots, present, weighted)
-        if not self.task_splitter.records(self.task_weighting):
+        self._window.add(values, present, weighting, weighted)
+        if not self.task_splitter.records(weighting):
             return weighted.total
         total: Tensor = self._recorded(losses, means, weighted)
         return total

@@ -143,8 +143,8 @@ FAULTS = [
     Fault(
         "window_latest_absent",
         "_step/window.py",
-        "torch.where(present, torch.stack(pair), self.latest)",
-        "torch.stack(pair)",
+        "torch.where(ever > 0, newest, self.latest)",
+        "torch.stack(latest)[:, -1]",
         ("tests/_step/test_window.py::test_weights_and_sigmas_are_those_of_the_latest_present_step",),
     ),
     Fault(
@@ -157,7 +157,7 @@ FAULTS = [
     Fault(
         "weigh_no_finite_check",
         "mixin.py",
-        "and not math.isfinite(roots.sum().item())",
+        "and not all_sound(weighting, values)",
         "and False",
         ("tests/test_mixin.py::test_bad_losses_are_refused_before_any_state_changes",),
     ),
@@ -192,8 +192,8 @@ FAULTS = [
     Fault(
         "stack_losses_order",
         "_step/losses.py",
-        "values = [losses[name] for name in tasks]",
-        "values = list(losses.values())",
+        "[*losses.values()] if in_order else [losses[name] for name in tasks]",
+        "[*losses.values()]",
         ("tests/_step/test_losses.py::test_means_alone_have_no_counts_and_come_in_the_order_of_registration",),
     ),
     Fault(
@@ -349,6 +349,48 @@ FAULTS = [
         ("tests/weightings/test_learnt.py::test_tasks_that_share_a_log_variance_move_together_where_one_has_labels",),
     ),
     Fault(
+        "short_way_past_a_spike",
+        "weightings/_learnt.py",
+        "below=_MOST)",
+        "below=math.inf)",
+        ("tests/weightings/test_running_means.py::test_it_leads_where_the_long_way_does",),
+    ),
+    Fault(
+        "short_way_past_an_absent_task",
+        "weightings/_running_means.py",
+        " and all(present.tolist())",
+        "",
+        ("tests/weightings/test_running_means.py::test_it_leads_where_the_long_way_does",),
+    ),
+    Fault(
+        "short_way_past_a_drift",
+        "weightings/_learnt.py",
+        "bool((self.present_since > 0).all())",
+        "True",
+        ("tests/weightings/test_running_means.py::test_it_leads_where_the_long_way_does",),
+    ),
+    Fault(
+        "short_way_forgets_the_offset",
+        "weightings/uncertainty.py",
+        '        own["last_offset"].copy_(moved)\n',
+        "",
+        ("tests/weightings/test_running_means.py::test_it_leads_where_the_long_way_does",),
+    ),
+    Fault(
+        "short_way_takes_means_for_long",
+        "weightings/_running_means.py",
+        "self._share > _FORGOTTEN",
+        "self._share > 0",
+        ("tests/weightings/test_running_means.py::test_it_leads_where_the_long_way_does",),
+    ),
+    Fault(
+        "short_way_with_a_restart",
+        "weightings/_learnt.py",
+        " and self.restart is None):",
+        "):",
+        ("tests/weightings/test_running_means.py::test_what_it_does_not_know_of_takes_the_long_way",),
+    ),
+    Fault(
         "contract_vectors_unfilled",
         "weightings/_contract.py",
         "if left:",
@@ -457,8 +499,8 @@ FAULTS = [
     Fault(
         "learnt_slope_unbounded",
         "weightings/uncertainty.py",
-        "return torch.maximum(slope, -self.base_penalty)",
-        "return slope",
+        'torch.minimum(own["exponent"] * weights * losses, own["steepest"])',
+        'own["exponent"] * weights * losses',
         ("tests/weightings/test_learnt.py::test_the_gradient_in_s_is_that_of_the_running_mean_loss",),
     ),
     Fault(
@@ -667,8 +709,8 @@ FAULTS = [
     Fault(
         "analytic_mean_not_plain_at_first",
         "weightings/analytic.py",
-        "rate = (1 - self.decay) / (1 - self.decay ** steps.clamp(min=1))",
-        "rate = (1 - self.decay) * torch.ones_like(steps)",
+        "self.rates(steps.clamp(min=1))",
+        "self.rates(torch.full_like(steps, 1e6))",
         ("tests/weightings/test_analytic.py::test_losses_without_a_logarithm_are_not_averaged",),
     ),
     Fault(
@@ -1144,8 +1186,8 @@ FAULTS = [
     Fault(
         "checkpoint_leaves_it_settled",
         "weightings/_learnt.py",
-        "        self._settled = False  # the checkpoint decides\n",
-        "",
+        "        self._settled = self._all_present = False  # the checkpoint decides\n",
+        "        self._all_present = False\n",
         ("tests/weightings/test_uncertainty.py::test_a_checkpoint_from_before_the_start_starts_again",),
     ),
     Fault(

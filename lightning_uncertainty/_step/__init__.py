@@ -26,7 +26,7 @@ from lightning_uncertainty._step.trainers import (
     tell_epoch,
     trainer_of,
 )
-from lightning_uncertainty._step.window import StepWindow, check_losses, unsound_loss
+from lightning_uncertainty._step.window import StepWindow, all_sound, check_losses, unsound_loss
 
 __all__ = [
     "BETAS",
@@ -36,6 +36,7 @@ __all__ = [
     "StepWindow",
     "TaskLossValue",
     "all_dataloaders",
+    "all_sound",
     "check_losses",
     "check_optimizers",
     "check_resumed",

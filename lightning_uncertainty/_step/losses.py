@@ -19,39 +19,41 @@ TaskLossValue = Tensor | tuple[Tensor, Tensor | float] | None
 
 
 def stack_losses(
-    losses: Mapping[str, TaskLossValue], tasks: Mapping[str, object], device: torch.device
+    losses: Mapping[str, TaskLossValue], tasks: Mapping[str, object], like: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Stack sums, counts and numbers of labels `[T]` in the order of `tasks`; sums alone where all losses are means.
 
     A pair's count is its number of labels, unless it has `labels` of its own; that of a mean is not known, so infinite.
+    Where a task has no loss, a zero stands on the device of `like`.
 
     Raises:
         ValueError: a task is unknown or missing, or a loss is neither a scalar nor a pair of them.
 
     Example:
         >>> tasks = {"depth": "gaussian", "kind": "categorical"}
-        >>> stack_losses({"kind": (torch.tensor(6.0), 3), "depth": None}, tasks, torch.device("cpu"))
+        >>> stack_losses({"kind": (torch.tensor(6.0), 3), "depth": None}, tasks, like=torch.empty(2))
         (tensor([0., 6.]), tensor([0., 3.]), tensor([0., 3.]))
     """
     if not isinstance(losses, Mapping):
         raise ValueError(
             f"losses should be given by task name, as in {{{next(iter(tasks))!r}: loss}}: found {_shape(losses)}"
         )
-    if losses.keys() != tasks.keys():
+    in_order = [*losses] == [*tasks]
+    if not in_order and losses.keys() != tasks.keys():
         check_known(losses, tasks)
         missing = ", ".join(name for name in tasks if name not in losses)
         raise ValueError(
             f"every task should have an entry: found none for {missing}; give None where it has no labels in this batch"
         )
-    values = [losses[name] for name in tasks]
-    if all(isinstance(value, Tensor) and not value.shape for value in values):
+    values = [*losses.values()] if in_order else [losses[name] for name in tasks]
+    if set(map(type, values)) == {Tensor} and not any(map(Tensor.dim, values)):  # type: ignore[arg-type]
         return promote(_real(torch.stack(values), values, tasks)), None, None  # type: ignore[arg-type]
-    nothing = torch.zeros((), dtype=torch.float32, device=device)  # not the default type, which may be a half one
+    nothing = torch.zeros((), dtype=torch.float32, device=like.device)  # not the default type, which may be a half one
     pairs = [_pair(name, value, nothing) for name, value in zip(tasks, values, strict=True)]
     named = list(zip(tasks, pairs, strict=True))
     sums = promote(_real(torch.stack([value for value, _ in pairs]), [value for value, _ in pairs], tasks))
     counts = torch.stack([_real(count, [count], [name]).to(sums) for name, (_, count) in named])
-    if sums.requires_grad and reads_values(sums.device):
+    if sums.requires_grad and reads_values(sums):
         _refuse_poison(pairs, sums, counts, tasks)
     labels = [_labels(value, count) for value, count in zip(values, counts.unbind(), strict=True)]
     return sums, counts, torch.stack(labels)

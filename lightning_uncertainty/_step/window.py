@@ -7,9 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_uncertainty._tensors import reads_values
 from lightning_uncertainty.weightings import Weighted, Weighting
 
-__all__ = ["StepWindow", "check_losses", "unsound_loss"]
+__all__ = ["StepWindow", "all_sound", "check_losses", "unsound_loss"]
+
+_MOST = 256  # steps that are kept before they are summed
 
 _MOST_EXPONENT = 709.0  # of e in a double
 
@@ -19,7 +22,8 @@ class StepWindow:
 
     Plain tensors: as buffers they would be broadcast from rank 0 and saved in checkpoints. They are made once, outside
     of compiled steps, and written in place: what a step makes may lie where CUDA graphs write the next step's.
-    Adding a step launches a few kernels and reads nothing.
+    Adding a step launches a few kernels and reads nothing. On eager CPU, where launches are what costs, it has none:
+    steps are kept as they are, and summed many at a time.
 
     Attributes:
         total: the weighted total of the latest batch, detached; None before the first, and where steps are compiled.
@@ -29,6 +33,7 @@ class StepWindow:
         self.total: Tensor | None = None
         self.sums: Tensor | None = None  # steps with labels, √|loss| (NaN or inf once one is unsound), loss: [3, T]
         self.latest: Tensor  # weights, and log-variances where there are any, [2, T]
+        self._kept: list[tuple[Tensor, ...]] = []  # losses, presence, and what is in `latest`, [T] each
 
     def prepare(self, like: Tensor) -> None:
         """Make the tensors of a vector's `[T]` length, type and device, if there are none on it."""
@@ -36,19 +41,37 @@ class StepWindow:
             self.sums = like.new_zeros(3, len(like))
             self.latest = like.new_full((2, len(like)), torch.nan)
 
-    def add(self, losses: Tensor, roots: Tensor, present: Tensor, weighted: Weighted) -> None:
-        """Note one step: detached losses, their `roots`, presence, `[T]` each, and what became of them."""
+    def add(self, losses: Tensor, present: Tensor, weighting: Weighting, weighted: Weighted) -> None:
+        """Note one step: detached losses and presence, `[T]` each, and what a weighting made of them."""
+        latest = weighted.weights, weighted.weights if weighted.log_variances is None else weighted.log_variances
         if not torch.compiler.is_compiling():
-            self.prepare(losses)
             self.total = weighted.total.detach()
+            self.prepare(losses)
+        if reads_values(losses):
+            self._kept.append((losses, present, *latest))
+            if len(self._kept) == _MOST:
+                self._sum_kept(weighting)
+            return
         if self.sums is None or self.sums.device != losses.device:
             return  # compiled, and `check_setup` has not been called: nobody watches
-        self.sums.add_(torch.stack([present.to(losses.dtype), roots, losses]))
-        pair = [weighted.weights, weighted.weights if weighted.log_variances is None else weighted.log_variances]
-        self.latest.copy_(torch.where(present, torch.stack(pair), self.latest))
+        self.sums.add_(torch.stack([present.to(losses.dtype), weighting.roots(losses), losses]))
+        self.latest.copy_(torch.where(present, torch.stack(latest), self.latest))
+
+    def _sum_kept(self, weighting: Weighting) -> None:
+        if not self._kept:
+            return
+        losses, present, *latest = (torch.stack(vectors) for vectors in zip(*self._kept, strict=True))
+        self._kept.clear()
+        self.prepare(losses[0])
+        assert self.sums is not None
+        self.sums.add_(torch.stack([present.to(losses.dtype), weighting.roots(losses), losses]).sum(1))
+        ever, last = (present * torch.arange(1, len(present) + 1)[:, None]).max(0)
+        newest = torch.stack(latest).gather(1, last.expand(2, 1, -1)).squeeze(1)
+        self.latest.copy_(torch.where(ever > 0, newest, self.latest))
 
     def empty(self) -> None:
         """Forget all."""
+        self._kept.clear()
         if self.sums is not None:
             self.sums.zero_()
 
@@ -57,6 +80,7 @@ class StepWindow:
 
         Tasks without a label since the last row are left out, and keys that the weighting does not have.
         """
+        self._sum_kept(weighting)
         if self.sums is None:
             return {}
         steps, roots, losses = self.sums
@@ -90,6 +114,14 @@ class StepWindow:
                 task: math.expm1(min((own - best) / 2, _MOST_EXPONENT)) for task, (own, best) in s.items()
             }
         return row
+
+
+def all_sound(weighting: Weighting, values: Tensor) -> bool:
+    """Whether every loss, of `[T]` values, is one that a weighting can use; elsewhere than on eager CPU one read."""
+    if weighting.normalised or not reads_values(values):
+        return math.isfinite(weighting.roots(values).sum().item())
+    least, most = torch.aminmax(values)
+    return least.item() >= 0 and most.item() < math.inf
 
 
 def check_losses(weighting: Weighting, values: Tensor, allow_nonfinite: bool) -> dict[str, float]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 __all__ = ["reads_values"]
 
 
-def reads_values(device: torch.device) -> bool:
-    """Whether a value may be read on the training path: on eager CPU, where it costs no synchronisation."""
-    return device.type == "cpu" and not torch.compiler.is_compiling()
+def reads_values(of: Tensor) -> bool:
+    """Whether values may be read on the training path: on eager CPU, where it costs no synchronisation."""
+    return of.is_cpu and not torch.compiler.is_compiling()

@@ -211,7 +211,7 @@ def _gramian_of_part(rows: Tensor) -> Tensor:
     wide = _wide(rows)
     if not rows.numel():
         return rows.new_zeros((len(rows), len(rows)), dtype=wide)
-    if reads_values(rows.device):
+    if reads_values(rows):
         gramian = (rows @ rows.T).to(wide)
         shortest, longest = gramian.diagonal().aminmax()
         if _SQUARES[0] < shortest.item() and longest.item() < _SQUARES[1]:

@@ -230,7 +230,7 @@ class GradientBalancing(BalancingWeighting):
                 f"a solver should return one weight for each of {len(self.tasks)} tasks: found shape "
                 f"{list(weights.shape)} from {self.solver!r}; mend it, or take one of {', '.join(SOLVERS)}"
             )
-        if reads_values(weights.device) and sound and not weights.isfinite().all():
+        if reads_values(weights) and sound and not weights.isfinite().all():
             raise ValueError(
                 f"a solver should return finite weights: found {weights.tolist()} from {self.solver!r}; mend it, or "
                 f"take one of {', '.join(SOLVERS)}"

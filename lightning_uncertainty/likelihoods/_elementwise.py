@@ -41,7 +41,7 @@ class Elementwise(Likelihood):
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         output, target, mask = align(self.name, output, target, mask)
         finite_target = torch.where(mask, target, 0.0)
-        if reads_values(target.device):
+        if reads_values(target):
             self.check_labels(finite_target)
         return sum_and_count(self.error(output, finite_target), mask)
 

@@ -38,7 +38,7 @@ def masked_sum(error: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tenso
         raise ValueError(f"error and mask should be tensors, real and boolean: found {found}")
     if mask is not None:
         mask = fit_mask(mask, error.shape)
-        if reads_values(error.device):
+        if reads_values(error):
             finite = torch.isfinite(error.detach())
             if (finite | ~mask).all() and not finite.all():
                 raise ValueError(

@@ -67,7 +67,7 @@ class ClassLabels(Likelihood):
         classes = logits.shape[1]
         label = torch.where(mask, target, 0).long()
         in_range = (label >= 0) & (label < classes)
-        if reads_values(label.device) and not in_range.all():
+        if reads_values(label) and not in_range.all():
             raise ValueError(
                 f"labels of a {self.name} task with {classes} outputs should lie in [0, {classes - 1}]: found "
                 f"{range_of(label)}; a missing label is ignore_index={self.ignore_index}"
@@ -112,7 +112,7 @@ class ClassLabels(Likelihood):
             )
         mask = self._observed_mask(logits, target, mask)
         label = torch.where(mask.unsqueeze(1), promote(target), 1 / logits.shape[1])
-        if reads_values(label.device) and ((label < 0).any() or ((label.sum(1) - 1).abs() > 1e-2).any()):
+        if reads_values(label) and ((label < 0).any() or ((label.sum(1) - 1).abs() > 1e-2).any()):
             raise ValueError(
                 f"labels of a {self.name} task that are probabilities should be at least 0, with sum 1 over classes: "
                 f"found {range_of(label)}, sums of {range_of(label.sum(1))}; give softmax(1) of logits"

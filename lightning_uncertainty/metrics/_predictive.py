@@ -45,7 +45,7 @@ def observed_errors(mean: Tensor, std: Tensor, target: Tensor, *, positive: bool
     observed = ~target.isnan()
     error = torch.where(observed, promote(mean) - promote(target), 0.0)
     std = torch.where(observed, promote(std), 1.0)
-    if reads_values(std.device):
+    if reads_values(std):
         wrong = ~(std > 0) if positive else ~(std >= 0)
         if wrong.any():
             raise ValueError(

@@ -93,7 +93,7 @@ class ReliabilityDiagram(Metric):
         classes = _classes(probabilities, labels)
         labels = labels.nan_to_num(nan=self.ignore_index)
         observed = labels.long() != self.ignore_index  # in uint8, -100 would be class 156
-        if reads_values(probabilities.device):
+        if reads_values(probabilities):
             _check_values(probabilities, labels[observed], classes or 2)
         if classes:
             confidence, predicted = probabilities.float().max(1)

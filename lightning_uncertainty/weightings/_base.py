@@ -167,16 +167,19 @@ class Weighting(TaskVectors, ABC):
                 f"a weighting takes one loss for each of its {len(self.tasks)} tasks: found shape {list(losses.shape)}"
                 + ("" if self.tasks else "; bind it to tasks first (register_tasks does)")
             )
-        device = losses.device.type
-        on = torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if on else nullcontext():
-            losses = promote(losses)
-            weighted = as_weighted(self.weigh(losses, present), type(self).__name__)
-            if self.blend is not None and self.learning:
+        device = "cpu" if losses.is_cpu else losses.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self.forward(losses, present)
+        losses = promote(losses)
+        weighted = as_weighted(self.weigh(losses, present), type(self).__name__)
+        if self.learning:
+            if self.blend is not None:
                 total, weights = self.blend(weighted.total, weighted.weights, losses, present)
                 weighted = Weighted(total, weights, weighted.log_variances)
-        if self.learning and self.log_variance is not None and weighted.log_variances is not None:
-            self.log_variance.copy_(weighted.log_variances)
+            own = self._buffers["log_variance"]
+            if own is not None and weighted.log_variances is not None:
+                own.copy_(weighted.log_variances)
         return weighted
 
     @abstractmethod
@@ -257,13 +260,3 @@ class Weighting(TaskVectors, ABC):
         """Where a loss tells anything about the optimum: there is one, the task is on, the loss positive and finite."""
         losses = losses * (present * self.learnable)
         return (losses > 0) & (losses < torch.inf)
-
-    def balanced_objective(self, s: Tensor, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum of `b (c e^{-a s} L + r s)` over present tasks, and the effective weights `b c e^{-a s}`.
-
-        With `b` the base weights; Kendall, Gal & Cipolla, CVPR 2018, Eq. 7 and 10.
-        """
-        weights = torch.exp(torch.addcmul(self.log_factor, self.exponent, s, value=-1))
-        terms = torch.addcmul(weights * losses, self.base_penalty, s)
-        there = present.to(terms.dtype)
-        return terms.dot(there), weights.detach() * there

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uncertainty._tensors import is_number, keep_for_backward, reads_values
-from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._named import named_vector
+from lightning_uncertainty.weightings._running_means import RunningMeans
 from lightning_uncertainty.weightings._task_vectors import whole
 from lightning_uncertainty.weightings._weighted import Weighted
 
@@ -35,7 +35,7 @@ _VECTORS = ("start", "started", "labels", "mean_loss", "steps", "late", "last_of
 _STEPS_BETWEEN_LOOKS = 50  # at `started` on devices where reading a value stalls the queue
 
 
-class LearntWeighting(Weighting):
+class LearntWeighting(RunningMeans):
     r"""Learns log-variances; a method says what they cost, and how raw numbers become log-variances.
 
     `raw = start + offset`, where the offset is the parameter and `start` is given, or set by a task's first labels in
@@ -74,12 +74,11 @@ class LearntWeighting(Weighting):
         ValueError: the memory is below 1 or above a million, or a restart comes before the first step.
     """
 
+    short_way = False
     offset: nn.Parameter
     start: Tensor
     started: Tensor
     labels: Tensor
-    mean_loss: Tensor
-    steps: Tensor
     late: Tensor  # steps in a row that σ was a third off, where it may restart; below 0 steps that are left of one
     last_offset: Tensor  # of the last step of training
     present_since: Tensor  # 1 where a task had a loss since an optimizer moved its offset
@@ -94,17 +93,17 @@ class LearntWeighting(Weighting):
         **options: object,
     ) -> None:
         shown = None if memory == DEFAULT_MEMORY else memory
-        super().__init__(base_weights, start=start, **options, memory=shown, restart=restart)
         if memory is not None and not (is_number(memory) and 1 <= memory <= _LONGEST):
             raise ValueError(f"memory should be a number of steps from 1 to {_LONGEST:g}, or None: found {memory!r}")
         if restart is not None and not (is_number(restart) and restart >= 1):
             raise ValueError(f"restart should be a number of steps, at least 1, or None: found {restart!r}")
+        share = 1 / (DEFAULT_MEMORY if memory is None else memory)
+        super().__init__(share, base_weights, start=start, **options, memory=shown, restart=restart)
         self.memory, self.restart = memory, restart
-        self._share = 1 / (DEFAULT_MEMORY if memory is None else memory)  # 1 - d
-        self._log_decay = math.log1p(-self._share) if self._share < 1 else -math.inf
         self._start = start
-        self._settled = False
-        self._steps = 0
+        self._settled = False  # whether all have started
+        self._all_present = False  # whether `present_since` is 1 for all
+        self._looks = 0
         self._labels: Tensor | None = None  # of the losses to come
 
     @abstractmethod
@@ -148,13 +147,13 @@ class LearntWeighting(Weighting):
         return optimum
 
     def make_vectors(self) -> None:
+        super().make_vectors()
         if isinstance(self._start, Mapping):
             self._given_start = dict(self._start)
         else:
             self._given_start = {} if self._start is None else dict.fromkeys(self.tasks, self._start)
         self._refuse_for_normalised(self._start, "start")
         self._first_start = named_vector(self._given_start, self.tasks, 0.0, "start")
-        self._some_without = 0.0 in self._constants["learnable"]
         for name in _VECTORS:
             self.register_buffer(name, self.vector())  # started is 0 or 1, as booleans cannot be averaged
         self.offset = nn.Parameter(self.vector())
@@ -188,16 +187,21 @@ class LearntWeighting(Weighting):
         self.offset.zero_()
         self.last_offset.zero_()
         self.present_since.fill_(1.0)
-        self._settled = False
+        self._settled = self._all_present = False
 
     def extra_repr(self) -> str:
         given = super().extra_repr()
         return given if self.memory is not None else ", ".join(filter(None, [given, "memory=None"]))
 
     def count_labels(self, labels: Tensor) -> None:
-        self._labels = None if self._settled else labels.detach()
+        if not self._settled:
+            self._labels = labels.detach()
 
     def weigh(self, losses: Tensor, present: Tensor) -> Weighted:
+        if not self._settled:
+            self._look_for_stragglers()
+        if self._is_ordinary(losses, present):
+            return self.weigh_all(losses)
         seen, mean_loss, steps, labels = self._remembered(losses.detach(), present)
         raw = self._start_without_drift(seen) + self.offset
         if labels is not None:
@@ -219,9 +223,21 @@ class LearntWeighting(Weighting):
             if self.normalised:
                 known = known & (self.exponent > 0)
             log_variances = torch.where(known, log_variances, torch.nan)
-        if not self._settled:
-            self._look_for_stragglers()
         return Weighted(total, weights, log_variances)
+
+    def weigh_all(self, losses: Tensor) -> Weighted:
+        """Return what `weigh` does in an ordinary step, where `short_way` says that a method knows a shorter one."""
+        raise NotImplementedError
+
+    def _is_ordinary(self, losses: Tensor, present: Tensor) -> bool:
+        """Whether all have started, none was absent since the optimizer moved it, and all have a loss, no spike."""
+        if not (self.short_way and self._settled and self.memory is not None and self.restart is None):
+            return False
+        if not self.all_heard(losses, present, below=_MOST):
+            return False
+        if not self._all_present:
+            self._all_present = bool((self.present_since > 0).all())
+        return self._all_present
 
     def _remembered(self, losses: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return which losses count, and running means, steps and labels with them, `[T]` each.
@@ -242,9 +258,8 @@ class LearntWeighting(Weighting):
             count = torch.full_like(mean, _ENOUGH) if told is None else torch.where(told < torch.inf, told, _ENOUGH)
             labels = self.labels + torch.where(seen & first, count.to(self.labels), 0.0)
         steps = self.steps + seen
-        rate = -self._share / torch.expm1(self._log_decay * steps)  # (1 - d) / (1 - d^n)
         # `mean + rate · (newest - mean)` would lose a loss that has fallen by orders of magnitude to rounding
-        after = torch.lerp(mean, newest, rate.to(mean))
+        after = torch.lerp(mean, newest, self.rates(steps).to(mean))
         if labels is not None:
             of = labels.to(mean)
             after = torch.where(first, self.labels / of * mean + (of - self.labels) / of * newest, after)
@@ -256,6 +271,7 @@ class LearntWeighting(Weighting):
         drift = offset - self.last_offset
         start = keep_for_backward(torch.where(self.present_since > 0, self.start, self.start - drift))
         if self.learning:
+            self._all_present = False
             since = self.present_since * (drift == 0)
             self.start.copy_(start)
             self.last_offset.copy_(offset)
@@ -301,17 +317,17 @@ class LearntWeighting(Weighting):
         """Settle when all tasks have started: on eager CPU at once, elsewhere every 50th step, compiled never."""
         if torch.compiler.is_compiling() or not self.learning:
             return
-        self._steps += 1
-        if reads_values(self.started.device) or self._steps % _STEPS_BETWEEN_LOOKS == 0:
+        self._looks += 1
+        if reads_values(self.started) or self._looks % _STEPS_BETWEEN_LOOKS == 0:
             self.settle()
 
     def settle(self) -> None:
         """Look whether all tasks that are to start have started; steps then skip the start from data."""
-        if not self._settled:
-            self._settled = bool(((self.started > 0) | (self.learnable == 0)).all())
+        if not self._settled and ((self.started > 0) | (self.learnable == 0)).all():
+            self._settled, self._labels = True, None
 
     def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *args: object) -> None:
-        self._settled = False  # the checkpoint decides
+        self._settled = self._all_present = False  # the checkpoint decides
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _complete(self, state_dict: dict[str, Any], prefix: str) -> None:

@@ -233,7 +233,7 @@ class DynamicTaskPrioritization(Weighting):
 
     def _take_note(self, unsound: Tensor, missed: Tensor) -> None:
         """Raise for what is wrong, see `check_kpis`, where it can be read; elsewhere keep it for `settle`."""
-        if reads_values(unsound.device):
+        if reads_values(unsound):
             check_kpis(self.tasks, unsound, missed)
             return
         with torch.no_grad():

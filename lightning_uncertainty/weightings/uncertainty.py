@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from lightning_uncertainty.likelihoods import optimal_log_variance
 from lightning_uncertainty.weightings._base import Weighting
 from lightning_uncertainty.weightings._learnt import DEFAULT_MEMORY, LearntWeighting
 from lightning_uncertainty.weightings._named import check_names
+from lightning_uncertainty.weightings._weighted import Weighted
 
 __all__ = ["UncertaintyWeighting", "as_weighting"]
 
@@ -81,6 +83,7 @@ class UncertaintyWeighting(LearntWeighting):
 
     takes_normalised = True
     takes_constant = True
+    steepest: Tensor  # 2 b r
     low: Tensor
     high: Tensor
     group: Tensor  # [T, T], 1 where two tasks share s
@@ -112,6 +115,8 @@ class UncertaintyWeighting(LearntWeighting):
                 raise ValueError(
                     f"a start should lie between its bounds {low:g} and {high:g}: found {start:g} for task {name!r}"
                 )
+        self.short_way = self._bounds is None and not self._shared
+        self.add_constant("steepest", (2 * penalty for penalty in self._constants["base_penalty"]))
         if self._bounds is not None:
             self.add_constant("low", (low for low, _ in bounds.values()))
             self.add_constant("high", (high for _, high in bounds.values()))
@@ -132,9 +137,27 @@ class UncertaintyWeighting(LearntWeighting):
         return self.group.to(numbers) @ numbers if self._shared else numbers  # float64 in a float32 module
 
     def slope(self, s: Tensor, weights: Tensor, mean_loss: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
-        losses = self._pooled_losses(mean_loss, steps)
-        slope = torch.addcmul(self.base_penalty, self.exponent * weights, losses, value=-1)
-        return torch.maximum(slope, -self.base_penalty)
+        return self.base_penalty - self._pull(weights, self._pooled_losses(mean_loss, steps))
+
+    def _pull(self, weights: Tensor, losses: Tensor) -> Tensor:
+        """Return by how much losses pull `s` upwards, against the penalty `b r` and never more than twice as hard."""
+        own: dict[str, Any] = self._buffers
+        return torch.minimum(own["exponent"] * weights * losses, own["steepest"])
+
+    def weigh_all(self, losses: Tensor) -> Weighted:
+        own: dict[str, Any] = self._buffers
+        start, penalty, offset = own["start"], own["base_penalty"], self.offset
+        mean_loss = self.hear_all(losses.detach())
+        moved = offset.detach()
+        own["last_offset"].copy_(moved)
+        s = start + moved
+        weights = self.balanced_weights(s)
+        pull = self._pull(weights, mean_loss)
+        # one product has the value of w L + b r s, and the gradient in the offset is the slope: slope + pull = b r
+        total = torch.dot(
+            torch.cat([losses, offset, moved, start]), torch.cat([weights, penalty - pull, pull, penalty])
+        )
+        return Weighted(total, weights, s)
 
     def loss_at(self, s: Tensor) -> Tensor:
         return torch.exp(self.exponent * s - self.log_ratio)

@@ -29,7 +29,7 @@ def add(window, weighting, losses, present):
     present = torch.tensor(present)
     losses = torch.where(present, torch.tensor(losses), 0.0)
     weighted = weighting(losses, present)
-    window.add(losses, losses.sqrt(), present, weighted)
+    window.add(losses, present, weighting, weighted)
     return weighted
 
 
@@ -78,7 +78,7 @@ def test_a_log_variance_that_drifts_while_its_task_is_absent_is_not_shown():
     window, weighting = StepWindow(), bind(UncertaintyWeighting, 0.0)
     for present, s in ((True, 0.0), (False, 3.0)):
         weighted = Weighted(torch.tensor(0.0), torch.ones(3), torch.tensor([s, s, s]))
-        window.add(torch.ones(3), torch.ones(3), torch.tensor([True, present, True]), weighted)
+        window.add(torch.ones(3), torch.tensor([True, present, True]), weighting, weighted)
     assert window.take(weighting)["sigma"] == pytest.approx(
         {"depth": math.exp(1.5), "semantics": 1.0, "edges": math.exp(1.5)}
     )
@@ -117,7 +117,7 @@ def test_shares_of_the_weighted_loss_are_free_of_units_and_level_where_sigma_is_
     tasks = {**TASKS, "height": as_likelihood("laplace")}
     weighting, window = AnalyticUncertaintyWeighting(0.0).bind(tasks), StepWindow()
     losses = torch.tensor([4.0 * unit**2, 0.1, 3.0, 7.0 * unit])
-    window.add(losses, losses.sqrt(), torch.ones(4, dtype=torch.bool), weighting(losses, torch.ones(4)))
+    window.add(losses, torch.ones(4, dtype=torch.bool), weighting, weighting(losses, torch.ones(4)))
     shares = window.take(weighting)["loss_share"]
     assert shares == pytest.approx({"depth": 0.2, "semantics": 0.2, "edges": 0.2, "height": 0.4})
 
@@ -126,12 +126,8 @@ def test_losses_that_are_negative_or_all_zero_have_shares_by_size_or_none():
     tasks = {"depth": HeteroscedasticGaussian(), "kind": as_likelihood("categorical")}
     weighting, window = FixedWeighting({"depth": 0.5}).bind(tasks), StepWindow()
     for losses, shares in (([-6.0, 1.0], {"depth": 0.75, "kind": 0.25}), ([0.0, 0.0], {})):
-        window.add(
-            torch.tensor(losses),
-            torch.ones(2),
-            torch.ones(2, dtype=torch.bool),
-            weighting(torch.tensor(losses), torch.ones(2)),
-        )
+        losses, present = torch.tensor(losses), torch.ones(2, dtype=torch.bool)
+        window.add(losses, present, weighting, weighting(losses, present))
         assert window.take(weighting)["loss_share"] == shares
 
 
@@ -200,7 +196,7 @@ def test_adding_does_not_write_into_what_it_is_given():
     losses, present = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, True, False])
     weighted = Weighted(torch.tensor(0.0), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0]))
     for _ in range(3):
-        window.add(losses, losses.sqrt(), present, weighted)
+        window.add(losses, present, weighting, weighted)
     assert losses.tolist() == [1.0, 2.0, 3.0]
     assert weighted.weights.tolist() == [1.0, 2.0, 3.0]
     assert weighted.log_variances.tolist() == [4.0, 5.0, 6.0]
@@ -217,7 +213,7 @@ def test_a_normalised_loss_may_be_negative_and_has_no_sigma():
     weighting = UncertaintyWeighting().bind({**TASKS, "depth": HeteroscedasticGaussian()})
     for loss in (-3.0, 1.0):
         losses, present = torch.tensor([loss, 4.0, 1.0]), torch.tensor([True, True, True])
-        window.add(losses, weighting.roots(losses), present, weighting(losses, present))
+        window.add(losses, present, weighting, weighting(losses, present))
     row = window.take(weighting)
     assert row["loss"] == {"depth": -1.0, "semantics": 4.0, "edges": 1.0}
     assert row["weight"]["depth"] == 1.0
@@ -228,6 +224,6 @@ def test_a_normalised_loss_that_was_nan_is_named_as_such():
     window = StepWindow()
     weighting = FixedWeighting().bind({**TASKS, "depth": HeteroscedasticGaussian()})
     losses, present = torch.tensor([NAN, 4.0, 1.0]), torch.tensor([True, True, True])
-    window.add(losses, weighting.roots(losses), present, weighting(losses, present))
+    window.add(losses, present, weighting, weighting(losses, present))
     with pytest.raises(ValueError, match="'depth' should be finite: found a value that is NaN or inf since"):
         window.take(weighting)

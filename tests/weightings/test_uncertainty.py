@@ -9,7 +9,8 @@ import torch
 from torchjd.scalarization import UW
 
 from lightning_uncertainty.likelihoods import as_likelihood
-from lightning_uncertainty.weightings import UncertaintyWeighting, _learnt
+from lightning_uncertainty.weightings import UncertaintyWeighting
+from tests._nets import read_nothing
 from tests._numbers import float64
 from tests.weightings._properties import (
     assert_same,
@@ -177,7 +178,7 @@ def test_a_checkpoint_from_before_the_start_starts_again():
 def test_where_values_are_not_read_every_step_the_result_is_the_same(monkeypatch):
     eager = gaussians(2)
     results = train(eager, 120)
-    monkeypatch.setattr(_learnt, "reads_values", lambda device: False)
+    read_nothing(monkeypatch)
     looks, settle = [], UncertaintyWeighting.settle
 
     def counted(weighting):
@@ -186,8 +187,8 @@ def test_where_values_are_not_read_every_step_the_result_is_the_same(monkeypatch
 
     monkeypatch.setattr(UncertaintyWeighting, "settle", counted)
     weighting = gaussians(2)
-    assert_same(train(weighting, 120), results)
-    assert_same(vectors(weighting), vectors(eager))
+    assert_same(train(weighting, 120), results, rtol=1e-5, atol=1e-6)
+    assert_same(vectors(weighting), vectors(eager), rtol=1e-5, atol=1e-6)
     assert len(looks) == 1  # one look at step 50, and none once all have started
 
 
@@ -319,9 +320,9 @@ def test_a_task_that_is_switched_off_does_not_keep_the_others_unsettled():
     tasks = {"depth": as_likelihood("gaussian"), "off": as_likelihood("gaussian")}
     weighting = UncertaintyWeighting(base_weights={"off": 0.0}).bind(tasks)
     losses = torch.tensor([4.0, 9.0], requires_grad=True)
-    for _ in range(3):
+    for step in range(3):
         weighted = weighting(losses, torch.tensor([True, True]))
-        assert weighting._settled
+        assert weighting._settled is (step > 0)
         assert weighted.log_variances.exp().tolist() == pytest.approx([4.0, math.nan], nan_ok=True)
         assert weighted.weights.tolist() == pytest.approx([0.125, 0.0])
 
