@@ -22,6 +22,7 @@ OPTIMIZERS = {
     if inspect.isclass(kind) and name not in {"Optimizer", NO_GROUPS, NO_VECTORS, SPARSE}
 }
 SLOW = {"Adadelta", "Adagrad"}  # their own rates shrink, or begin small
+RESTLESS = {"RMSprop": 0.15}  # its steps are of a learning rate's length, 0.1, be the gradient rounding error alone
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -38,7 +39,7 @@ def test_sigma_reaches_its_optimum_under_every_optimizer(name):
     first, last = gaps[0], gaps[-1]
     assert first == pytest.approx([math.log(3), math.log(10) / 2], rel=1e-3)
     assert all(gap < start for start, gap in zip(first, last, strict=True))
-    assert (max(last) < 0.02) == (name not in SLOW), last
+    assert (max(last) < RESTLESS.get(name, 0.02)) == (name not in SLOW), last
 
 
 @pytest.mark.parametrize(("name", "moved"), [("Adafactor", 0.01), ("Adadelta", 0.01), ("Adagrad", 0.2)])
