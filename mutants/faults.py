@@ -136,8 +136,8 @@ FAULTS = [
     Fault(
         "window_gap_half",
         "_step/window.py",
-        "math.expm1((own - best) / 2)",
-        "math.expm1(own - best)",
+        "math.expm1(min((own - best) / 2,",
+        "math.expm1(min(own - best,",
         ("tests/_step/test_window.py::test_sigma_gap_is_the_distance_to_the_optimum_of_the_mean_loss",),
     ),
     Fault(
