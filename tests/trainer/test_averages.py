@@ -128,7 +128,6 @@ def test_a_burn_in_ends_in_the_average_too(average):
     assert not log_variance.eq(1.0).any()
 
 
-@pytest.mark.filterwarnings("ignore:parameter groups should keep learning rates of their own")
 def test_swa_leaves_the_log_variances_the_rate_it_gives_to_all_or_to_each():
     for given, wanted in ((0.05, [0.05, 0.05]), ([0.05, 0.5], [0.05, 0.5])):
         watch, swa = Watch(), StochasticWeightAveraging(given, swa_epoch_start=1, annealing_epochs=1)
