@@ -478,7 +478,7 @@ FAULTS = [
     Fault(
         "own_group_rate_flattened",
         "_step/own_group.py",
-        "self.group[key] *= self.ratio",
+        "self.group[key] *= ratio",
         "pass",
         ("tests/_step/test_own_group.py::test_schedulers_that_are_built_within_keep_the_ratio_of_rates",),
     ),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_uncertainty._step.optimizers import BETAS, FACTOR, NAME
-from lightning_uncertainty._step.rates import with_ratio
+from lightning_uncertainty._step.rates import RATIO, with_ratio
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["own_group"]
@@ -94,7 +94,6 @@ class _Placing:
         self.holder: int | None = None  # the one that got the group
         self.group: dict[str, Any] = {}
         self.other: dict[str, Any] = {}  # the group that it is beside, in the same optimizer
-        self.ratio = 1.0  # of their learning rates
 
     def place(self, params: Any, defaults: Mapping[str, Any]) -> Any:
         """Return the groups that an optimizer is built of, in place of what it was given."""
@@ -128,8 +127,6 @@ class _Placing:
         members = [(f"{NAME}.{place}", parameter) for place, parameter in enumerate(self.own)] if named else self.own
         theirs = beside.get("lr", defaults.get("lr"))
         rate: Any = FACTOR * theirs if self.lr is None and isinstance(theirs, float | int | Tensor) else self.lr
-        if isinstance(theirs, float | int) and theirs and rate is not None:
-            self.ratio = rate / theirs
         own = {"params": list(members), "weight_decay": 0.0, "name": NAME}
         own |= {} if rate is None else {"lr": rate}
         own |= {"betas": BETAS} if len(defaults.get("betas") or ()) == len(BETAS) else {}
@@ -166,12 +163,12 @@ class _Placing:
 
     def restore(self) -> None:
         """Give the group its rate back where a scheduler set one for all groups; warn where that cannot be."""
-        begin = self.group.get("initial_lr")
-        if self.ratio == 1 or not begin or begin != self.other.get("initial_lr"):
+        ratio, begin = self.group.get(RATIO, 1.0), self.group.get("initial_lr")
+        if ratio == 1 or not begin or begin != self.other.get("initial_lr"):
             return
         if "max_lr" not in self.group:
             warnings.warn(
-                f"the log-variances should have a learning rate {self.ratio:g} times that of the network: found a "
+                f"the log-variances should have a learning rate {ratio:g} times that of the network: found a "
                 "scheduler that gives both one rate; give it rates by group, or take own_group(..., "
                 "log_variance_lr=...) with a scheduler that multiplies rates",
                 stacklevel=4,
@@ -179,7 +176,7 @@ class _Placing:
             return
         for key in _RATES:
             if key in self.group:
-                self.group[key] *= self.ratio
+                self.group[key] *= ratio
 
 
 def _parameter(member: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_uncertainty.mixin import MultiTaskMixin
 
-__all__ = ["AnyCallback", "TaskCallback", "is_last_step", "offer"]
+__all__ = ["AnyCallback", "TaskCallback", "is_last_step", "offer", "require_tasks"]
 
 if find_spec("lightning") is not None:
     from lightning.pytorch import Callback as OtherCallback
@@ -78,10 +78,7 @@ class TaskCallback(AnyCallback):
                 f"where those are: {found or 'none'}"
             )
         if not paths:
-            raise TypeError(
-                f"{name} needs a MultiTaskMixin: found {kind}; write `class {kind}(MultiTaskMixin, LightningModule)` "
-                "and call register_tasks"
-            )
+            require_tasks(name, pl_module)
         if self.module is None and len(paths) > 1:
             raise TypeError(
                 f"{name} should be for one MultiTaskMixin: found several in {kind}: {found}; name one, as in "
@@ -89,14 +86,30 @@ class TaskCallback(AnyCallback):
             )
         self._path = paths[0] if self.module is None else self.module
         net: MultiTaskMixin = self.tasks_of(pl_module)
-        if not net.task_likelihoods():
-            net.check_setup()  # says that tasks are missing
+        require_tasks(name, net)
         _tell(net, trainer)
         return net
 
     def tasks_of(self, pl_module: Any) -> Any:
         """Return the module that was found."""
         return pl_module.get_submodule(self._path)
+
+
+def require_tasks(who: str, module: nn.Module) -> None:
+    """Look whether there is a module to work on.
+
+    Raises:
+        TypeError: the module is no `MultiTaskMixin`.
+        RuntimeError: it has no tasks.
+    """
+    if not isinstance(module, MultiTaskMixin):
+        kind = type(module).__name__
+        raise TypeError(
+            f"{who} needs a MultiTaskMixin: found {kind}; write `class {kind}(MultiTaskMixin, LightningModule)` "
+            "and call register_tasks"
+        )
+    if not module.task_likelihoods():
+        module.check_setup()  # says that tasks are missing
 
 
 def paths_of_tasks(module: nn.Module) -> list[str]:

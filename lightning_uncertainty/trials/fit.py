@@ -12,7 +12,7 @@ from typing import Any
 
 from pytorch_lightning import seed_everything
 
-from lightning_uncertainty.mixin import MultiTaskMixin
+from lightning_uncertainty.callbacks.base import require_tasks
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "fit", "new_weighting"]
@@ -69,14 +69,7 @@ class Maker:
             ValueError: it has another weighting, or parameters of the module before it.
         """
         module = self.make(weighting)
-        if not isinstance(module, MultiTaskMixin):
-            kind = type(module).__name__
-            raise TypeError(
-                f"a trial needs a MultiTaskMixin: found {kind}; write `class {kind}(MultiTaskMixin, LightningModule)` "
-                "and call register_tasks"
-            )
-        if not module.task_likelihoods():
-            module.check_setup()  # says that tasks are missing
+        require_tasks("a trial", module)
         given = module._task_fit.given
         if given is None or given() is not weighting:
             raise ValueError(

@@ -42,10 +42,12 @@ def filling(weighting: Weighting) -> Iterator[None]:
                 f"task: found {what} of shape {list(tensor.shape)} for {len(weighting.tasks)} tasks; make it of "
                 "`self.vector()`, or, where it need not be saved, a buffer with persistent=False"
             )
-        with torch.no_grad():
-            tensor.fill_(_BLANK if tensor.is_floating_point() else int(_BLANK % 128))
+    numbers = {what: tensor for what, tensor in vectors.items() if tensor.is_floating_point()}
+    with torch.no_grad():
+        for tensor in numbers.values():
+            tensor.fill_(_BLANK)
     yield
-    left = [what for what, tensor in vectors.items() if tensor.is_floating_point() and (tensor == _BLANK).any()]
+    left = [what for what, tensor in numbers.items() if (tensor == _BLANK).any()]
     if left:
         raise ValueError(
             f"reset_parameters of {kind.__name__} should fill all that make_vectors makes: found {', '.join(left)} as "
