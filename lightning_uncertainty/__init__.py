@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lightning_uncertainty._moved import install, moved_name
 
 if TYPE_CHECKING:
+    from lightning_uncertainty import adoption as adoption
     from lightning_uncertainty import architectures as architectures
     from lightning_uncertainty import calibration as calibration
     from lightning_uncertainty import dashboards as dashboards
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_uncertainty import predictions as predictions
     from lightning_uncertainty import trials as trials
     from lightning_uncertainty._step import own_group
+    from lightning_uncertainty.adoption import AdoptLosses, adopt
     from lightning_uncertainty.balancing import GradientBalancing
     from lightning_uncertainty.callbacks import GradientConflictMonitor, UncertaintyMonitor, UncertaintyWarmUp
     from lightning_uncertainty.likelihoods import masked_sum
@@ -28,6 +30,7 @@ else:
 
     _HOMES = {
         "_step": ("own_group",),
+        "adoption": ("AdoptLosses", "adopt"),
         "balancing": ("GradientBalancing",),
         "callbacks": ("GradientConflictMonitor", "UncertaintyMonitor", "UncertaintyWarmUp"),
         "likelihoods": ("masked_sum",),
@@ -53,6 +56,7 @@ else:
 
 
 __all__ = [
+    "AdoptLosses",
     "AnalyticUncertaintyWeighting",
     "FixedWeighting",
     "GradientBalancing",
@@ -64,6 +68,7 @@ __all__ = [
     "UncertaintyMonitor",
     "UncertaintyWarmUp",
     "UncertaintyWeighting",
+    "adopt",
     "deep_supervision",
     "masked_sum",
     "own_group",

@@ -15,7 +15,7 @@ from lightning_uncertainty._step.optimizers import (
     take_apart,
 )
 from lightning_uncertainty._step.own_group import own_group
-from lightning_uncertainty._step.plain import own_prefixes, plain_checkpoint, without
+from lightning_uncertainty._step.plain import OWN_PARTS, own_prefixes, plain_checkpoint, without
 from lightning_uncertainty._step.rates import restore_rates
 from lightning_uncertainty._step.skipping import Skip
 from lightning_uncertainty._step.trainers import (
@@ -31,6 +31,7 @@ from lightning_uncertainty._step.window import StepWindow, all_sound, check_loss
 __all__ = [
     "BETAS",
     "FACTOR",
+    "OWN_PARTS",
     "FitState",
     "Skip",
     "StepWindow",

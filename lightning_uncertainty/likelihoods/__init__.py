@@ -20,7 +20,7 @@ Source: Kendall, Gal & Cipolla, "Multi-Task Learning Using Uncertainty to Weigh 
 
 from lightning_uncertainty.likelihoods._base import Likelihood, optimal_log_variance
 from lightning_uncertainty.likelihoods._elementwise import Elementwise
-from lightning_uncertainty.likelihoods._labels import align, masked_sum
+from lightning_uncertainty.likelihoods._labels import Counted, align, masked_sum
 from lightning_uncertainty.likelihoods._names import LIKELIHOODS, as_likelihood
 from lightning_uncertainty.likelihoods.as_generic import AsGeneric
 from lightning_uncertainty.likelihoods.bernoulli import Bernoulli
@@ -45,6 +45,7 @@ __all__ = [
     "Categorical",
     "CategoricalHalf",
     "Constant",
+    "Counted",
     "Elementwise",
     "Gaussian",
     "Generic",

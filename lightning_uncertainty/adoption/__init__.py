@@ -1,0 +1,7 @@
+"""Models whose code is not yours."""
+
+from lightning_uncertainty.adoption.adopt_losses import AdoptLosses
+from lightning_uncertainty.adoption.adopting import adopt, unadopt
+from lightning_uncertainty.adoption.parts import Call, Function, HostWeight, Logged, Part
+
+__all__ = ["AdoptLosses", "Call", "Function", "HostWeight", "Logged", "Part", "adopt", "unadopt"]

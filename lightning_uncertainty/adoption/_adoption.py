@@ -1,0 +1,247 @@
+"""What an adopted module knows of its adoption, and how a step's loss becomes the weighted one."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.data import extract_batch_size
+from torch import Tensor
+
+from lightning_uncertainty._tensors import world_size
+from lightning_uncertainty.adoption._options import PLAIN, Options, asked
+from lightning_uncertainty.adoption._terms import Terms, losses_alone, terms_of
+from lightning_uncertainty.adoption._watch import Watch
+from lightning_uncertainty.adoption.parts import HostWeight, Logged
+from lightning_uncertainty.likelihoods import Counted
+
+__all__ = ["Adoption"]
+
+_CHECKED = 3
+
+
+class Adoption:
+    """The adoption of a host.
+
+    Attributes:
+        options: what was asked for.
+        watch: the step that is on; None between steps, as no graph may outlive its step.
+    """
+
+    def __init__(self, options: Options, given: set[str]) -> None:
+        self.options = options
+        self.given = given  # what stood in the host before
+        self.watch: Watch | None = None
+        self._parts = dict(options.parts)
+        self._batch: Any = None
+        self._steps, self._reached = 0, set[str]()
+        self._trainer: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "watch": None, "_batch": None}
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def begin(self, host: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, evaluating: bool = False) -> Watch:
+        """Return what watches a step."""
+        parts = dict(self.options.validation) if evaluating else self._parts
+        self.watch = Watch(host, parts, follow=self.options.follow, evaluating=evaluating)
+        self._batch = args[0] if args else next(iter(kwargs.values()), None)
+        return self.watch
+
+    def end(self) -> None:
+        """Forget the step."""
+        self.watch, self._batch = None, None
+
+    def replace(self, host: Any, returned: Any) -> Any:
+        """Return what a step returned with the weighted total in place of its loss.
+
+        Raises:
+            RuntimeError: the loss is not made of the parts.
+        """
+        if returned is None:  # the host has Lightning skip this batch
+            return None
+        if not isinstance(returned, Mapping):
+            return self._required(host, returned)
+        total = self._required(host, returned["loss"])
+        changed: Any = {**returned} if type(returned) is dict else _copied(returned)
+        changed["loss"] = total
+        return changed
+
+    def _required(self, host: Any, total: Tensor) -> Tensor:
+        weighted = self.weigh(host, total)
+        if weighted is None:
+            raise RuntimeError(
+                "a host's loss should be made of the tasks' parts: found none of them in it: "
+                f"{self._unseen(self._parts)}"
+            )
+        return weighted
+
+    def weigh(self, host: Any, total: Tensor) -> Tensor | None:
+        """Return the weighted total in place of a host's; None where no part is in it.
+
+        Raises:
+            RuntimeError: the host's is no weighted sum of the parts.
+        """
+        watch, options = self.watch, self.options
+        assert watch is not None
+        check = self._is_checked(host)
+        losses = None
+        alone = not (check or options.rest or options.keep_host_weights or options.may_be_absent)
+        if alone and host.automatic_optimization and isinstance(total, Tensor) and total.requires_grad:
+            losses = losses_alone(watch)
+        if losses is None:
+            terms = terms_of(total, watch, check=check, expected=self._expect)
+            if terms is None:
+                return None
+            losses = self._losses(terms)
+        else:
+            terms = None
+        lost = [task for task in self._parts if task not in losses]
+        self._reached.update(losses)
+        never = [task for task in lost if task not in self._reached and task not in options.may_be_absent]
+        if never:
+            raise RuntimeError(
+                f"every task's part should be in the host's loss: found none for {', '.join(never)}: "
+                f"{self._unseen(never)}; where its labels may be missing in a batch, say may_be_absent="
+                f"{sorted({*never, *options.may_be_absent})!r}"
+            )
+        if check and self._steps == 0 and options.count is None and world_size() > 1:
+            warnings.warn(
+                "over several processes means count alike where no count= is given: with labels missing, or batches "
+                "of different sizes, say count= (labels by task in a batch)",
+                stacklevel=2,
+            )
+        self._steps += 1
+        weighted: Tensor = host.weigh(self._counted(losses), stage="train")
+        return weighted + terms.rest if options.rest == PLAIN and terms is not None else weighted
+
+    def evaluate(self, host: Any) -> None:
+        """Log the losses of a step of validation."""
+        watch = self.watch
+        assert watch is not None
+        losses: dict[str, Any] = {
+            task: torch.stack([sight.value for sight in seen]).mean().to(host.device)
+            for task, seen in watch.sights.items()
+        }
+        if self.options.count is None:
+            size = _size_of(self._batch)
+            losses = {task: (loss * size, size) for task, loss in losses.items()}
+        host.weigh(self._counted(losses), stage="val")
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    def _is_checked(self, host: Any) -> bool:
+        """Whether this step's total is looked at: in a fit's first steps, and where a step is logged anyway."""
+        trainer = getattr(host, "_trainer", None)
+        if self._trainer != id(trainer):
+            self._trainer, self._steps = id(trainer), 0
+        every = getattr(trainer, "log_every_n_steps", 1) or 0
+        return self._steps < _CHECKED or bool(every and (self._steps + 1) % every == 0)
+
+    def _expect(self, total: float, losses: dict[str, float], weights: dict[str, float], rest: float) -> None:
+        """Look at the numbers of a total.
+
+        Raises:
+            RuntimeError: they are not those of a weighted sum of all parts.
+        """
+        if total != total or abs(total) == float("inf"):
+            return  # weigh tells of a loss that is not finite, or skips it
+        options = self.options
+        if rest and options.rest is None:
+            raise RuntimeError(
+                f"a host's loss should be a weighted sum of its parts: found {total:.4g}, of which {rest:.4g} no part "
+                f"explains, with losses {_by_name(losses)} of weights {_by_name(weights)}; name what is missing, or "
+                "say rest='plain' to add it as it is, or rest= a task whose loss it is"
+            )
+        off = [task for task, weight in weights.items() if weight == 0 and task not in options.may_be_absent]
+        if off:
+            raise RuntimeError(
+                f"a host should give every task a weight: found 0 for {', '.join(off)}, of a task that is switched "
+                "off or a total that is not a sum (as a maximum); give it a weight, leave the task out, or say "
+                f"may_be_absent={sorted({*off, *options.may_be_absent})!r}"
+            )
+        negative = [task for task, weight in weights.items() if weight < 0]
+        if negative and not options.keep_host_weights:
+            raise RuntimeError(
+                f"a host's weight should be positive: found {weights[negative[0]]:.4g} for {negative[0]}, which the "
+                "host makes large and not small; leave it to rest='plain', or say keep_host_weights=True and give it "
+                "the likelihood 'constant'"
+            )
+
+    def _losses(self, terms: Terms) -> dict[str, Any]:
+        """Return the losses of a total's terms: with the host's weights if asked, absent ones as pairs that count 0."""
+        losses: dict[str, Any] = dict(terms.losses)
+        if self.options.keep_host_weights:
+            losses = {task: terms.weights[task] * loss for task, loss in losses.items()}
+        for task in losses.keys() & set(self.options.may_be_absent):
+            there = (losses[task] != 0) & (terms.weights[task] != 0)
+            labels = torch.where(there, torch.inf, 0.0)
+            losses[task] = Counted((losses[task], there.to(losses[task])), labels)
+        if self.options.rest in self.options.tasks:
+            losses[str(self.options.rest)] = terms.rest
+        return losses
+
+    def _counted(self, losses: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a loss for every task, or None, as pairs where labels are counted."""
+        found: dict[str, Any] = {task: losses.get(task) for task in self.options.tasks}
+        if self.options.count is None:
+            return found
+        counts = asked(self.options.count, self._batch)
+        divisors = counts if self.options.divisor is None else asked(self.options.divisor, self._batch)
+        if not isinstance(counts, Mapping):
+            raise RuntimeError(
+                f"count= should return labels by task: found a {type(counts).__name__}; return a dict, as in "
+                f"{{{self.options.tasks[0]!r}: batch['mask'].sum()}}"
+            )
+        for task, loss in found.items():
+            if loss is None or task not in counts:
+                continue
+            total = loss[0] if isinstance(loss, tuple) else loss
+            count = torch.as_tensor(counts[task], device=total.device).to(total.dtype).reshape(())
+            divisor = divisors[task] if isinstance(divisors, Mapping) else divisors
+            found[task] = (total * torch.as_tensor(divisor, device=total.device).to(total.dtype).reshape(()), count)
+        return found
+
+    def _unseen(self, tasks: Iterable[str]) -> str:
+        """Say for each of tasks why its part is not in a total."""
+        watch = self.watch
+        assert watch is not None
+        why = []
+        for task in tasks:
+            part = self._parts[task]
+            if task in watch.sights:
+                found = "was seen, but the loss does not depend on it"
+            elif task in watch.useless:
+                found = f"was seen as {watch.useless[task]}"
+                if isinstance(part, Logged) and not self.options.follow:
+                    found += " (follow=True finds the loss behind detach() and item())"
+            elif isinstance(part, HostWeight):
+                found = "is there, but the loss does not depend on it"
+            else:
+                found = "was never reached"
+            why.append(f"{str(part)!r} {found}")
+        return "; ".join(why)
+
+
+def _size_of(batch: Any) -> int:
+    """Return how many samples a batch has, as Lightning counts them; 1 where it cannot tell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return int(extract_batch_size(batch))
+        except (MisconfigurationException, ValueError, TypeError):
+            return 1
+
+
+def _copied(returned: Any) -> Any:
+    changed = copy.copy(returned)
+    return dict(changed) if not hasattr(changed, "__setitem__") else changed
+
+
+def _by_name(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())

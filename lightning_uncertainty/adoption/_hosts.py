@@ -1,0 +1,68 @@
+"""Whether a module can be adopted."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from lightning_uncertainty.adoption._adopted import NAMES, Adopted
+from lightning_uncertainty.mixin import MultiTaskMixin
+
+__all__ = ["check_host", "check_optimizer"]
+
+
+def check_host(module: Any) -> None:
+    """Look whether a module can be adopted.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    kind = type(module).__name__
+    base = next((one for one in type(module).__mro__ if one.__name__ == "LightningModule"), None)
+    if base is None or not isinstance(module, nn.Module):
+        inner = getattr(module, "_orig_mod", None)
+        mend = "; adopt the module itself, and compile the network within it" if inner is not None else ""
+        raise TypeError(f"adopt takes a LightningModule: found a {kind}{mend}")
+    if isinstance(module, Adopted):
+        return
+    if isinstance(module, MultiTaskMixin):
+        raise TypeError(
+            f"adopt is for models whose code is not yours: found {kind}, a MultiTaskMixin; call weigh in its step"
+        )
+    if "training_step" in vars(module):
+        raise TypeError(
+            f"a host's training_step should be its class's: found one on the {kind} itself, as torch.compile of a "
+            "whole LightningModule puts there; compile the network within it instead"
+        )
+    if type(module).training_step is base.training_step:  # type: ignore[attr-defined]
+        raise TypeError(f"a host should have a training_step: found none in {kind}; adopt the module that is trained")
+    nothing = object()
+    taken = [
+        name
+        for name in sorted(NAMES)
+        if inspect.getattr_static(module, name, nothing) is not nothing
+        or name in module._modules
+        or name in module._parameters
+        or name in module._buffers
+    ]
+    if taken:
+        raise TypeError(
+            f"a host should leave the names of MultiTaskMixin free: found {', '.join(taken)} in {kind}, which would be "
+            "hidden; rename it in a copy of the host's class"
+        )
+
+
+def check_optimizer(module: Any) -> None:
+    """Look whether an optimizer that is built elsewhere, as by a command line, could have log-variances.
+
+    Raises:
+        RuntimeError: it could not.
+    """
+    if "configure_optimizers" in vars(module) and any(True for _ in module.task_weighting.parameters()):
+        raise RuntimeError(
+            "a host's optimizer should be built in its class's configure_optimizers, or log-variances are in none: "
+            f"found one on the {type(module).__name__} itself, as command lines put there with an optimizer that is "
+            "built before; take AnalyticUncertaintyWeighting(), which has nothing to be optimized"
+        )

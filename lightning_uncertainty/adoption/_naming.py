@@ -1,0 +1,79 @@
+"""Parts from the strings that name them, one for each task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_uncertainty.adoption.parts import Call, Function, HostWeight, Logged, Part
+
+__all__ = ["Parts", "as_part", "as_parts"]
+
+Parts = Mapping[str, str | Part] | str | HostWeight
+
+
+def as_part(given: Any) -> Part:
+    """Return the part that a string says.
+
+    Raises:
+        ValueError: it says none.
+
+    Example:
+        >>> as_part("call:criterion@['giou']")
+        Call(path='criterion', n=None, entry="['giou']")
+    """
+    if isinstance(given, Part):
+        return given
+    kind, found, rest = str(given).partition(":")
+    if not (isinstance(given, str) and found and rest and kind in ("log", "weight", "call", "function")):
+        raise ValueError(
+            "a part should be named by its kind, as 'log:KEY', 'weight:PATH', 'call:PATH@N' or 'function:NAME@N': "
+            f"found {given!r}; `describe` of lightning_uncertainty.adoption lists those of a host"
+        )
+    if kind == "log":
+        return Logged(rest)
+    if kind == "weight":
+        return HostWeight(rest)
+    path, at, after = rest.partition("@")
+    number, entry = re.fullmatch(r"(\d*)(.*)", after, re.DOTALL).groups()  # type: ignore[union-attr]
+    n = int(number) if number else None
+    if (at and not after) or (entry and (kind == "function" or entry[0] not in "[.")):
+        raise ValueError(
+            "after @ a part should have the number of a call, from 0, and for a call an entry of what it returns, as "
+            f"in \"call:criterion@1['loss_bbox']\": found {given!r}"
+        )
+    return Call(path, n, entry) if kind == "call" else Function(path, n)
+
+
+def as_parts(given: Parts, tasks: list[str], rest: str | None) -> dict[str, Part]:
+    """Return a part for every task but the one that is the rest.
+
+    Raises:
+        ValueError: a task has none, a part is no task's or two tasks' at once.
+    """
+    named = [name for name in tasks if name != rest]
+    if isinstance(given, str | HostWeight):
+        vector = as_part(given)
+        if not isinstance(vector, HostWeight):
+            raise ValueError(
+                "one part for all tasks should be a tensor or list of weights, as 'weight:PATH': found "
+                f"{str(vector)!r}; give parts by task"
+            )
+        return {name: HostWeight(f"{vector.path}[{index}]") for index, name in enumerate(named)}
+    if not isinstance(given, Mapping) or given.keys() != set(named):
+        found = ", ".join(map(str, given)) if isinstance(given, Mapping) else repr(given)
+        but = f", as {rest!r} is the rest" if rest in tasks else ""
+        raise ValueError(
+            f"every task should have a part ({', '.join(named)}{but}): "
+            f"found {found or 'none'}; give parts by task, as in {{{named[0] if named else 'depth'!r}: 'log:KEY'}}"
+        )
+    parts = {name: as_part(given[name]) for name in named}
+    for at, first in enumerate(named):
+        for second in named[at + 1 :]:
+            if parts[first].overlaps(parts[second]):
+                raise ValueError(
+                    f"a part should be one task's: found {str(parts[first])!r} for {first!r} and "
+                    f"{str(parts[second])!r} for {second!r}; say which call each is, or join the tasks"
+                )
+    return parts

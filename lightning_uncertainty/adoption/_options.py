@@ -1,0 +1,44 @@
+"""What `adopt` is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from lightning_uncertainty.adoption.parts import Part
+
+__all__ = ["PLAIN", "Count", "Options", "asked"]
+
+PLAIN = "plain"
+"""What a rest is that is added as it is."""
+
+Count = Callable[[Any], Any] | str | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `adopt` was asked for; equal ones are one adoption."""
+
+    tasks: tuple[str, ...]
+    likelihoods: str
+    parts: tuple[tuple[str, Part], ...]
+    weighting: str
+    rest: str | None
+    count: Count
+    divisor: Count
+    keep_host_weights: bool
+    may_be_absent: tuple[str, ...]
+    follow: bool
+    shared: tuple[str, ...]
+    validation: tuple[tuple[str, Part], ...]
+
+
+def asked(count: Count, batch: Any) -> Any:
+    """Return what a function, or one of that dotted name, makes of a batch."""
+    if isinstance(count, str):
+        module, _, name = count.rpartition(".")
+        return getattr(import_module(module), name)(batch)
+    assert count is not None
+    return count(batch)

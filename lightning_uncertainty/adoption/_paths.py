@@ -1,0 +1,127 @@
+"""Dotted paths with indices into a host: `outputs[0].loss_weight`, `hparams['alpha']`, `criterion.task_weights[1]`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Keys", "fetch", "keys_of", "replaced", "split_at_value"]
+
+Key = tuple[bool, str | int]
+"""Whether it is an index in brackets, and the index, or the attribute's name."""
+
+Keys = tuple[Key, ...]
+
+_KEY = re.compile(r"""(?:^|\.)(\w+)|\[\s*(?:'([^']*)'|"([^"]*)"|(-?\d+))\s*\]""")
+
+
+def keys_of(path: str, what: str) -> Keys:
+    """Return the keys of a path, in order.
+
+    Raises:
+        ValueError: it is no such path.
+
+    Example:
+        >>> keys_of("outputs[0].weights['a']", "a path")
+        ((False, 'outputs'), (True, 0), (False, 'weights'), (True, 'a'))
+    """
+    keys: list[Key] = []
+    end = 0
+    for match in _KEY.finditer(path):
+        if match.start() != end:
+            break
+        name, single, double, number = match.groups()
+        text = single if single is not None else double
+        keys.append((False, name) if name else (True, int(number) if text is None else text))
+        end = match.end()
+    if not keys or end != len(path):
+        raise ValueError(
+            f"{what} should be names with dots and indices in brackets, as in \"outputs[0].weights['a']\": found "
+            f"{path!r}"
+        )
+    return tuple(keys)
+
+
+def fetch(root: Any, keys: Keys, what: str) -> Any:
+    """Return what stands at the end of the keys.
+
+    Raises:
+        RuntimeError: nothing does.
+    """
+    for item, key in keys:
+        try:
+            root = root[key] if item else getattr(root, str(key))
+        except (AttributeError, LookupError, TypeError) as error:
+            raise RuntimeError(
+                f"{what} should lead to something in the host: found no {'index' if item else 'attribute'} {key!r} in "
+                f"a {type(root).__name__}; `describe` of lightning_uncertainty.adoption shows what there is"
+            ) from error
+    return root
+
+
+def split_at_value(root: Any, keys: Keys, what: str) -> tuple[Keys, Keys]:
+    """Return keys up to the first tensor, and the indices into it; all and none where no tensor is on the way.
+
+    Raises:
+        RuntimeError: the keys lead to nothing.
+    """
+    for end in range(len(keys) + 1):
+        if isinstance(root, Tensor):
+            return keys[:end], keys[end:]
+        if end < len(keys):
+            root = fetch(root, keys[end : end + 1], what)
+    return keys, ()
+
+
+@contextmanager
+def replaced(root: Any, keys: Keys, value: Any, what: str) -> Iterator[None]:
+    """Have another value at the end of the keys; what stood there stands there afterwards.
+
+    Raises:
+        RuntimeError: its owner cannot be written into.
+    """
+    owner, (item, key) = fetch(root, keys[:-1], what), keys[-1]
+    if isinstance(owner, tuple):
+        fields = getattr(owner, "_fields", ())
+        place = fields.index(key) if not item and key in fields else key
+        parts = [value if at == place else part for at, part in enumerate(owner)]
+        made = type(owner)(*parts) if fields else tuple(parts)
+        with replaced(root, keys[:-1], made, what):
+            yield
+        return
+    slots: MutableMapping[str, Any] | None = _slots(owner, str(key)) if not item else None
+    own = slots is not None or item or str(key) in getattr(owner, "__dict__", {})
+    old = fetch(owner, (keys[-1],), what)
+    try:
+        _put(owner, item, key, slots, value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RuntimeError(
+            f"{what} should have an owner that can be written into: found a {type(owner).__name__} that refuses: "
+            f"{error}; name the loss itself, as the host logs it or as a call returns it"
+        ) from error
+    try:
+        yield
+    finally:
+        if own:
+            _put(owner, item, key, slots, old)
+        else:
+            delattr(owner, str(key))
+
+
+def _slots(owner: Any, name: str) -> MutableMapping[str, Any] | None:
+    """Return where a module keeps a parameter, buffer or child of this name; None where it is none of them."""
+    kept: Sequence[Any] = (owner._parameters, owner._buffers, owner._modules) if isinstance(owner, nn.Module) else ()
+    return next((slots for slots in kept if name in slots), None)
+
+
+def _put(owner: Any, item: bool, key: str | int, slots: MutableMapping[str, Any] | None, value: Any) -> None:
+    if slots is not None:
+        slots[str(key)] = value
+    elif item:
+        owner[key] = value
+    else:
+        setattr(owner, str(key), value)

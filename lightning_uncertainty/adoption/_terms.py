@@ -1,0 +1,137 @@
+"""From a host's total to the losses that it is the weighted sum of, and whether it is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty.adoption._watch import Watch
+
+__all__ = ["Expected", "Terms", "losses_alone", "terms_of"]
+
+Expected = Callable[[float, dict[str, float], dict[str, float], float], None]
+"""Takes total, losses, weights and rest, and raises where they should be others."""
+
+_TOLERANCE = 1e-4
+
+
+@dataclass
+class Terms:
+    """The terms of a total.
+
+    Attributes:
+        losses: by task, 0-dimensional, without the host's weights; of those whose part the total is made of.
+        weights: the host's weights, `d total / d loss`.
+        rest: what no part explains.
+    """
+
+    losses: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    rest: Tensor
+
+
+def losses_alone(watch: Watch) -> dict[str, Tensor] | None:
+    """Return the losses as they were seen, of a total that was looked at before; None where it takes a derivative."""
+    if watch.weights.leaves or any(len(seen) > 1 for seen in watch.sights.values()):
+        return None
+    return {task: seen[0].value for task, seen in watch.sights.items()}
+
+
+def terms_of(total: Tensor, watch: Watch, *, check: bool, expected: Expected) -> Terms | None:
+    """Return the terms of a total; None where no part is in it.
+
+    Args:
+        total: what the host would minimise, 0-dimensional.
+        watch: what its step showed.
+        check: whether to look if the total is linear in its parts, which reads from the device.
+        expected: looks at them where they are read.
+
+    Raises:
+        RuntimeError: the total has no graph, is no scalar, or not linear in its parts.
+    """
+    if not isinstance(total, Tensor) or total.numel() != 1:
+        found = f"shape {list(total.shape)}" if isinstance(total, Tensor) else f"a {type(total).__name__}"
+        raise RuntimeError(
+            f"the loss of a host's step should be one number: found {found}; adopt needs its mean or sum"
+        )
+    if not total.requires_grad:
+        return None
+    total = total.as_subclass(Tensor).reshape(())
+    seen = [(task, sight) for task, sights in watch.sights.items() for sight in sights]
+    inputs: list[Any] = [sight.edge for _, sight in seen] + watch.weights.leaves
+    if not inputs:
+        return None
+    gradients: Any = torch.autograd.grad(total, inputs, create_graph=True, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        return None
+    if check:
+        _check_linear(gradients, inputs)
+    losses, weights, explained = {}, {}, torch.zeros_like(total)
+    terms: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for (task, sight), gradient in zip(seen, gradients, strict=False):
+        if gradient is not None:
+            terms.setdefault(task, []).append((gradient.reshape(()), sight.value))
+    for task, pairs in terms.items():
+        weights[task] = torch.stack([weight for weight, _ in pairs]).sum() if len(pairs) > 1 else pairs[0][0]
+        share = sum((weight * value for weight, value in pairs), start=torch.zeros_like(total))
+        losses[task] = pairs[0][1] if len(pairs) == 1 else share / weights[task]
+        explained = explained + share
+    by_leaf: list[Any] = list(gradients[len(seen) :])
+    leaves: list[Any] = list(watch.weights.leaves)
+    for task in watch.weights.places:
+        loss, weight = watch.weights.of(task, by_leaf), watch.weights.of(task, leaves)
+        if loss is not None and weight is not None:
+            losses[task], weights[task] = loss, weight.detach()
+            explained = explained + weights[task] * loss
+    terms_found = Terms(losses, weights, total - explained)
+    if check:
+        _check_numbers(total, terms_found, expected)
+    return terms_found
+
+
+def _check_linear(found: tuple[Tensor | None, ...], inputs: list[Any]) -> None:
+    """Look whether a second derivative of the total by its parts is not zero.
+
+    Raises:
+        RuntimeError: so it is.
+    """
+    firsts = [gradient for gradient in found if gradient is not None and gradient.requires_grad]
+    if not firsts:
+        return
+    mixed = [_unlike(gradient, place) for place, gradient in enumerate(firsts, 1)]
+    again = torch.autograd.grad(firsts, inputs, mixed, allow_unused=True, retain_graph=True)
+    curved = [gradient for gradient in again if gradient is not None]
+    if curved and bool(torch.stack([gradient.ne(0).any() for gradient in curved]).any()):
+        raise RuntimeError(
+            "a host's loss should be a weighted sum of its parts: found a second derivative by them that is not zero, "
+            "as of a product, a root or a norm of losses; name parts that are added up, or write a step that calls "
+            "weigh"
+        )
+
+
+def _unlike(gradient: Tensor, place: int) -> Tensor:
+    """Return numbers from 0.5 to 1.5 that cancel nothing, without the generator that a host draws from."""
+    steps = torch.arange(gradient.numel(), dtype=torch.float64, device="cpu") + place * math.e
+    return (0.5 + (steps * math.sqrt(5)).frac()).reshape(gradient.shape).to(gradient)
+
+
+def _check_numbers(total: Tensor, terms: Terms, expected: Expected) -> None:
+    """Hand over what the terms are in numbers, by one read.
+
+    Raises:
+        RuntimeError: as `expected`.
+    """
+    tasks = list(terms.losses)
+    values = [total, terms.rest, *terms.losses.values(), *terms.weights.values()]
+    numbers = torch.stack([value.detach().reshape(()).double() for value in values]).tolist()
+    losses = dict(zip(tasks, numbers[2:], strict=False))
+    weights = dict(zip(terms.weights, numbers[2 + len(tasks) :], strict=True))
+    size = abs(numbers[0]) + sum(abs(losses[task] * weights[task]) for task in tasks)
+    eps = torch.finfo(total.dtype).eps
+    small = abs(numbers[1]) <= max(_TOLERANCE, 4 * eps) * size + 1e-12
+    expected(numbers[0], losses, weights, 0.0 if small else numbers[1])

@@ -1,0 +1,91 @@
+"""The host's own weights, in a step leaves of its graph: a loss is `d total / d weight`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uncertainty.adoption._paths import Keys, fetch, replaced, split_at_value
+from lightning_uncertainty.adoption.parts import HostWeight
+
+__all__ = ["WeightLeaves"]
+
+
+class WeightLeaves:
+    """Leaves in place of host weights, within an `ExitStack`.
+
+    Attributes:
+        leaves: of numbers, or of whole tensors of them.
+        places: by task, which leaf, and the index into it.
+    """
+
+    def __init__(self, host: nn.Module, parts: Mapping[str, HostWeight], stack: ExitStack) -> None:
+        self.leaves: list[Tensor] = []
+        self.places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        known: dict[Keys, int] = {}
+        like = next((parameter for parameter in host.parameters() if parameter.is_floating_point()), torch.empty(()))
+        for task, part in parts.items():
+            what = f"{str(part)!r}, the part of task {task!r},"
+            owner, within = split_at_value(host, part.keys, what)
+            if owner not in known:
+                known[owner] = len(self.leaves)
+                leaf = _leaf(fetch(host, owner, what), like, what)
+                self.leaves.append(leaf)
+                stack.enter_context(replaced(host, owner, leaf, what))
+            self.places[task] = (known[owner], _index(self.leaves[known[owner]], within, what))
+
+    def of(self, task: str, values: list[Tensor | None]) -> Tensor | None:
+        """Return the element of a task, of tensors in the order of the leaves."""
+        leaf, index = self.places[task]
+        value = values[leaf]
+        return None if value is None else value[index]
+
+
+def _leaf(old: Any, like: Tensor, what: str) -> Tensor:
+    """Return a leaf with the value of a weight.
+
+    Raises:
+        RuntimeError: it is no number and no tensor of them, or is trained.
+    """
+    if isinstance(old, Tensor):
+        if old.requires_grad:
+            raise RuntimeError(
+                f"{what} should be a weight that is not trained: found one that requires a gradient, which it would no "
+                "longer get; name the loss itself, as the host logs it or as a call returns it"
+            )
+        value = old.detach().clone()
+        value = value if value.is_floating_point() else value.to(like.dtype)
+    elif isinstance(old, Real) and not isinstance(old, bool):
+        value = torch.tensor(float(old), dtype=like.dtype, device=like.device)
+    else:
+        found = " of weights, whose elements must stay numbers" if type(old).__module__ == "numpy" else ""
+        raise RuntimeError(
+            f"{what} should be a number or an element of a tensor, list or dict of them: found a "
+            f"{type(old).__name__}{found}; name the loss itself, as the host logs it or as a call returns it"
+        )
+    return value.requires_grad_()
+
+
+def _index(leaf: Tensor, within: Keys, what: str) -> tuple[int, ...]:
+    """Return the index of one element; one number alone counts the elements of a tensor of any shape.
+
+    Raises:
+        RuntimeError: it is not one element.
+    """
+    numbers = [key for item, key in within if item and isinstance(key, int)]
+    fits = len(numbers) == len(within)
+    if fits and len(numbers) == 1 and -leaf.numel() <= numbers[0] < leaf.numel():
+        return tuple(int(place) for place in torch.unravel_index(torch.tensor(numbers[0] % leaf.numel()), leaf.shape))
+    index = tuple(numbers) if numbers or leaf.dim() == 0 else (0,) * leaf.dim() if leaf.numel() == 1 else ()
+    sizes = zip(index, leaf.shape, strict=False)
+    if not fits or len(index) != leaf.dim() or not all(-size <= at < size for at, size in sizes):
+        raise RuntimeError(
+            f"{what} should be one weight: found a tensor of shape {list(leaf.shape)} there; name an element, as in "
+            "'weight:loss.weights[1]'"
+        )
+    return index
