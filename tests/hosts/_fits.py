@@ -1,0 +1,106 @@
+"""What the tests of hosts share: quiet fits, the gradients of a first step, and a fit that was resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback
+
+from lightning_uncertainty import UncertaintyMonitor
+
+QUIET = {
+    "accelerator": "cpu",
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+    "log_every_n_steps": 1,
+    "logger": False,
+    "num_sanity_val_steps": 0,
+}
+Tensors = dict[str, torch.Tensor]
+
+
+class Gradients(Callback):
+    """Keeps what every optimizer is about to step with, the first time."""
+
+    def __init__(self) -> None:
+        self.seen: Tensors = {}
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in pl_module.named_parameters():
+            if id(parameter) in own and parameter.grad is not None:
+                self.seen.setdefault(name, parameter.grad.clone())
+
+
+def first_gradients(pl: ModuleType, module: Any, loader: Any, *callbacks: Any, **options: Any) -> Tensors:
+    """Fit for one step, or as the options say; return the first gradient of every parameter."""
+    gradients = Gradients()
+    fitted = pl.Trainer(**{**QUIET, "max_steps": 1, "callbacks": [*callbacks, gradients], **options})
+    fitted.fit(module, loader)
+    return gradients.seen
+
+
+def weighted_sum(parts: dict[str, Tensors], weights: dict[str, float]) -> Tensors:
+    """Return the gradient of the weighted sum of losses whose gradients are given by task."""
+    names = next(iter(parts.values()))
+    return {name: sum(weights[task] * own[name] for task, own in parts.items()) for name in names}
+
+
+def check_gradients(found: Tensors, expected: Tensors, tolerance: float = 1e-5) -> None:
+    """They differ by no more than float32 sums in another order do."""
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        scale = expected[name].abs().max().clamp(min=1e-6)
+        assert ((value - expected[name]).abs().max() / scale).item() < tolerance, name
+
+
+def check_resumed(pl: ModuleType, make: Callable[[], Any], loader: Any, folder: Path, **options: Any) -> Path:
+    """A fit that takes up a checkpoint of its middle ends, to the last bit, as one that never stopped; return it."""
+    ends = []
+    for at in (None, "epoch=1.ckpt"):
+        torch.manual_seed(0)
+        saving = pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+        monitor, module = UncertaintyMonitor(table=False), make()
+        callbacks = [*options.pop("callbacks", [])] if at is None else []
+        fitted = pl.Trainer(
+            **{**QUIET, "max_epochs": 4, "enable_checkpointing": True, **options}, callbacks=[*callbacks, monitor, saving]
+        )
+        torch.manual_seed(1)
+        fitted.fit(module, loader, ckpt_path=at and folder / at, weights_only=False)
+        assert fitted.current_epoch == 4
+        ends.append((module.state_dict(), [each.state_dict() for each in fitted.optimizers], monitor.history.rows))
+    (state, optimizers, rows), (state_again, optimizers_again, rows_again) = ends
+    assert_equal(state, state_again)
+    assert_equal(optimizers, optimizers_again)
+    assert rows == rows_again
+    return folder / "epoch=3.ckpt"
+
+
+def assert_equal(one: Any, two: Any, at: str = "") -> None:
+    """Compare nested containers, tensors to the last bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), at
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), at
+        for key in one:
+            assert_equal(one[key], two[key], f"{at}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two), at
+        for i, pair in enumerate(zip(one, two, strict=True)):
+            assert_equal(*pair, f"{at}[{i}]")
+    else:
+        assert one == two, at
+
+
+def check_rows(monitor: UncertaintyMonitor, tasks: set[str], sigmas: set[str]) -> dict[str, float]:
+    """Every row has a loss and a weight of every task, and a σ where there is one; return the last."""
+    assert monitor.history.rows
+    for row in monitor.history.rows:
+        for kind, names in (("loss", tasks), ("weight", tasks), ("sigma", sigmas)):
+            assert {key.partition("/")[2] for key in row if key.startswith(f"{kind}/")} == names
+    return monitor.history.rows[-1]
