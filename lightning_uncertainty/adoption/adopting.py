@@ -88,6 +88,7 @@ def adopt(
 
     Example:
         >>> from pytorch_lightning import LightningModule
+        >>> from torch import nn
         >>> class Theirs(LightningModule):
         ...     def __init__(self):
         ...         super().__init__()
@@ -104,8 +105,9 @@ def adopt(
         ...     {"depth": "laplace", "height": "gaussian"},
         ...     {"depth": "log:depth_loss", "height": "log:height_loss"},
         ... )
-        >>> type(net).__name__, isinstance(net, MultiTaskMixin)
-        ('Theirs', True)
+        >>> total = net.training_step((torch.ones(2, 4), torch.zeros(2), torch.ones(2)), 0)
+        >>> type(net).__name__, sorted(net.sigma())
+        ('Theirs', ['depth', 'height'])
     """
     check_host(module)
     specified = specify(tasks)
