@@ -105,7 +105,6 @@ def adopt(
         ...     {"depth": "laplace", "height": "gaussian"},
         ...     {"depth": "log:depth_loss", "height": "log:height_loss"},
         ... )
-        >>> total = net.training_step((torch.ones(2, 4), torch.zeros(2), torch.ones(2)), 0)
         >>> type(net).__name__, sorted(net.sigma())
         ('Theirs', ['depth', 'height'])
     """
