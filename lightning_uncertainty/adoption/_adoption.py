@@ -203,7 +203,7 @@ class Adoption:
                 continue
             total = loss[0] if isinstance(loss, tuple) else loss
             count = torch.as_tensor(counts[task], device=total.device).to(total.dtype).reshape(())
-            divisor = divisors[task] if isinstance(divisors, Mapping) else divisors
+            divisor = divisors.get(task, count) if isinstance(divisors, Mapping) else divisors
             found[task] = (total * torch.as_tensor(divisor, device=total.device).to(total.dtype).reshape(()), count)
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from numbers import Real
 from typing import Any
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from lightning_uncertainty.adoption._paths import Keys, fetch, replaced, split_at_value
 from lightning_uncertainty.adoption.parts import HostWeight
 
-__all__ = ["WeightLeaves"]
+__all__ = ["WeightLeaves", "candidates", "weight_of"]
+
+_MOST = 64
 
 
 class WeightLeaves:
@@ -89,3 +91,64 @@ def _index(leaf: Tensor, within: Keys, what: str) -> tuple[int, ...]:
             "'weight:loss.weights[1]'"
         )
     return index
+
+
+def candidates(host: nn.Module) -> Iterator[tuple[str, float]]:
+    """Yield the paths and values of numbers in a host that may be weights."""
+    owners: list[tuple[str, Any]] = [
+        (path, part) for path, part in host.named_modules() if not type(part).__module__.startswith("torch.nn")
+    ]
+    owners += [
+        (name, value)
+        for name, value in vars(host).items()
+        if not name.startswith("_") and hasattr(value, "__dict__") and not isinstance(value, type)
+    ]
+    hyper = getattr(host, "hparams", None)
+    found: dict[str, float] = {}
+    for path, owner in owners:
+        named: dict[str, Any] = {name: value for name, value in vars(owner).items() if not name.startswith("_")}
+        named |= {} if not isinstance(owner, nn.Module) else owner._buffers
+        for name, value in named.items():
+            found |= dict(_numbers(f"{path}{'.' * bool(path)}{name}", value))
+    for name, value in (dict(hyper) if hyper else {}).items():
+        found |= dict(_numbers(f"hparams[{name!r}]", value))
+    yield from found.items()
+
+
+def _numbers(path: str, value: Any, depth: int = 0) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and not value.requires_grad and value.numel() <= _MOST:
+            single = value.dim() == 0
+            for index, number in enumerate(value.flatten().tolist()):
+                yield (path if single else f"{path}[{index}]"), number
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        yield path, float(value)
+    elif depth < 2 and isinstance(value, list | tuple) and len(value) <= _MOST:
+        for index, part in enumerate(value):
+            yield from _numbers(f"{path}[{index}]", part, depth + 1)
+    elif depth < 2 and isinstance(value, dict) and len(value) <= _MOST:
+        for key, part in value.items():
+            if isinstance(key, str) and "'" not in key:
+                yield from _numbers(f"{path}['{key}']", part, depth + 1)
+
+
+def weight_of(host: nn.Module, path: str, step: Callable[[], list[Any]]) -> float | None:
+    """Return `d total / d weight` of a step in which a number is a leaf; None where the total is not linear in it."""
+    try:
+        part = {"weight": HostWeight(path)}
+        with ExitStack() as stack:
+            leaves = WeightLeaves(host, part, stack)
+            totals = step()
+        for total in totals:
+            if not isinstance(total, Tensor) or not total.requires_grad or total.numel() != 1:
+                continue
+            found: Any = torch.autograd.grad(total.sum(), leaves.leaves, create_graph=True, allow_unused=True)
+            loss = leaves.of("weight", list(found))
+            if loss is None or not loss.requires_grad:
+                continue
+            again = torch.autograd.grad(loss, leaves.leaves, allow_unused=True)[0]
+            if loss.detach() != 0 and (again is None or not bool(again.any())):
+                return float(loss.detach())
+    except Exception:
+        return None
+    return None

@@ -1,0 +1,229 @@
+"""What could be named as a part of a host's loss, found by running one of its steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import new_class
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_uncertainty._show import render
+from lightning_uncertainty.adoption._hosts import check_host
+from lightning_uncertainty.adoption._one_step import OneBatch, quietly, trainer_of
+from lightning_uncertainty.adoption._probing import Probe
+from lightning_uncertainty.adoption._weights import candidates, weight_of
+from lightning_uncertainty.adoption.adopting import is_adopted, unadopt
+
+__all__ = ["Candidate", "Description", "describe"]
+
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A part of a host's loss.
+
+    Attributes:
+        names: how it can be named, the most natural first.
+        loss: its value in the step.
+        weight: the host's weight on it, `d total / d loss`.
+    """
+
+    names: tuple[str, ...]
+    loss: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a step of a host showed; `str` is a table.
+
+    Attributes:
+        host: the name of its class.
+        total: the loss of its step.
+        candidates: what could be named, in the order in which the step made it.
+        unusable: keys that the host logs, by why they name no part.
+    """
+
+    host: str
+    total: float
+    candidates: tuple[Candidate, ...]
+    unusable: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [
+            [found.names[0], f"{found.loss:.4g}", f"{found.weight:.4g}", ", ".join(found.names[1:_SHOWN])]
+            for found in self.candidates
+        ]
+        title = f"What {self.host} could be adopted by: its loss was {self.total:.4g}"
+        text = render(title, ["part", "loss", "host's weight", "or"], lines)
+        notes = [f"log:{key} names no part: {why}" for key, why in self.unusable.items()]
+        return "\n".join([text, *notes])
+
+    __repr__ = __str__
+
+
+def describe(module: Any, data: Any, *, weights: bool = True) -> Description:
+    """Run one step of a host and list what could be named as a part of its loss, with values.
+
+    The step runs in a copy of the module, by a Trainer on the CPU, so that module and data stay as they are. A part
+    stands there under all its names: what is logged, what a module, method or function returns, and weights that
+    multiply it. Their `Σ weight · loss`, over parts that do not contain each other, is the host's loss.
+
+    Args:
+        module: a LightningModule, adopted or not.
+        data: a batch, or a DataLoader or LightningDataModule of them.
+        weights: whether to look for weights among the host's numbers, which runs the step once for each.
+
+    Returns:
+        A description; `print` it.
+
+    Raises:
+        TypeError: the module cannot be adopted.
+        RuntimeError: the step made no loss.
+
+    Example:
+        >>> from pytorch_lightning import LightningModule
+        >>> from torch import nn
+        >>> from torch.nn import functional as F
+        >>> class Theirs(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net, self.far = nn.Linear(4, 2), 0.5
+        ...
+        ...     def training_step(self, batch, batch_idx):
+        ...         made = self.net(batch)
+        ...         near = F.mse_loss(made[:, 0], batch[:, 0])
+        ...         self.log("near", near)
+        ...         return near + self.far * made[:, 1].abs().mean()
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), 0.1)
+        >>> found = describe(Theirs(), torch.ones(2, 4))
+        >>> [part.names[0] for part in found.candidates]
+        ['log:near', 'weight:far']
+    """
+    host = copy.deepcopy(module)
+    if is_adopted(host):
+        host = unadopt(host)
+    check_host(host)
+    kind: Any = type(host)
+    seen = _Seen()
+    host.__class__ = _probed(kind, seen, weights)
+    with quietly():
+        trainer = trainer_of(kind)
+        if hasattr(data, "train_dataloader"):
+            trainer.fit(host, datamodule=data)
+        else:
+            trainer.fit(host, data if isinstance(data, torch.utils.data.DataLoader) else OneBatch(data))
+    if not seen.totals:
+        raise RuntimeError(
+            f"a host's step should make a loss: found none in {kind.__name__}; give a batch that it trains on"
+        )
+    return Description(kind.__name__, seen.totals[0], tuple(seen.candidates), seen.unusable)
+
+
+class _Seen:
+    """What was found in a step."""
+
+    def __init__(self) -> None:
+        self.probe: Probe | None = None
+        self.trial: list[Any] | None = None
+        self.totals: list[float] = []
+        self.candidates: list[Candidate] = []
+        self.unusable: dict[str, str] = {}
+
+    def take(self, total: Any) -> None:
+        """Look which numbers of the step a total is made of."""
+        assert self.probe is not None
+        if not isinstance(total, Tensor) or not total.requires_grad:
+            return
+        own = torch.autograd.graph.get_gradient_edge(total)
+        scalars = [scalar for scalar in self.probe.scalars if scalar.edge != own]
+        self.totals.append(float(total.detach()))
+        found: Any = ()
+        if scalars:
+            found = torch.autograd.grad(total, [s.edge for s in scalars], allow_unused=True, retain_graph=True)
+        for scalar, weight in zip(scalars, found, strict=True):
+            if weight is not None:
+                names = tuple(sorted(scalar.names, key=_order))
+                self.candidates.append(Candidate(names, scalar.value, float(weight)))
+        used = {name for candidate in self.candidates for name in candidate.names}
+        for key, behind in self.probe.logged.items():
+            if f"log:{key}" in used and behind:
+                self.unusable[key] = "it is logged as a number, unless you say follow=True"
+            elif f"log:{key}" not in used:
+                self.unusable[key] = (
+                    "it is a number" if behind is False else "it is the loss itself, or the loss does not depend on it"
+                )
+
+    def add_weight(self, path: str, loss: float, weight: float) -> None:
+        """Take note of a weight: another name of what has its value, or a part of its own."""
+        name = f"weight:{path}"
+        for place, known in enumerate(self.candidates):
+            if abs(known.loss - loss) <= 1e-5 * abs(loss) and abs(known.weight - weight) <= 1e-5 * abs(weight):
+                names = tuple(sorted((*known.names, name), key=_order))
+                self.candidates[place] = Candidate(names, known.loss, known.weight)
+                return
+        self.candidates.append(Candidate((name,), loss, weight))
+
+
+def _order(name: str) -> tuple[int, bool, int]:
+    kind = name.split(":")[0]
+    return ("log", "weight", "call", "function").index(kind), "@" not in name, len(name)
+
+
+def _probed(kind: Any, seen: _Seen, weights: bool) -> Any:
+    """Return a class whose first training step is looked at."""
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if seen.probe is not None:
+            return kind.training_step(self, *args, **kwargs)
+        seen.probe = Probe(self)
+        with seen.probe.on():
+            returned = kind.training_step(self, *args, **kwargs)
+        if self.automatic_optimization:
+            seen.take(returned["loss"] if isinstance(returned, Mapping) else returned)
+        if weights:
+            for path, old in candidates(self):
+                trial = _trial_of(self, kind, path, args, kwargs, seen)
+                if trial is not None:
+                    seen.add_weight(path, trial, old)
+        return returned
+
+    def log(self: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if seen.probe is not None and seen.trial is None:
+            seen.probe.log(name, value)
+        kind.log(self, name, value, *args, **kwargs)
+
+    def manual_backward(self: Any, loss: Any, *args: Any, **kwargs: Any) -> None:
+        if seen.trial is not None:
+            seen.trial.append(loss)
+            return
+        seen.take(loss)
+        kind.manual_backward(self, loss, *args, **kwargs)
+
+    training_step.__wrapped__ = kind.training_step  # type: ignore[attr-defined] # Lightning reads the signature
+    members = {"training_step": training_step, "log": log, "manual_backward": manual_backward}
+    return new_class(kind.__name__, (kind,), {}, lambda names: names.update(members))
+
+
+def _trial_of(self: Any, kind: Any, path: str, args: Any, kwargs: Any, seen: _Seen) -> float | None:
+    """Return the loss that a number of a host's multiplies; None where it multiplies none."""
+    seen.trial = []
+
+    def step() -> list[Any]:
+        returned = kind.training_step(self, *args, **kwargs)
+        if not self.automatic_optimization:
+            return seen.trial or []
+        return [returned["loss"] if isinstance(returned, Mapping) else returned]
+
+    try:
+        with torch.random.fork_rng():
+            return weight_of(self, path, step)
+    finally:
+        seen.trial = None
