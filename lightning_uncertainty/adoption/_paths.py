@@ -123,5 +123,7 @@ def _put(owner: Any, item: bool, key: str | int, slots: MutableMapping[str, Any]
         slots[str(key)] = value
     elif item:
         owner[key] = value
+    elif str(key) in getattr(owner, "__dict__", {}) and not hasattr(getattr(type(owner), str(key), None), "__set__"):
+        vars(owner)[str(key)] = value  # a frozen or typed configuration would refuse a tensor
     else:
         setattr(owner, str(key), value)
