@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, wraps
 from multiprocessing import parent_process
 from types import new_class
@@ -79,6 +80,16 @@ class Adopted(MultiTaskMixin):
             state_dict.update(self._own_state(prefix))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    @contextmanager
+    def _as_host(self) -> Iterator[Any]:
+        """Be of the host's own class for a while."""
+        adopted, host = self.__class__, self._host_class
+        self.__class__ = host  # type: ignore[assignment]
+        try:
+            yield host
+        finally:
+            self.__class__ = adopted
+
     def _own_state(self, prefix: str = "") -> dict[str, Any]:
         state = super().state_dict(prefix=prefix)
         return {name: _whole(state[name]) for name in self._own_of(state, prefix)}
@@ -90,7 +101,8 @@ class Adopted(MultiTaskMixin):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put what is ours apart, as the state has the host's shape."""
-        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        with self._as_host() as host:  # some write down which class they are
+            host.on_save_checkpoint(self, checkpoint)
         checkpoint[KEY] = self._own_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -99,7 +111,8 @@ class Adopted(MultiTaskMixin):
         Raises:
             RuntimeError: a fit should resume from optimizers that have log-variances where these have none, or none.
         """
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        with self._as_host() as host:
+            host.on_load_checkpoint(self, checkpoint)
         self._check_optimizers_of(checkpoint)
         if KEY in checkpoint:
             self.load_state_dict(checkpoint[KEY], strict=False)

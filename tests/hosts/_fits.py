@@ -37,6 +37,13 @@ class Gradients(Callback):
                 self.seen.setdefault(name, parameter.grad.clone())
 
 
+class Seeded(Callback):
+    """Draws the same numbers in a step, whenever it comes."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(1000 * trainer.current_epoch + batch_idx)
+
+
 def first_gradients(pl: ModuleType, module: Any, loader: Any, *callbacks: Any, **options: Any) -> Tensors:
     """Fit for one step, or as the options say; return the first gradient of every parameter."""
     gradients = Gradients()
@@ -60,17 +67,19 @@ def check_gradients(found: Tensors, expected: Tensors, tolerance: float = 1e-5) 
 
 
 def check_resumed(pl: ModuleType, make: Callable[[], Any], loader: Any, folder: Path, **options: Any) -> Path:
-    """A fit that takes up a checkpoint of its middle ends, to the last bit, as one that never stopped; return it."""
+    """A fit that takes up a checkpoint of its middle ends, to the last bit, as one that never stopped.
+
+    Every step draws the same numbers in both. Return the last checkpoint.
+    """
     ends = []
     for at in (None, "epoch=1.ckpt"):
         torch.manual_seed(0)
         saving = pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
         monitor, module = UncertaintyMonitor(table=False), make()
-        callbacks = [*options.pop("callbacks", [])] if at is None else []
         fitted = pl.Trainer(
-            **{**QUIET, "max_epochs": 4, "enable_checkpointing": True, **options}, callbacks=[*callbacks, monitor, saving]
+            **{**QUIET, "max_epochs": 4, "enable_checkpointing": True, **options},
+            callbacks=[Seeded(), monitor, saving],
         )
-        torch.manual_seed(1)
         fitted.fit(module, loader, ckpt_path=at and folder / at, weights_only=False)
         assert fitted.current_epoch == 4
         ends.append((module.state_dict(), [each.state_dict() for each in fitted.optimizers], monitor.history.rows))
