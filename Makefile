@@ -6,7 +6,7 @@ BEGAN := $(shell date +%s)
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export WANDB_MODE ?= offline
 
-.PHONY: demo test test-all ready mutants gpu lint docs notebooks bench browser clean
+.PHONY: demo test test-all test-hosts ready mutants gpu lint docs notebooks bench browser clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/lightning-uncertainty demo
@@ -19,6 +19,9 @@ test-all: ready
 
 ready: lint browser $(VENV)/transformers
 	@echo "set up, linted and type-checked in $$(($$(date +%s) - $(BEGAN))) s"
+
+test-hosts: # projects whose code is not ours, each in an environment of its own; minutes each, a gigabyte each
+	$(PYTHON) -m tests.hosts --into $(VENV)/hosts $(HOSTS)
 
 mutants: $(VENV)/test.stamp # small faults, one at a time, each of which a test must see
 	$(VENV)/bin/python -m mutants --jobs $(WORKERS)

@@ -19,7 +19,10 @@ from tests.hosts._fits import QUIET, Gradients, check_gradients, check_resumed, 
 # what a user writes, within model.train(callbacks=[AdoptLosses(...), ...])
 GIVEN = {
     "tasks": {"expression": "gaussian", "unknown": "constant"},
-    "parts": {"expression": "weight:module.reconstruction_penalty", "unknown": "weight:module.unknown_attribute_penalty"},
+    "parts": {
+        "expression": "weight:module.reconstruction_penalty",
+        "unknown": "weight:module.unknown_attribute_penalty",
+    },
     "rest": "plain",
 }
 BY_CALL = {
@@ -31,19 +34,21 @@ CELLS, GENES = 192, 12
 
 @pytest.fixture
 def cells():
-    """Every cell is in the training's split."""
+    """Expression that a cell's kind and age explain, but for a deviation of 0.5."""
     rng = np.random.default_rng(0)
     kind, age = rng.integers(0, 3, CELLS), rng.normal(size=CELLS).astype("float32")
     means = rng.normal(size=(3, GENES))[kind] * 3 + 10 + 0.5 * age[:, None] * rng.normal(size=GENES)
-    split = np.where(np.arange(CELLS) < 160, "train", "test")
-    table = pd.DataFrame({"kind": pd.Categorical(kind.astype(str)), "age": age, "split": split})
-    data = anndata.AnnData((means + rng.normal(size=means.shape) * 0.5).astype("float32"), obs=table.set_index(table.index.astype(str)))
+    table = {"kind": pd.Categorical(kind.astype(str)), "age": age}
+    table["split"] = np.where(np.arange(CELLS) < 160, "train", "test")
+    made = (means + rng.normal(size=means.shape) * 0.5).astype("float32")
+    data = anndata.AnnData(made, obs=pd.DataFrame(table, index=np.arange(CELLS).astype(str)))
     biolord.Biolord.setup_anndata(data, ordered_attributes_keys=["age"], categorical_attributes_keys=["kind"])
     return data
 
 
 def make(cells, **penalties):
-    small = {"decoder_width": 16, "decoder_depth": 1, "attribute_nn_width": {"age": 8}, "attribute_nn_depth": {"age": 1}}
+    own = {"attribute_nn_width": {"age": 8}, "attribute_nn_depth": {"age": 1}}
+    small = {"decoder_width": 16, "decoder_depth": 1, **own}
     plain = {"decoder_dropout_rate": 0.0, "use_batch_norm": False, "unknown_attribute_noise_param": 0.0}
     return biolord.Biolord(cells, n_latent=4, split_key="split", module_params={**small, **plain, **penalties})
 
@@ -52,9 +57,7 @@ def train(model, *callbacks, epochs=1, **options):
     rates = {"latent_lr": 1e-2, "decoder_lr": 1e-2, "attribute_nn_lr": 1e-2, "attribute_nn_wd": 0.0, "step_size_lr": 45}
     quiet = {"enable_progress_bar": False, "enable_checkpointing": False, "log_every_n_steps": 1, "accelerator": "cpu"}
     torch.manual_seed(0)
-    model.train(
-        max_epochs=epochs, batch_size=32, plan_kwargs=rates, callbacks=list(callbacks), **{**quiet, **options}
-    )
+    model.train(max_epochs=epochs, batch_size=32, plan_kwargs=rates, callbacks=list(callbacks), **{**quiet, **options})
     return model.training_plan
 
 

@@ -99,9 +99,7 @@ def test_sigma_is_off_without_the_divisor():
 def test_gradients_are_those_of_a_weighting_by_hand():
     """The host alone, with one weight of 1 and others of 0, gives each loss's gradient."""
     batch = next(iter(loader()))
-    parts = {
-        task: first_gradients(pl, make([float(other == task) for other in TASKS]), loader()) for task in TASKS
-    }
+    parts = {task: first_gradients(pl, make([float(other == task) for other in TASKS]), loader()) for task in TASKS}
     counts, total = labels(batch), all_labels(batch)
     with torch.no_grad():
         errors = (make()(batch.bmg) - batch.Y).square().nanmean(0)
@@ -147,9 +145,7 @@ def test_an_old_checkpoint_of_the_host_resumes_adopted(tmp_path):
 def test_the_callback_and_unadopt(tmp_path):
     """A project's own Trainer needs no line of code; what the host saves by itself has its shape."""
     net = make()
-    adoption = AdoptLosses(
-        GIVEN["tasks"], GIVEN["parts"], count=f"{PROGRAM}.labels", divisor=f"{PROGRAM}.all_labels"
-    )
+    adoption = AdoptLosses(GIVEN["tasks"], GIVEN["parts"], count=f"{PROGRAM}.labels", divisor=f"{PROGRAM}.all_labels")
     pl.Trainer(**QUIET, max_epochs=2, callbacks=[UncertaintyMonitor(table=False), adoption]).fit(net, loader())
     by_hand = adopt(make(), **GIVEN)
     pl.Trainer(**QUIET, max_epochs=2).fit(by_hand, loader())

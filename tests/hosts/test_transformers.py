@@ -104,7 +104,7 @@ def loader(images=48, batch_size=16, rank=None):
 
 
 def residual(net, batches):
-    """The mean absolute error of a coordinate, of the boxes that the host's matcher matches; frozen norms as trained."""
+    """The mean absolute error of a coordinate, of the boxes that the host's matcher matches."""
     matcher = HungarianMatcher(net.model.config.class_cost, net.model.config.bbox_cost, net.model.config.giou_cost)
     errors = []
     with torch.no_grad():
