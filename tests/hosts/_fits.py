@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback
 
-from lightning_uncertainty import UncertaintyMonitor
+from lightning_uncertainty import AnalyticUncertaintyWeighting, UncertaintyMonitor, UncertaintyWeighting
+from lightning_uncertainty.weightings import Weighting
 
 QUIET = {
     "accelerator": "cpu",
@@ -64,6 +65,11 @@ def check_gradients(found: Tensors, expected: Tensors, tolerance: float = 1e-5) 
     for name, value in found.items():
         scale = expected[name].abs().max().clamp(min=1e-6)
         assert ((value - expected[name]).abs().max() / scale).item() < tolerance, name
+
+
+def weighting_of(learnt: bool) -> Weighting:
+    """Return what learns its log-variances by the host's optimizer, or what has nothing to learn."""
+    return UncertaintyWeighting() if learnt else AnalyticUncertaintyWeighting()
 
 
 def check_resumed(pl: ModuleType, make: Callable[[], Any], loader: Any, folder: Path, **options: Any) -> Path:

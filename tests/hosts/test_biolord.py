@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_uncertainty import AdoptLosses, UncertaintyMonitor, adopt
 from lightning_uncertainty.adoption import unadopt
-from tests.hosts._fits import QUIET, Gradients, check_gradients, check_resumed, check_rows, weighted_sum
+from tests.hosts._fits import QUIET, Gradients, check_gradients, check_resumed, check_rows, weighted_sum, weighting_of
 
 # what a user writes, within model.train(callbacks=[AdoptLosses(...), ...])
 GIVEN = {
@@ -121,14 +121,18 @@ def make_plan(cells):
     return model, plan
 
 
-def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(cells, tmp_path):
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(learnt, cells, tmp_path):
     """With a Trainer of one's own, as `train` cannot resume."""
     model, plain = make_plan(cells)
     batches = [dict(batch) for batch in model._make_data_loader(adata=cells, batch_size=32)]
     loader = DataLoader(batches, batch_size=None)
-    path = check_resumed(pl, lambda: adopt(make_plan(cells)[1], **GIVEN), loader, tmp_path)
+    path = check_resumed(
+        pl, lambda: adopt(make_plan(cells)[1], **GIVEN, weighting=weighting_of(learnt)), loader, tmp_path
+    )
     saved = torch.load(path, weights_only=False)["state_dict"]
     assert saved.keys() == plain.state_dict().keys()
     plain.load_state_dict(saved)
-    pl.Trainer(**QUIET, max_epochs=6).fit(plain, loader, ckpt_path=path, weights_only=False)
-    assert plain.current_epoch == 6
+    if not learnt:  # its optimizers have nothing that the host's lack
+        pl.Trainer(**QUIET, max_epochs=6).fit(plain, loader, ckpt_path=path, weights_only=False)
+        assert plain.current_epoch == 6

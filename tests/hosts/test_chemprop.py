@@ -14,7 +14,15 @@ from rdkit import Chem
 from lightning_uncertainty import AdoptLosses, MultiTaskMixin, UncertaintyMonitor, adopt
 from lightning_uncertainty.adoption import unadopt
 from tests._launch import RANKS
-from tests.hosts._fits import QUIET, check_gradients, check_resumed, check_rows, first_gradients, weighted_sum
+from tests.hosts._fits import (
+    QUIET,
+    check_gradients,
+    check_resumed,
+    check_rows,
+    first_gradients,
+    weighted_sum,
+    weighting_of,
+)
 
 TASKS = ("size", "hetero", "mass")
 NOISE = (0.02, 1.0, 200.0)
@@ -108,8 +116,11 @@ def test_gradients_are_those_of_a_weighting_by_hand():
     check_gradients(found, weighted_sum(parts, by_hand), tolerance=1e-4)
 
 
-def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(tmp_path, capsys):
-    path = check_resumed(pl, lambda: adopt(make(), **GIVEN), loader(), tmp_path, max_epochs=4)
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(learnt, tmp_path, capsys):
+    path = check_resumed(
+        pl, lambda: adopt(make(), **GIVEN, weighting=weighting_of(learnt)), loader(), tmp_path, max_epochs=4
+    )
     plain = make()
     pl.Trainer(**QUIET, max_epochs=1).fit(plain, loader())
     saved = torch.load(path, weights_only=False)

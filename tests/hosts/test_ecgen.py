@@ -12,7 +12,15 @@ from ecgen.families.gan.pulse2pulse import Pulse2PulseGAN
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty import AdoptLosses, AnalyticUncertaintyWeighting, UncertaintyMonitor, adopt
-from tests.hosts._fits import QUIET, check_gradients, check_resumed, check_rows, first_gradients, weighted_sum
+from tests.hosts._fits import (
+    QUIET,
+    check_gradients,
+    check_resumed,
+    check_rows,
+    first_gradients,
+    weighted_sum,
+    weighting_of,
+)
 
 # what a user writes: the generator has its loss in every fifth step, the critic's passes as it is
 GIVEN = {
@@ -91,8 +99,9 @@ def test_rows_of_a_named_rest():
     )
 
 
-def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(tmp_path):
-    path = check_resumed(pl, lambda: adopt(make(), **GIVEN), loader(), tmp_path)
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(learnt, tmp_path):
+    path = check_resumed(pl, lambda: adopt(make(), **GIVEN, weighting=weighting_of(learnt)), loader(), tmp_path)
     net = ecgen.load_model(path)
     assert type(net) is Pulse2PulseGAN
     assert ecgen.sample(path, n=2, seed=0).shape == (2, 2, 5000)

@@ -13,7 +13,15 @@ from torch.utils.data import DataLoader
 
 from lightning_uncertainty import AdoptLosses, UncertaintyMonitor, adopt
 from tests._launch import RANKS
-from tests.hosts._fits import QUIET, check_gradients, check_resumed, check_rows, first_gradients, weighted_sum
+from tests.hosts._fits import (
+    QUIET,
+    check_gradients,
+    check_resumed,
+    check_rows,
+    first_gradients,
+    weighted_sum,
+    weighting_of,
+)
 
 TASKS = ("level", "volume")
 PROGRAM = "tests.hosts.test_pytorch_forecasting"
@@ -107,8 +115,9 @@ def test_gradients_are_those_of_a_weighting_by_hand(parts, batches):
     check_gradients(found, weighted_sum(alone, by_hand))
 
 
-def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(tmp_path, batches):
-    path = check_resumed(pl, lambda: adopt(make(), **GIVEN), batches, tmp_path)
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(learnt, tmp_path, batches):
+    path = check_resumed(pl, lambda: adopt(make(), **GIVEN, weighting=weighting_of(learnt)), batches, tmp_path)
     net = RecurrentNetwork.load_from_checkpoint(path, weights_only=False)
     assert type(net) is RecurrentNetwork
     made = predictions(net)

@@ -11,7 +11,15 @@ from transformers.loss.loss_for_object_detection import HungarianMatcher
 
 from lightning_uncertainty import AdoptLosses, UncertaintyMonitor, adopt
 from tests._launch import RANKS
-from tests.hosts._fits import QUIET, check_gradients, check_resumed, check_rows, first_gradients, weighted_sum
+from tests.hosts._fits import (
+    QUIET,
+    check_gradients,
+    check_resumed,
+    check_rows,
+    first_gradients,
+    weighted_sum,
+    weighting_of,
+)
 
 PROGRAM = "tests.hosts.test_transformers"
 TASKS = ("kind", "box", "overlap")
@@ -156,8 +164,9 @@ def test_losses_of_every_layer_by_their_common_weight():
     check_gradients(found, weighted_sum(alone(**deep), by_hand), tolerance=1e-3)
 
 
-def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(tmp_path):
-    path = check_resumed(pl, lambda: adopt(make(), **GIVEN), loader(), tmp_path)
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(learnt, tmp_path):
+    path = check_resumed(pl, lambda: adopt(make(), **GIVEN, weighting=weighting_of(learnt)), loader(), tmp_path)
     net = Detector.load_from_checkpoint(path, weights_only=False)
     assert type(net) is Detector
     net.model.save_pretrained(tmp_path / "hub")
