@@ -65,9 +65,9 @@ def _falls(first: float, middle: float, last: float) -> bool:
 
 def _of_one(task: str, growth: Mapping[str, float], curve: Sequence[float]) -> str:
     return (
-        f"task {task!r} takes over: its weight has {_grown([task], growth)}, and its σ has fallen from "
-        f"{curve[0]:.3g} to {curve[-1]:.3g} and is still falling: its loss is heading to zero, as when a model overfits or a task is too easy; stop "
-        "earlier, regularise, or cap its weight with "
+        f"task {task!r} takes over: its weight has {_grown([task], growth)}, and its σ has fallen from {curve[0]:.3g} "
+        f"to {curve[-1]:.3g} and is still falling: its loss is heading to zero, as when a model overfits or a task is "
+        "too easy; stop earlier, regularise, or cap its weight with "
         f"UncertaintyWeighting(bounds={{{task!r}: (lowest, math.inf)}})"
     )
 

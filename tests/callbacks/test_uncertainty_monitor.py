@@ -400,7 +400,7 @@ def test_every_trainer_setting_trains_to_the_end(options, capsys):
         options = {**options, "enable_progress_bar": None, "enable_model_summary": None}
     net, monitor = Plain(), UncertaintyMonitor(progress_bar="enable_progress_bar" in options)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*barebones|.*limit_train_batches")
+        warnings.filterwarnings("ignore", message=".*barebones|.*limit_train_batches|.*log_every_n_steps=0")
         fit = trainer(callbacks=[monitor], **options)
         fit.fit(net, tuples(), tuples())
     shown = capsys.readouterr().out
