@@ -1219,6 +1219,13 @@ FAULTS = [
         ("tests/callbacks/test_dominance.py::test_other_ways_of_a_sigma_are_not",),
     ),
     Fault(
+        "dominance_of_weights_in_label_units",
+        "callbacks/_dominance.py",
+        "return now / first if first else 0.0",
+        "return now",
+        ("tests/callbacks/test_dominance.py::test_the_units_of_labels_do_not_matter",),
+    ),
+    Fault(
         "compiled_steps_keep_nothing",
         "_tensors/keeping.py",
         "_keep(x) if torch.compiler.is_compiling() else x",

@@ -175,7 +175,8 @@ def adopted_class(host: type) -> type[Adopted]:
 def _hands_back(module: Any) -> bool:
     """Whether a process that a Trainer spawned is giving the trained module back to the one that did."""
     trainer = getattr(module, "_trainer", None)
-    return trainer is not None and trainer.state.status == "finished" and parent_process() is not None
+    done = trainer is not None and trainer.state.status == "finished"
+    return done and module._adoption.arrived and parent_process() is not None
 
 
 def _whole(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,17 +29,23 @@ class Adoption:
 
     Attributes:
         options: what was asked for.
+        given: what stood in the host before.
         watch: the step that is on; None between steps, as no graph may outlive its step.
+        arrived: whether the module is a copy, as one that came from another process, where it was adopted.
     """
 
     def __init__(self, options: Options, given: set[str]) -> None:
         self.options = options
-        self.given = given  # what stood in the host before
+        self.given = given
         self.watch: Watch | None = None
+        self.arrived = False
         self._parts = dict(options.parts)
         self._batch: Any = None
         self._steps, self._reached = 0, set[str]()
         self._trainer: int | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, arrived=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "watch": None, "_batch": None}
@@ -101,15 +107,8 @@ class Adoption:
             losses = self._losses(terms)
         else:
             terms = None
-        lost = [task for task in self._parts if task not in losses]
+        self._require_parts(losses)
         self._reached.update(losses)
-        never = [task for task in lost if task not in self._reached and task not in options.may_be_absent]
-        if never:
-            raise RuntimeError(
-                f"every task's part should be in the host's loss: found none for {', '.join(never)}: "
-                f"{self._unseen(never)}; where its labels may be missing in a batch, say may_be_absent="
-                f"{sorted({*never, *options.may_be_absent})!r}"
-            )
         if check and self._steps == 0 and options.count is None and world_size() > 1:
             warnings.warn(
                 "over several processes means count alike where no count= is given: with labels missing, or batches "
@@ -143,6 +142,21 @@ class Adoption:
         every = getattr(trainer, "log_every_n_steps", 1) or 0
         return self._steps < _CHECKED or bool(every and (self._steps + 1) % every == 0)
 
+    def _require_parts(self, losses: Collection[str]) -> None:
+        """Look whether a total has every task that it must have.
+
+        Raises:
+            RuntimeError: it has not.
+        """
+        absent = self.options.may_be_absent
+        never = [task for task in self._parts if task not in losses and task not in (*self._reached, *absent)]
+        if never:
+            raise RuntimeError(
+                f"every task's part should be in the host's loss: found none for {', '.join(never)}: "
+                f"{self._unseen(never)}; where its labels may be missing in a batch, say may_be_absent="
+                f"{sorted({*never, *absent})!r}"
+            )
+
     def _expect(self, total: float, losses: dict[str, float], weights: dict[str, float], rest: float) -> None:
         """Look at the numbers of a total.
 
@@ -152,6 +166,7 @@ class Adoption:
         if total != total or abs(total) == float("inf"):
             return  # weigh tells of a loss that is not finite, or skips it
         options = self.options
+        self._require_parts(losses)
         if rest and options.rest is None:
             raise RuntimeError(
                 f"a host's loss should be a weighted sum of its parts: found {total:.4g}, of which {rest:.4g} no part "
@@ -224,7 +239,7 @@ class Adoption:
                 found = "is there, but the loss does not depend on it"
             else:
                 found = "was never reached"
-            why.append(f"{str(part)!r} {found}")
+            why.append(f"'{part}' {found}")
         return "; ".join(why)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from lightning_uncertainty.adoption._adopted import NAMES, Adopted
+from lightning_uncertainty.balancing import GradientBalancing, GradNorm
 from lightning_uncertainty.mixin import MultiTaskMixin
 
-__all__ = ["check_host", "check_optimizer"]
+__all__ = ["check_host", "check_optimizer", "check_shared"]
 
 
 def check_host(module: Any) -> None:
@@ -66,3 +67,23 @@ def check_optimizer(module: Any) -> None:
             f"found one on the {type(module).__name__} itself, as command lines put there with an optimizer that is "
             "built before; take AnalyticUncertaintyWeighting(), which has nothing to be optimized"
         )
+
+
+def check_shared(module: Any) -> None:
+    """Look whether a weighting that looks at gradients can see them, and whose.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    weighting, paths = module.task_weighting, module._adoption.options.shared
+    kind = type(weighting).__name__
+    if isinstance(weighting, GradientBalancing | GradNorm):
+        if weighting.on == "features" or not paths:
+            raise ValueError(
+                f"{kind} should look at parameters that the tasks of an adopted module share: found on="
+                f"{weighting.on!r} and shared={list(paths)}; say {kind}(on='parameters') and name the modules, as in "
+                "shared='encoder'"
+            )
+        missing = [path for path in paths if path not in dict(module.named_modules())]
+        if missing:
+            raise ValueError(f"shared should name modules of the host: found no {', '.join(missing)}")

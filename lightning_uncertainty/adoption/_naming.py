@@ -58,7 +58,7 @@ def as_parts(given: Parts, tasks: list[str], rest: str | None) -> dict[str, Part
         if not isinstance(vector, HostWeight):
             raise ValueError(
                 "one part for all tasks should be a tensor or list of weights, as 'weight:PATH': found "
-                f"{str(vector)!r}; give parts by task"
+                f"'{vector}'; give parts by task"
             )
         return {name: HostWeight(f"{vector.path}[{index}]") for index, name in enumerate(named)}
     if not isinstance(given, Mapping) or given.keys() != set(named):
@@ -73,7 +73,7 @@ def as_parts(given: Parts, tasks: list[str], rest: str | None) -> dict[str, Part
         for second in named[at + 1 :]:
             if parts[first].overlaps(parts[second]):
                 raise ValueError(
-                    f"a part should be one task's: found {str(parts[first])!r} for {first!r} and "
-                    f"{str(parts[second])!r} for {second!r}; say which call each is, or join the tasks"
+                    f"a part should be one task's: found '{parts[first]}' for {first!r} and "
+                    f"'{parts[second]}' for {second!r}; say which call each is, or join the tasks"
                 )
     return parts

@@ -126,18 +126,18 @@ class Watch:
     def _add(self, task: str, edge: GradientEdge | None, value: Tensor) -> None:
         if value.numel() != 1:
             raise RuntimeError(
-                f"{str(self._parts[task])!r}, the part of task {task!r}, should be one number: found shape "
+                f"'{self._parts[task]}', the part of task {task!r}, should be one number: found shape "
                 f"{list(value.shape)}; name an entry of it, or what the host makes of it"
             )
         self.sights.setdefault(task, []).append(Sight(edge, value.reshape(())))
 
     def _see_entry(self, task: str, part: Call, returned: Any) -> None:
-        what = f"the entry of {str(part)!r}, the part of task {task!r},"
+        what = f"the entry of '{part}', the part of task {task!r},"
         self._see(task, fetch(returned, part.entries, what) if part.entries else returned)
 
     @contextmanager
     def _calls(self, task: str, part: Call) -> Iterator[None]:
-        what = f"{str(part)!r}, the part of task {task!r},"
+        what = f"'{part}', the part of task {task!r},"
         target = fetch(self._host, part.keys, what)
         count = -1
 

@@ -30,13 +30,15 @@ class WeightLeaves:
         self.leaves: list[Tensor] = []
         self.places: dict[str, tuple[int, tuple[int, ...]]] = {}
         known: dict[Keys, int] = {}
-        like = next((parameter for parameter in host.parameters() if parameter.is_floating_point()), torch.empty(()))
+        like = _like(host)
         for task, part in parts.items():
-            what = f"{str(part)!r}, the part of task {task!r},"
+            what = f"'{part}', the part of task {task!r},"
             owner, within = split_at_value(host, part.keys, what)
             if owner not in known:
                 known[owner] = len(self.leaves)
-                leaf = _leaf(fetch(host, owner, what), like, what)
+                holder = fetch(host, owner[:-1], what)
+                old = holder if type(holder).__module__ == "numpy" else fetch(host, owner, what)
+                leaf = _leaf(old, like, what)
                 self.leaves.append(leaf)
                 stack.enter_context(replaced(host, owner, leaf, what))
             self.places[task] = (known[owner], _index(self.leaves[known[owner]], within, what))
@@ -46,6 +48,13 @@ class WeightLeaves:
         leaf, index = self.places[task]
         value = values[leaf]
         return None if value is None else value[index]
+
+
+def _like(host: nn.Module) -> Tensor:
+    """Return a tensor of the dtype and device that a host's numbers have."""
+    floating = [parameter for parameter in host.parameters() if parameter.is_floating_point()]
+    wide = [parameter for parameter in floating if parameter.dtype == torch.float64]
+    return next(iter([*wide, *floating]), torch.empty(()))
 
 
 def _leaf(old: Any, like: Tensor, what: str) -> Tensor:
@@ -65,7 +74,7 @@ def _leaf(old: Any, like: Tensor, what: str) -> Tensor:
     elif isinstance(old, Real) and not isinstance(old, bool):
         value = torch.tensor(float(old), dtype=like.dtype, device=like.device)
     else:
-        found = " of weights, whose elements must stay numbers" if type(old).__module__ == "numpy" else ""
+        found = ", whose elements cannot be tensors" if type(old).__module__ == "numpy" else ""
         raise RuntimeError(
             f"{what} should be a number or an element of a tensor, list or dict of them: found a "
             f"{type(old).__name__}{found}; name the loss itself, as the host logs it or as a call returns it"

@@ -10,7 +10,7 @@ import torch
 from lightning_uncertainty._tensors import by_name
 from lightning_uncertainty.adoption._adopted import NAMES, Adopted, adopted_class
 from lightning_uncertainty.adoption._adoption import Adoption
-from lightning_uncertainty.adoption._hosts import check_host, check_optimizer
+from lightning_uncertainty.adoption._hosts import check_host, check_optimizer, check_shared
 from lightning_uncertainty.adoption._naming import Parts, as_part, as_parts
 from lightning_uncertainty.adoption._options import PLAIN, Count, Options
 from lightning_uncertainty.adoption.parts import HostWeight, Part
@@ -70,7 +70,7 @@ def adopt(
         may_be_absent: tasks that may be missing in the first step, or whose loss is exactly 0 where they have no
             labels. Others may be missing once they were there.
         follow: whether to find the losses behind numbers that the host logs by `detach()` or `item()`; costs time.
-        shared: paths of the modules that the tasks share, for `GradientBalancing(on="parameters")`.
+        shared: paths of the modules that the tasks share, for `GradientBalancing(on="parameters")` and GradNorm alike.
         validation: by task, how its loss is named in `validation_step`; then `val/<task>/loss` and `val/balanced_loss`
             are logged beside the host's own keys. No weights: there is no gradient then.
         renamed: as for `register_tasks`.
@@ -82,7 +82,8 @@ def adopt(
     Raises:
         TypeError: the module is no LightningModule with a `training_step` of its own, or is compiled whole, uses a name
             that the mixin needs, or is a `MultiTaskMixin`.
-        ValueError: a task has no part, or one that cannot be read or is another's; or as `register_tasks`.
+        ValueError: a task has no part, or one that cannot be read or is another's; a weighting looks at gradients of
+            features, or of parameters that `shared` does not name; or as `register_tasks`.
         RuntimeError: it is adopted already; or, in a step, a part is not in the loss, the loss not linear in them, or
             more than they explain.
 
@@ -149,6 +150,7 @@ def adopt(
         module._adoption = Adoption(options, given)
         module.register_tasks(specified, weighting=weighting, renamed=renamed, on_nonfinite=on_nonfinite)
         check_optimizer(module)
+        check_shared(module)
     except BaseException:
         unadopt(module)
         raise

@@ -183,14 +183,16 @@ def _probed(kind: Any, seen: _Seen, weights: bool) -> Any:
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if seen.probe is not None:
             return kind.training_step(self, *args, **kwargs)
-        seen.probe = Probe(self)
+        seen.probe, state = Probe(self), torch.get_rng_state()
         with seen.probe.on():
             returned = kind.training_step(self, *args, **kwargs)
         if self.automatic_optimization:
             seen.take(returned["loss"] if isinstance(returned, Mapping) else returned)
         if weights:
             for path, old in candidates(self):
-                trial = _trial_of(self, kind, path, args, kwargs, seen)
+                with torch.random.fork_rng():
+                    torch.set_rng_state(state)  # the same dropout
+                    trial = _trial_of(self, kind, path, args, kwargs, seen)
                 if trial is not None:
                     seen.add_weight(path, trial, old)
         return returned
@@ -223,7 +225,6 @@ def _trial_of(self: Any, kind: Any, path: str, args: Any, kwargs: Any, seen: _Se
         return [returned["loss"] if isinstance(returned, Mapping) else returned]
 
     try:
-        with torch.random.fork_rng():
-            return weight_of(self, path, step)
+        return weight_of(self, path, step)
     finally:
         seen.trial = None

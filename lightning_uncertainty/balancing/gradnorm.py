@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -28,8 +30,8 @@ class GradNorm(BalancingWeighting):
     :math:`\bar G` the mean of the G, both over the tasks present, held constant.
 
     The gradients are those of the shared features, over the global batch, which arrive within the one backward pass
-    and need no second derivative; the paper takes those of the last shared layer's parameters, which follow them. A
-    step changes the weights of the next one.
+    and need no second derivative; the paper takes those of the last shared layer's parameters, which follow them, as
+    `on="parameters"` does. A step changes the weights of the next one.
 
     η is in units of the losses' gradients, as published: with losses of very different sizes or small gradients it has
     to be looked for.
@@ -40,9 +42,11 @@ class GradNorm(BalancingWeighting):
     Args:
         alpha: how strongly tasks that lag are favoured, at least 0; 0 levels all norms.
         lr: η, positive.
+        on: "features", or "parameters": the gradients of the parameters that `shared_parameters()` of the module
+            names, as the paper has it where these are the last shared layer's; a backward pass for each task.
 
     Raises:
-        ValueError: alpha is negative or lr is not positive, or one is not finite.
+        ValueError: alpha is negative or lr is not positive, or one is not finite, or `on` is neither.
         RuntimeError: (in training) the features went around `task_outputs` and `split_features`.
 
     Example:
@@ -55,11 +59,15 @@ class GradNorm(BalancingWeighting):
     weight: Tensor
     first_loss: Tensor
 
-    def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
-        super().__init__(alpha=alpha, lr=lr)
+    def __init__(
+        self, alpha: float = 1.5, lr: float = 0.025, *, on: Literal["features", "parameters"] = "features"
+    ) -> None:
+        super().__init__(alpha=alpha, lr=lr, on=None if on == "features" else on)
+        if on not in ("features", "parameters"):
+            raise ValueError(f"on should be 'features' or 'parameters': found {on!r}")
         if not (is_number(alpha) and is_number(lr) and 0 <= alpha < float("inf") and 0 < lr < float("inf")):
             raise ValueError(f"alpha should be at least 0 and lr positive, both finite: found {alpha!r} and {lr!r}")
-        self.alpha, self.lr = alpha, lr
+        self.alpha, self.lr, self.on = alpha, lr, on
 
     def make_vectors(self) -> None:
         self.register_buffer("weight", self.vector())

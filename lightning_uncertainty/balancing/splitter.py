@@ -105,7 +105,7 @@ class Splitter:
             raise RuntimeError(
                 f"{type(weighting).__name__} should see the shared features: found losses computed without; use "
                 "task_outputs or task_step, or give each head split_features(features)[task]; where tasks exchange "
-                'features, so that there is no such place, use GradientBalancing(on="parameters")'
+                f'features, so that there is no such place, use {type(weighting).__name__}(on="parameters")'
             )
         known = None if weighting.on == "features" or weighting.due() else weighting.known()
         weighting.begin(step)

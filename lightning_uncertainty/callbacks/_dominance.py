@@ -1,4 +1,7 @@
-"""Tasks that take over: nearly all weight is theirs, and their σ keeps falling."""
+"""Tasks that take over: their weight has outgrown that of all others, and their σ keeps falling.
+
+Weights themselves are in units of the labels and tell nothing across tasks; how much they have grown does.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from typing import Any
 
 __all__ = ["dominance"]
 
-_DOMINANT = 0.95  # share of the weight
-_FALLEN = 0.5  # σ now over σ of the first row; weights alone compare units
+_DOMINANT = 0.95  # share of the growth of all weights
+_FALLEN = 0.5  # σ now over σ of the first row
 _FALLING = 0.9  # σ now over σ in the middle of the history
 _ROWS_TO_JUDGE = 10
 
 
 def dominance(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float], prefix: str = "") -> str | None:
-    """Return what to warn of, if tasks take nearly all weight and their σ fell and still fall; None else.
+    """Return what to warn of, if the weights of tasks outgrew all others and their σ fell and still fall; None else.
 
     Several do so together only where the σ of another stands still: where all fall, all are learnt.
 
@@ -24,10 +27,13 @@ def dominance(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float], p
         weights: effective weights by task, now.
         prefix: stands before every key of the rows.
     """
-    total = sum(weights.values())
-    if len(weights) == 1 or total == 0 or len(rows) < _ROWS_TO_JUDGE:
+    if len(weights) == 1 or len(rows) < _ROWS_TO_JUDGE:
         return None
-    shares = {task: weight / total for task, weight in weights.items()}
+    growth = {task: _over(weight, rows[0].get(f"{prefix}weight/{task}")) for task, weight in weights.items()}
+    total = sum(growth.values())
+    if not 0 < total < math.inf:
+        return None
+    shares = {task: grown / total for task, grown in growth.items()}
     curves = {
         task: [row.get(f"{prefix}sigma/{task}", math.nan) for row in (rows[0], rows[len(rows) // 2], rows[-1])]
         for task in shares
@@ -35,29 +41,44 @@ def dominance(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float], p
     falling = [task for task, (first, middle, last) in curves.items() if _falls(first, middle, last)]
     alone = [task for task in falling if shares[task] > _DOMINANT]
     if alone:
-        return _of_one(alone[0], shares[alone[0]], curves[alone[0]])
+        return _of_one(alone[0], growth, curves[alone[0]])
     still = [task for task, (first, _, last) in curves.items() if last >= _FALLING * first]
     share = sum(shares[task] for task in falling)
-    return _of_several(falling, share, curves, still) if still and share > _DOMINANT else None
+    return _of_several(falling, growth, curves, still) if still and share > _DOMINANT else None
+
+
+def _over(now: float, first: float | None) -> float:
+    """Return how much a weight has grown; 0 where it has not begun."""
+    return now / first if first else 0.0
+
+
+def _grown(tasks: Sequence[str], growth: Mapping[str, float]) -> str:
+    """Say how much the weights of tasks have grown beside those of the others."""
+    own = " and ".join(f"{growth[task]:.3g}" for task in tasks)
+    others = max(grown for task, grown in growth.items() if task not in tasks)
+    return f"grown {own} times since the first row, the others' at most {others:.3g} times"
 
 
 def _falls(first: float, middle: float, last: float) -> bool:
     return last < _FALLEN * first and last < _FALLING * middle
 
 
-def _of_one(task: str, share: float, curve: Sequence[float]) -> str:
+def _of_one(task: str, growth: Mapping[str, float], curve: Sequence[float]) -> str:
     return (
-        f"task {task!r} takes {share:.0%} of the weight, and its σ has fallen from {curve[0]:.3g} to {curve[-1]:.3g} "
-        "and is still falling: its loss is heading to zero, as when a model overfits or a task is too easy; stop "
-        "earlier, regularise, or cap its weight with "
+        f"task {task!r} takes over: its weight has {_grown([task], growth)}, and its σ has fallen from {curve[0]:.3g} "
+        f"to {curve[-1]:.3g} and is still falling: its loss is heading to zero, as when a model overfits or a task is "
+        "too easy; stop earlier, regularise, or cap its weight with "
         f"UncertaintyWeighting(bounds={{{task!r}: (lowest, math.inf)}})"
     )
 
 
-def _of_several(tasks: Sequence[str], share: float, curves: Mapping[str, Sequence[float]], still: Sequence[str]) -> str:
+def _of_several(
+    tasks: Sequence[str], growth: Mapping[str, float], curves: Mapping[str, Sequence[float]], still: Sequence[str]
+) -> str:
     falls = ", ".join(f"{task} from {curves[task][0]:.3g} to {curves[task][-1]:.3g}" for task in tasks)
     return (
-        f"tasks {', '.join(map(repr, tasks))} take {share:.0%} of the weight, and their σ fall together ({falls}) "
+        f"tasks {', '.join(map(repr, tasks))} take over: their weights have {_grown(tasks, growth)}, and their σ fall "
+        f"together ({falls}) "
         f"while that of {', '.join(map(repr, still))} stands still: their losses may be small for a trivial reason, as "
         "of a network that predicts zero; begin with UncertaintyWeighting(start=0.0) and a slow log_variance_lr, or "
         "cap their weights with bounds"

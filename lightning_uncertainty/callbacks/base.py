@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from lightning_uncertainty.mixin import MultiTaskMixin
 
-__all__ = ["AnyCallback", "TaskCallback", "is_last_step", "offer", "require_tasks"]
+__all__ = ["AnyCallback", "TaskCallback", "is_last_step", "offer", "require_tasks", "warn_of_no_rows"]
 
 if find_spec("lightning") is not None:
     from lightning.pytorch import Callback as OtherCallback
@@ -145,3 +146,13 @@ def offer(trainer: Any, row: Mapping[str, float]) -> None:
     """Put numbers where ModelCheckpoint and EarlyStopping find them."""
     device = trainer.strategy.root_device
     trainer.callback_metrics.update({key: torch.tensor(value, device=device) for key, value in row.items()})
+
+
+def warn_of_no_rows(trainer: Any) -> None:
+    """Warn where nothing will be logged, though the Trainer is not one that logs nothing on purpose."""
+    if trainer.log_every_n_steps == 0 and not trainer.barebones:
+        warnings.warn(
+            "UncertaintyMonitor logs where the Trainer does: found log_every_n_steps=0, as some libraries set it for "
+            "whole batches, so that loggers and history get no row; give the Trainer log_every_n_steps=1",
+            stacklevel=3,
+        )

@@ -13,7 +13,7 @@ from lightning_uncertainty.callbacks._kept import KeptRows
 from lightning_uncertainty.callbacks._lateness import lateness
 from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_rows
 from lightning_uncertainty.callbacks._total import TotalWatch, monitored, total_monitored
-from lightning_uncertainty.callbacks.base import offer
+from lightning_uncertainty.callbacks.base import offer, warn_of_no_rows
 from lightning_uncertainty.dashboards.loggers import log_config, log_row, refusable
 from lightning_uncertainty.dashboards.tensorboard import log_tensorboard_layout, sigma_optima
 from lightning_uncertainty.dashboards.wandb import log_task_table
@@ -106,6 +106,7 @@ class UncertaintyMonitor(KeptRows):
         self._fitting, self._fresh = True, False
         self._latest = {}
         self._warned, self._warned_late = False, False
+        warn_of_no_rows(trainer)
         weighting = getattr(net.task_weighting, "weighting", net.task_weighting)
         self._monitored = monitored(trainer) if weighting.remembers else {}  # another total is one of the losses alone
         self._totals = {stage: TotalWatch(self._monitored) for stage in ("train", "val")}

@@ -1,4 +1,4 @@
-"""When tasks are said to take over: their weights, their σ now, at first and in the middle, and the number of rows."""
+"""When tasks are said to take over: how weights have grown, σ now, at first and in the middle, the number of rows."""
 
 import math
 
@@ -10,16 +10,29 @@ WEIGHTS = {"depth": 4.8, "kind": 0.2}
 FALLING = [0.9**step for step in range(12)]
 
 
-def warned(sigmas, weights=WEIGHTS, prefix=""):
+def warned(sigmas, weights=WEIGHTS, prefix="", first=0.2):
+    """The first row's weights are `first`, of all or by task."""
+    began = first if isinstance(first, dict) else dict.fromkeys(weights, first)
     rows = [{"step": step, f"{prefix}sigma/depth": sigma} for step, sigma in enumerate(sigmas)]
+    rows[0] |= {f"{prefix}weight/{task}": weight for task, weight in began.items()}
     return dominance(rows, weights, prefix)
 
 
 @pytest.mark.parametrize("prefix", ["", "u/"])
 def test_a_sigma_that_fell_and_still_falls_beside_all_the_weight_is_told(prefix):
     assert warned(FALLING, prefix=prefix).startswith(
-        "task 'depth' takes 96% of the weight, and its σ has fallen from 1 to 0.314 and is still falling"
+        "task 'depth' takes over: its weight has grown 24 times since the first row, the others' at most 1 times, and "
+        "its σ has fallen from 1 to 0.314 and is still falling"
     )
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_the_units_of_labels_do_not_matter(unit):
+    """Centimetres in place of metres: weights, now and at first, are 1e4 times smaller."""
+    weights, first = {**WEIGHTS, "depth": 4.8 * unit}, {"depth": 0.2 * unit, "kind": 0.2}
+    assert warned(FALLING, weights, first=first) == warned(FALLING)
+    grown = {**weights, "depth": 0.8 * unit}  # σ has halved, as it does when a task is learnt
+    assert warned(FALLING, grown, first=first) is None
 
 
 @pytest.mark.parametrize(
@@ -50,14 +63,17 @@ TOGETHER = {"residual": 0.6, "boundary": 0.38, "initial": 0.02}
 
 
 def warned_together(weights=TOGETHER, **sigmas):
-    return dominance([{f"sigma/{task}": own[step] for task, own in sigmas.items()} for step in range(12)], weights)
+    rows = [{f"sigma/{task}": own[step] for task, own in sigmas.items()} for step in range(12)]
+    rows[0] |= dict.fromkeys([f"weight/{task}" for task in weights], 0.01)
+    return dominance(rows, weights)
 
 
 def test_tasks_that_fall_together_while_another_stands_still_are_told():
     told = warned_together(residual=FALLING, boundary=FALLING, initial=STILL)
     assert told.startswith(
-        "tasks 'residual', 'boundary' take 98% of the weight, and their σ fall together (residual from 1 to 0.314, "
-        "boundary from 1 to 0.314) while that of 'initial' stands still"
+        "tasks 'residual', 'boundary' take over: their weights have grown 60 and 38 times since the first row, the "
+        "others' at most 2 times, and their σ fall together (residual from 1 to 0.314, boundary from 1 to 0.314) while "
+        "that of 'initial' stands still"
     )
     assert "UncertaintyWeighting(start=0.0) and a slow log_variance_lr" in told
 

@@ -130,7 +130,8 @@ def test_a_later_failure_is_none_of_the_fit(capsys):
 def test_no_row_is_made_where_nothing_is_to_be_logged():
     monitor, stop = UncertaintyMonitor(table=False), EarlyStopping("loss/depth", patience=0, min_delta=1e9)
     fitted = trainer(callbacks=[stop, monitor], log_every_n_steps=0, max_epochs=9)
-    fitted.fit(Plain(), tuples())
+    with pytest.warns(UserWarning, match="found log_every_n_steps=0, .* so that loggers and history get no row"):
+        fitted.fit(Plain(), tuples())
     assert monitor.history.rows == []
     assert fitted.current_epoch == 2  # callbacks find the values all the same
 

@@ -1,0 +1,167 @@
+"""Checkpoints of adopted modules: of the host's shape, to and fro."""
+
+import warnings
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+
+from lightning_uncertainty import AdoptLosses, MultiTaskMixin, UncertaintyMonitor, UncertaintyWeighting, adopt
+from lightning_uncertainty.adoption import unadopt
+from tests._nets import trainer
+from tests.adoption._hosts import PARTS, TASKS, Host, Loader, rows, seeded
+
+LOG = PARTS["log"]
+
+
+def fit(host, steps, *callbacks, ckpt_path=None, **options):
+    torch.manual_seed(1)
+    quiet = {"enable_checkpointing": any(isinstance(one, ModelCheckpoint) for one in callbacks)}
+    fitted = trainer(max_steps=steps, max_epochs=-1, callbacks=list(callbacks), **{**quiet, **options})
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", ".*does not have a DataLoader|.*without a validation|.*resuming from|Be aware that when"
+        )
+        fitted.fit(host, Loader(rows()), ckpt_path=ckpt_path)
+    return fitted
+
+
+def saved(fitted, name="net.ckpt"):
+    fitted.save_checkpoint(name)
+    return torch.load(name, weights_only=True)
+
+
+@pytest.fixture(params=[None, UncertaintyWeighting], ids=["analytic", "learnt"])
+def weighting(request):
+    return request.param and request.param()
+
+
+def test_a_checkpoint_has_the_hosts_shape(weighting):
+    host = adopt(seeded(Host), TASKS, LOG, weighting=weighting)
+    found = saved(fit(host, 4))
+    plain = saved(fit(seeded(Host), 4), "plain.ckpt")
+    assert found["state_dict"].keys() == plain["state_dict"].keys() == host.state_dict().keys()
+    assert set(found) - set(plain) == {"lightning_uncertainty"}
+    assert found["hyper_parameters"] == plain["hyper_parameters"]
+    loaded = Host.load_from_checkpoint("net.ckpt")
+    assert type(loaded) is type(type(host).load_from_checkpoint("net.ckpt")) is Host
+    for name, value in host.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name].to(value), value, rtol=0, atol=1e-6)
+    seeded(Host).load_state_dict(host.state_dict())
+
+
+def bits(state):
+    return {name: value.double().nan_to_num(-7).tolist() for name, value in state.items()}
+
+
+@pytest.mark.parametrize("kind", ["log", "weight", "call", "function"])
+def test_a_fit_resumes_to_the_last_bit(kind, weighting, tmp_path):
+    def host():
+        net = adopt(seeded(Host), TASKS, PARTS[kind], weighting=weighting)
+        net.trunk[2] = torch.nn.Identity()  # in place of dropout, whose draws a checkpoint does not keep
+        return net
+
+    whole, resumed = host(), host()
+    fit(whole, 8, ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1))
+    assert fit(resumed, 8, ckpt_path=tmp_path / "step=4.ckpt").global_step == 8
+    assert bits(resumed.state_dict()) == bits(whole.state_dict())
+    assert bits(resumed._own_state()) == bits(whole._own_state())
+
+
+def test_a_callback_that_adopts_resumes_before_or_after_the_monitor(weighting):
+    def callbacks(before):
+        own = [AdoptLosses(TASKS, LOG, weighting), UncertaintyMonitor(table=False)]
+        return own if before else own[::-1]
+
+    for before in (True, False):
+        first, second = seeded(Host), seeded(Host)
+        saved(fit(first, 4, *callbacks(before)))
+        both = callbacks(before)
+        fit(second, 8, *both, ckpt_path="net.ckpt")
+        monitor = next(one for one in both if isinstance(one, UncertaintyMonitor))
+        assert [row["step"] for row in monitor.history.rows] == list(range(8))
+
+
+def test_a_checkpoint_of_the_host_alone_resumes_adopted():
+    saved(fit(seeded(Host), 4))
+    host = adopt(seeded(Host), TASKS, LOG)
+    assert fit(host, 8, ckpt_path="net.ckpt").global_step == 8
+    assert all(value > 0 for value in host.sigma().values())
+
+
+def test_a_host_that_is_adopted_no_longer_resumes():
+    host = adopt(seeded(Host), TASKS, LOG)
+    saved(fit(host, 4))
+    assert fit(seeded(Host), 8, ckpt_path="net.ckpt").global_step == 8
+    unadopt(host)
+    assert fit(host, 4).global_step == 4
+
+
+@pytest.mark.parametrize(("first", "second"), [(None, UncertaintyWeighting), (UncertaintyWeighting, None)])
+def test_log_variances_in_one_optimizer_alone_are_told(first, second):
+    saved(fit(adopt(seeded(Host), TASKS, LOG, weighting=first and first()), 4))
+    host = adopt(seeded(Host), TASKS, LOG, weighting=second and second())
+    whose = "those of the checkpoint" if first else "these"
+    with pytest.raises(RuntimeError, match=f"found log-variances in {whose} alone; load its weights and fit anew"):
+        fit(host, 8, ckpt_path="net.ckpt")
+    host.load_state_dict(torch.load("net.ckpt")["state_dict"], strict=False)
+    assert fit(host, 4).global_step == 4
+    with pytest.warns(UserWarning, match="the checkpoint is not of"):  # weights alone
+        trainer().validate(host, Loader(rows()), ckpt_path="net.ckpt")
+
+
+def test_a_state_of_the_host_leaves_sigma_as_it_is():
+    host = adopt(seeded(Host), TASKS, LOG)
+    fit(host, 4)
+    sigma = host.sigma()
+    host.load_state_dict(seeded(Host).state_dict())
+    assert host.sigma() == sigma
+    around = torch.nn.ModuleDict({"net": host})
+    assert set(around.state_dict()) == {f"net.{name}" for name in host.state_dict()}
+    around.load_state_dict(around.state_dict())
+    assert host.sigma() == sigma
+
+
+def test_an_average_of_weights_is_the_hosts():
+    host = adopt(seeded(Host), TASKS, LOG)
+    found = saved(fit(host, 4, WeightAveraging()))
+    assert found["state_dict"].keys() == found["current_model_state"].keys() == host.state_dict().keys()
+    other = adopt(seeded(Host), TASKS, LOG)
+    fit(other, 8, WeightAveraging(), ckpt_path="net.ckpt")
+
+
+def test_validation_is_logged_beside_the_hosts_own_keys():
+    parts = {"depth": "log:val_depth", "height": "log:val_height"}
+    host = adopt(seeded(Host), TASKS, LOG, validation=parts)
+    fitted = trainer()
+    (found,) = fitted.validate(host, Loader(rows(12)))
+    assert found["val/depth/loss"] == pytest.approx(found["val_depth"])
+    assert found["val/height/loss"] == pytest.approx(found["val_height"])
+    assert found["val/balanced_loss"] > 0
+    (plain,) = trainer().validate(seeded(Host), Loader(rows(12)))
+    assert {name: found[name] for name in plain} == plain
+    (without,) = trainer().validate(adopt(seeded(Host), TASKS, LOG), Loader(rows(12)))
+    assert without == plain
+
+
+class Shared(Host):
+    """Its validation calls its training step."""
+
+    def validation_step(self, batch, batch_idx):
+        return self.training_step(batch, batch_idx)
+
+
+def test_a_validation_that_calls_the_training_step_is_the_hosts():
+    host = adopt(seeded(Shared), TASKS, LOG)
+    (found,) = trainer().validate(host, Loader(rows()))
+    (plain,) = trainer().validate(seeded(Shared), Loader(rows()))
+    assert found == plain
+    assert host.task_weighting.log_variance.isnan().all()
+
+
+def test_the_shared_modules_are_those_that_were_named():
+    host = adopt(seeded(Host), TASKS, LOG, shared="trunk")
+    assert [id(p) for p in host.shared_parameters()] == [id(p) for p in host.trunk.parameters()]
+    with pytest.raises(RuntimeError, match=r"found no shared= in the adoption"):
+        adopt(seeded(Host), TASKS, LOG).shared_parameters()
+    assert isinstance(host, MultiTaskMixin)

@@ -1,0 +1,409 @@
+import copy
+import io
+import pickle
+
+import lightning.pytorch
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+
+from lightning_uncertainty import (
+    AnalyticUncertaintyWeighting,
+    MultiTaskMixin,
+    Task,
+    UncertaintyMonitor,
+    UncertaintyWeighting,
+    adopt,
+)
+from lightning_uncertainty.adoption import unadopt
+from lightning_uncertainty.weightings import DynamicWeightAverage
+from tests._nets import trainer
+from tests.adoption._hosts import PARTS, TASKS, WEIGHTS, ByHand, Host, Loader, both, host_of, rows, seeded
+
+LOG = PARTS["log"]
+WEIGHTINGS = [AnalyticUncertaintyWeighting, UncertaintyWeighting, DynamicWeightAverage]
+
+
+def gradients(net, batch, seed=1):
+    net.zero_grad()
+    torch.manual_seed(seed)
+    total = net.training_step(batch, 0)
+    total.backward()
+    return total.item(), {name: value.grad.clone() for name, value in net.named_parameters() if value.grad is not None}
+
+
+@pytest.fixture(autouse=True)
+def _no_trainer(recwarn):
+    """A step that is called by hand logs to nobody."""
+    import warnings
+
+    warnings.filterwarnings("ignore", ".*reference is not registered")
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("kind", PARTS)
+def test_gradients_are_those_of_a_step_written_by_hand_to_the_last_bit(kind, weighting):
+    host = adopt(host_of(kind), TASKS, PARTS[kind], weighting=weighting())
+    by_hand = seeded(ByHand, weighting()).train()
+    for step, batch in enumerate(rows(40)):  # beyond those whose total is looked at
+        found, expected = gradients(host, batch, step), gradients(by_hand, batch, step)
+        assert found[0] == expected[0]
+        assert found[1].keys() == expected[1].keys()
+        for name, gradient in expected[1].items():
+            assert torch.equal(found[1][name], gradient), (step, name)
+    assert host.sigma() == by_hand.sigma()
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_host_weights_stay_if_asked(kind):
+    host = adopt(host_of(kind), TASKS, PARTS[kind], keep_host_weights=True)
+    expected = seeded(ByHand)
+    expected.weigh = lambda losses: MultiTaskMixin.weigh(
+        expected, dict(zip(losses, [w * loss for w, loss in zip(WEIGHTS, losses.values(), strict=True)], strict=True))
+    )
+    for batch in rows():
+        found, by_hand = gradients(host, batch), gradients(expected, batch)
+        for name, gradient in by_hand[1].items():
+            torch.testing.assert_close(found[1][name], gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_all_weights_may_be_named_at_once():
+    one, two = (adopt(host_of("buffer"), TASKS, parts) for parts in ("weight:vector", PARTS["buffer"]))
+    for batch in rows():
+        found, expected = gradients(one, batch), gradients(two, batch)
+        assert found[0] == expected[0]
+
+
+class Regularised(Host):
+    def training_step(self, batch, batch_idx):
+        self.regulariser = sum(parameter.square().sum() for parameter in self.head.parameters())
+        return super().training_step(batch, batch_idx) + 0.1 * self.regulariser
+
+
+def test_a_rest_is_refused_unless_it_is_told_what_it_is():
+    batch = rows()[0]
+    with pytest.raises(RuntimeError, match=r"found .* of which .* no part explains, with losses depth .* rest='plain'"):
+        adopt(seeded(Regularised), TASKS, LOG).training_step(batch, 0)
+    host, by_hand = adopt(seeded(Regularised), TASKS, LOG, rest="plain"), seeded(ByHand)
+    for step, batch in enumerate(rows()):
+        found = gradients(host, batch, step)
+        torch.manual_seed(step)
+        by_hand.zero_grad()
+        rest = 0.1 * sum(parameter.square().sum() for parameter in by_hand.head.parameters())
+        (by_hand.training_step(batch, 0) + rest).backward()
+        for name, parameter in by_hand.named_parameters():
+            torch.testing.assert_close(found[1][name], parameter.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_a_rest_may_be_a_task():
+    tasks = {**TASKS, "size": "constant"}
+    host = adopt(seeded(Regularised), tasks, LOG, rest="size")
+    plain = adopt(seeded(Regularised), TASKS, LOG, rest="plain")
+    for step, batch in enumerate(rows()):
+        found, expected = gradients(host, batch, step), gradients(plain, batch, step)
+        assert found[0] == pytest.approx(expected[0], rel=1e-12)
+        for name, gradient in expected[1].items():
+            torch.testing.assert_close(found[1][name], gradient, rtol=1e-12, atol=1e-14)
+
+
+def labels(batch):
+    return {"depth": 1, "height": 4}
+
+
+def test_labels_are_counted_and_what_the_host_divided_by_is_undone():
+    by_hand = seeded(ByHand)
+    by_hand.weigh = lambda losses: MultiTaskMixin.weigh(
+        by_hand, {"depth": (losses["depth"] * 6, 1), "height": (losses["height"] * 6, 4)}
+    )
+    hosts = [
+        adopt(seeded(Host), TASKS, LOG, count=labels, divisor=lambda batch: 6),
+        adopt(seeded(Host), TASKS, LOG, count=f"{__name__}.labels", divisor=lambda batch: {"depth": 6, "height": 6}),
+    ]
+    for batch in rows():
+        expected = gradients(by_hand, batch)
+        for host in hosts:
+            assert gradients(host, batch)[0] == pytest.approx(expected[0], rel=1e-12)
+    with pytest.raises(RuntimeError, match=r"count= should return labels by task: found a int; return a dict"):
+        adopt(seeded(Host), TASKS, LOG, count=lambda batch: 3).training_step(batch, 0)
+
+
+class Missing(Host):
+    """Leaves a task out of the sum, the log or both, in some batches."""
+
+    def __init__(self, when, how):
+        super().__init__()
+        self.when, self.how = when, how
+
+    def training_step(self, batch, batch_idx):
+        near, tall = self.losses(batch)
+        self.log("depth_loss", near)
+        if batch_idx not in self.when:
+            self.log("height_loss", tall)
+            return near + tall
+        if self.how == "zero":
+            self.log("height_loss", tall * 0)
+            return near + tall * 0
+        if self.how == "logged":
+            self.log("height_loss", tall)
+        return near
+
+
+@pytest.mark.parametrize("how", ["nothing", "logged", "zero"])
+def test_a_task_may_be_absent_from_the_first_step_if_told(how):
+    def run(net, when, **options):
+        host = adopt(net, TASKS, LOG, **options)
+        for step, batch in enumerate(rows(24)):
+            host.training_step(batch, step)
+        return host
+
+    if how != "zero":  # a loss of zero is one, unless it is told that it means none
+        with pytest.raises(
+            RuntimeError, match=r"found none for height: 'log:height_loss' was .*may_be_absent=\['height'\]"
+        ):
+            run(seeded(Missing, {0}, how), {0})
+    host = run(seeded(Missing, {0, 1, 5}, how), {0, 1, 5}, may_be_absent=["height"])
+    by_hand = seeded(ByHand)
+    for step, batch in enumerate(rows(24)):
+        near, tall = by_hand.losses(batch)
+        by_hand.weigh({"depth": near, "height": None if step in {0, 1, 5} else tall})
+    if how == "nothing":
+        assert host.sigma() == by_hand.sigma()
+    assert host.sigma() == pytest.approx(by_hand.sigma(), rel=1)  # dropout draws differ
+
+
+def test_a_task_that_was_there_may_be_missing_later():
+    host = adopt(seeded(Missing, {1}, "nothing"), TASKS, LOG)
+    for step, batch in enumerate(rows()):
+        host.training_step(batch, step)
+    assert host.task_weighting.log_variance.isfinite().all()
+
+
+# -- what cannot be adopted --------------------------------------------------------------------------------------------
+
+
+class Own(MultiTaskMixin, LightningModule):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+class Stepless(LightningModule):
+    pass
+
+
+class Taken(Host):
+    def __init__(self):
+        super().__init__()
+        self.sigma = 3.0
+        self.task_heads = nn.ModuleDict()
+
+
+class Method(Host):
+    def weigh(self):
+        return None
+
+
+def compiled():
+    host = Host()
+    host.training_step = host.training_step
+    return host
+
+
+@pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        (lambda: nn.Linear(1, 1), "takes a LightningModule: found a Linear"),
+        (lambda: Host, "takes a LightningModule: found a type"),
+        (lambda: torch.compile(Host(), backend="eager"), "found a OptimizedModule; adopt the module itself"),
+        (Own, "found Own, a MultiTaskMixin; call weigh in its step"),
+        (Stepless, "found none in Stepless"),
+        (compiled, "found one on the Host itself, as torch.compile of a whole LightningModule puts there"),
+        (Taken, "found sigma, task_heads in Taken"),
+        (Method, "found weigh in Method"),
+    ],
+)
+def test_what_cannot_be_adopted_is_told_and_stays_as_it_is(module, found):
+    host = module()
+    kind = type(host)
+    with pytest.raises(TypeError, match=found):
+        adopt(host, TASKS, LOG)
+    assert type(host) is kind
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"tasks": {}}, "tasks should be at least one"),
+        ({"tasks": {"depth": "laplace", "height": "nothing"}}, "likelihood"),
+        ({"tasks": {"depth": "laplace", "height": Task("gaussian", head=nn.Linear(1, 1))}}, "found some for height"),
+        ({"parts": {"depth": "log:a"}}, "every task should have a part"),
+        ({"rest": "width"}, r"rest should be 'plain' or a task \(depth, height\): found 'width'"),
+        ({"may_be_absent": "width"}, "tasks should be among depth, height: found width"),
+        ({"count": 3}, "count should be a function of the batch, or its dotted name: found a int"),
+        ({"divisor": 3}, "divisor should be a function of the batch"),
+        ({"validation": {"width": "log:a"}}, "found width"),
+        ({"validation": {"depth": "weight:weights[0]"}}, "found weight:weights"),
+        ({"on_nonfinite": "skip"}, "on_nonfinite should be"),
+        ({"renamed": {"old": "width"}}, "renamed should lead"),
+    ],
+)
+def test_slips_are_told_before_anything_changes(options, found):
+    host = Host()
+    before, modules = set(vars(host)), [name for name, _ in host.named_modules()]
+    with pytest.raises(ValueError, match=found):
+        adopt(host, **{"tasks": TASKS, "parts": LOG, **options})
+    assert type(host) is Host
+    assert set(vars(host)) == before
+    assert [name for name, _ in host.named_modules()] == modules
+
+
+def test_a_module_has_one_adoption():
+    host = adopt(Host(), TASKS, LOG)
+    weighting = host.task_weighting
+    assert adopt(host, TASKS, LOG).task_weighting is weighting
+    for options in ({"parts": PARTS["weight"]}, {"weighting": UncertaintyWeighting()}, {"rest": "plain"}):
+        with pytest.raises(RuntimeError, match=r"should have one adoption: found one that asks for something else"):
+            adopt(host, **{"tasks": TASKS, "parts": LOG, **options})
+    unadopt(host)
+    assert adopt(host, TASKS, PARTS["weight"]).task_weighting is not weighting
+
+
+def test_an_optimizer_that_is_built_elsewhere_takes_no_log_variances():
+    host = Host()
+    host.configure_optimizers = lambda: torch.optim.SGD(host.parameters(), 0.1)
+    with pytest.raises(RuntimeError, match=r"found one on the Host itself.* take AnalyticUncertaintyWeighting\(\)"):
+        adopt(host, TASKS, LOG, weighting=UncertaintyWeighting())
+    assert type(host) is Host
+    assert isinstance(adopt(host, TASKS, LOG), MultiTaskMixin)
+
+
+BAD = [
+    ("log:no_such", RuntimeError, "'log:no_such' was never reached"),
+    ("log:number", RuntimeError, "'log:number' was seen as a float"),
+    ("log:train_loss", RuntimeError, "no part explains"),
+    ("weight:trunk[0].weight", RuntimeError, "not trained: found one that requires a gradient"),
+    ("weight:hparams.lr", RuntimeError, "'weight:hparams.lr' is there, but the loss does not depend on it"),
+    ("weight:no_such", RuntimeError, "found no attribute 'no_such' in a Host"),
+    ("call:no_such", RuntimeError, "found no attribute 'no_such' in a Host"),
+    ("call:far@2", RuntimeError, "'call:far@2' was never reached"),
+    ("function:torch.nn.functional.mse_loss@0", RuntimeError, "was seen as a Tensor without graph"),
+]
+
+
+@pytest.mark.parametrize(("part", "error", "found"), BAD)
+def test_parts_that_are_none_are_told_before_the_first_step_of_an_optimizer(part, error, found):
+    host = adopt(Host().double(), TASKS, {"depth": "log:depth_loss", "height": part})
+    before = copy.deepcopy(host.state_dict())
+    with pytest.raises(error, match=found):
+        trainer().fit(host, Loader(rows()))
+    assert all(torch.equal(value, before[name]) for name, value in host.state_dict().items())
+    assert host._adoption.watch is None
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda host: host.weights.__setitem__(0, 0.0), "found 0 for depth"),
+        (lambda host: host.weights.__setitem__(0, -1.0), "found -1 for depth"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["log", "weight"])
+def test_weights_that_are_no_weights_are_told(kind, change, found):
+    host = adopt(Host().double(), TASKS, PARTS[kind])
+    change(host)
+    with pytest.raises(RuntimeError, match=found):
+        host.training_step(rows()[0], 0)
+
+
+def test_guards_look_again_where_rows_are_logged():
+    class Turns(Host):
+        def training_step(self, batch, batch_idx):
+            total = super().training_step(batch, batch_idx)
+            return total if self.global_step < 6 else total + 1000
+
+    host = adopt(Turns().double(), TASKS, LOG)
+    with pytest.raises(RuntimeError, match="no part explains"):
+        trainer(max_steps=12, max_epochs=-1, log_every_n_steps=10).fit(host, Loader(rows()))
+    assert host.global_step == 9
+
+
+# -- what an adopted module is -----------------------------------------------------------------------------------------
+
+
+def test_it_is_its_host_still():
+    host = Host()
+    assert adopt(host, TASKS, LOG) is host
+    assert (type(host).__name__, type(host).__module__) == ("Host", Host.__module__)
+    assert type(host).__qualname__ == "Host"
+    assert isinstance(host, Host)
+    assert isinstance(host, MultiTaskMixin)
+    assert host.hparams == {"lr": 1e-2, "buffer": False}
+    assert type(type(host)(lr=3.0)) is Host  # as load_from_checkpoint builds it
+
+
+def test_it_is_given_back():
+    host = seeded(Host)
+    before, names = set(vars(host)), list(host.state_dict())
+    adopt(host, TASKS, LOG, weighting=UncertaintyWeighting())
+    host.training_step(rows()[0], 0)
+    assert unadopt(host) is host
+    assert type(host) is Host
+    assert set(vars(host)) == before
+    assert list(host.state_dict()) == names
+    assert not list(host.named_buffers())[1:]
+    with pytest.raises(TypeError, match="unadopt takes a module that is adopted: found a Host"):
+        unadopt(host)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda host: pickle.loads(pickle.dumps(host)), "torch.save"])
+def test_copies_and_pickles_train_on(copied):
+    host = adopt(seeded(Host), TASKS, PARTS["mixed"], weighting=UncertaintyWeighting())
+    host.training_step(rows()[0], 0)
+    if copied == "torch.save":
+        torch.save(host, buffer := io.BytesIO())
+        buffer.seek(0)
+        other = torch.load(buffer, weights_only=False)
+    else:
+        other = copied(host)
+    assert type(other) is type(host)
+    assert other.sigma() == host.sigma()
+    found, expected = gradients(other, rows()[1]), gradients(host, rows()[1])
+    assert found[0] == expected[0]
+    assert other.task_weighting is not host.task_weighting
+
+
+def test_its_class_may_be_changed_again():
+    host = adopt(seeded(Host), TASKS, LOG)
+    host.__class__ = type(f"FSDP{type(host).__name__}", (type(host),), {})  # as fully_shard does
+    assert host.training_step(rows()[0], 0).requires_grad
+    assert type(copy.deepcopy(host)).__name__ == "Host"
+    with pytest.raises(TypeError, match="its class was changed since"):
+        unadopt(host)
+
+
+class Other(lightning.pytorch.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 2).double()
+
+    def training_step(self, batch):
+        made = self.net(batch["x"])
+        near, tall = (made[:, 0] - batch["depth"]).abs().mean(), (made[:, 1] - batch["height"]).square().mean()
+        self.log("depth_loss", near)
+        self.log("height_loss", tall)
+        return {"loss": near + tall, "near": near.detach()}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+@pytest.mark.parametrize("parts", [LOG, both("call:training_step@['near']", "log:height_loss")])
+def test_the_other_namespace_a_step_of_one_argument_and_a_dict(parts):
+    host, monitor = adopt(Other(), TASKS, parts), UncertaintyMonitor(table=False)
+    fit = trainer(lightning.pytorch, callbacks=[monitor])
+    if parts is LOG:
+        fit.fit(host, Loader(rows()))
+        assert len(monitor.history.rows) == 8
+    else:
+        with pytest.raises(RuntimeError, match=r"'call:training_step@\['near'\]' was seen as a Tensor without graph"):
+            fit.fit(host, Loader(rows()))

@@ -1,0 +1,114 @@
+import copy
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch import nn
+
+from lightning_uncertainty import adopt
+from lightning_uncertainty.adoption import describe, unadopt
+from tests.adoption._hosts import PARTS, TASKS, Host, host_of, rows
+from tests.adoption.test_adopting import Loader, Other
+
+
+def names_of(found):
+    return {name for candidate in found.candidates for name in candidate.names}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_what_can_be_named_is_listed(kind):
+    host = host_of(kind)
+    before = copy.deepcopy(host.state_dict())
+    found = describe(host.double(), rows()[0])
+    listed = names_of(found)
+    for part in PARTS[kind].values():
+        named = {part, f"{part}@0", f"{part}@1", part.replace("criteria@1", "criteria@0")}
+        assert listed & named, (part, listed)
+    assert all(torch.equal(value, before[name]) for name, value in host.state_dict().items())
+    assert type(host) is Host
+    shown = str(found)
+    assert "What Host could be adopted by" in shown
+    assert "log:depth_loss" in shown
+    assert "log:number names no part: it is a number" in shown
+    assert "log:train_loss names no part: it is the loss itself" in shown
+
+
+def test_every_part_that_is_listed_can_be_adopted():
+    found = describe(Host().double(), rows()[0])
+    near, tall, *others = found.candidates
+    assert {other.names for other in others} == {("weight:vector[0]",), ("weight:vector[1]",)}  # of the weighted ones
+    assert near.weight == pytest.approx(0.5)
+    assert tall.weight == pytest.approx(0.02)
+    assert found.total == pytest.approx(near.loss * near.weight + tall.loss * tall.weight)
+    for first in near.names:
+        for second in tall.names:
+            host = adopt(Host().double(), TASKS, {"depth": first, "height": second}, keep_host_weights=True)
+            with pytest.warns(UserWarning, match="reference is not registered"):
+                assert host.training_step(rows()[0], 0).requires_grad
+
+
+def test_an_adopted_module_a_loader_and_the_other_namespace():
+    host = adopt(Host().double(), TASKS, PARTS["log"])
+    found = describe(host, torch.utils.data.DataLoader(rows(), batch_size=None))
+    assert names_of(found) >= {"log:depth_loss", "log:height_loss"}
+    unadopt(host)
+    assert names_of(describe(Other(), rows()[0])) >= {"log:depth_loss", "log:height_loss"}
+
+    class Data(LightningDataModule):
+        def train_dataloader(self):
+            return Loader(rows())
+
+    assert names_of(describe(host, Data())) == names_of(found)
+
+
+class Manual(LightningModule):
+    """Two optimizers; the second's loss has no part of the first's; it logs numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.made, self.judge = nn.Linear(4, 2).double(), nn.Linear(2, 1).double()
+        self.strength = 0.3
+
+    def training_step(self, batch, batch_idx):
+        made = self.made(batch["x"])
+        first, second = self.optimizers()
+        near, tall = (made[:, 0] - batch["depth"]).abs().mean(), (made[:, 1] - batch["height"]).square().mean()
+        self.log("near", near.item())
+        total = near + self.strength * tall
+        first.zero_grad()
+        self.manual_backward(total)
+        first.step()
+        second.zero_grad()
+        self.manual_backward(self.judge(made.detach()).square().mean())
+        second.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), 0.01) for part in (self.made, self.judge)]
+
+
+def test_manual_optimization():
+    found = describe(Manual(), rows()[0])
+    listed = names_of(found)
+    assert {"log:near", "weight:strength"} <= listed
+    assert found.unusable["near"] == "it is logged as a number, unless you say follow=True"
+
+
+def test_a_step_without_a_loss_is_told():
+    class Lossless(Host):
+        def training_step(self, batch, batch_idx):
+            return None
+
+    with pytest.raises(RuntimeError, match="a host's step should make a loss: found none in Lossless"):
+        describe(Lossless(), rows()[0])
+    with pytest.raises(TypeError, match="takes a LightningModule"):
+        describe(nn.Linear(1, 1), rows()[0])
+
+
+def test_a_look_draws_nothing_and_leaves_no_trace():
+    state = torch.get_rng_state()
+    describe(Host().double(), rows()[0], weights=False)
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    describe(Host().double(), rows()[0], weights=False)
+    assert torch.equal(torch.get_rng_state(), after)

@@ -1,0 +1,97 @@
+import dataclasses
+from collections import namedtuple
+from contextlib import suppress
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_uncertainty.adoption._paths import fetch, keys_of, replaced, split_at_value
+
+NAMES = st.from_regex(r"[A-Za-z_]\w{0,5}", fullmatch=True)
+TEXTS = st.text(st.characters(exclude_characters="'\"[]", codec="ascii"), max_size=5)
+KEYS = st.tuples(st.just(True), st.integers(-9, 9) | TEXTS) | st.tuples(st.just(False), NAMES)
+
+
+@given(NAMES, st.lists(KEYS, max_size=4))
+def test_a_path_is_read_key_by_key(first, rest):
+    path = first + "".join(f"[{key!r}]" if item else f".{key}" for item, key in rest)
+    if "\\" not in path:
+        assert keys_of(path, "it") == ((False, first), *rest)
+
+
+@pytest.mark.parametrize("path", ["", ".", "a..b", "a[", "a[b]", "a[0", "a.[0]", "a b", "a['x']y", "a[0.5]", "[0]x"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ValueError, match="it should be names with dots and indices"):
+        keys_of(path, "it")
+
+
+Pair = namedtuple("Pair", "near far")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    value: float = 1.0
+
+
+class Owner(nn.Module):
+    by_class = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.number, self.list, self.dict = 1.0, [0.0, [1.0]], {"a.b": 1.0}
+        self.pair, self.triple = Pair(0.0, 1.0), (0.0, 0.0, 1.0)
+        self.register_buffer("buffer", torch.ones(()))
+        self.frozen_parameter = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.child = nn.ModuleList([nn.Identity()])
+        self.child[0].number = 1.0
+        self.frozen = Frozen()
+
+    @property
+    def computed(self):
+        return 1.0
+
+
+WAYS = [
+    *("number", "list[1][0]", "list[-1][0]", "dict['a.b']", "pair.far", "pair[1]", "triple[2]", "by_class", "buffer"),
+    *("frozen_parameter", "child[0].number", "child.0.number"),
+]
+
+
+@pytest.mark.parametrize("path", WAYS)
+def test_a_value_is_replaced_and_stands_there_again(path):
+    owner = Owner()
+    keys = keys_of(path, "it")
+    before, names = fetch(owner, keys, "it"), set(vars(owner))
+    value = torch.zeros(())
+    with suppress(ZeroDivisionError), replaced(owner, keys, value, "it"):
+        assert fetch(owner, keys, "it") is value
+        1 / 0  # noqa: B018
+    assert fetch(owner, keys, "it") is before
+    assert set(vars(owner)) == names
+    assert isinstance(owner.pair, Pair)
+
+
+@pytest.mark.parametrize("path", ["frozen.value", "computed"])
+def test_an_owner_that_cannot_be_written_into_is_told(path):
+    with (
+        pytest.raises(RuntimeError, match="it should have an owner that can be written into: found a "),
+        replaced(Owner(), keys_of(path, "it"), torch.zeros(()), "it"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("path", ["nothing", "list[7]", "dict['b']", "number[0]", "number.more"])
+def test_a_path_that_leads_to_nothing_is_told(path):
+    with pytest.raises(RuntimeError, match=r"it should lead to something in the host: found no .*describe"):
+        fetch(Owner(), keys_of(path, "it"), "it")
+
+
+def test_a_path_ends_at_a_tensor():
+    owner = Owner()
+    owner.vector = torch.ones(1, 2)
+    keys = keys_of("vector[0][1]", "it")
+    assert split_at_value(owner, keys, "it") == (keys[:1], keys[1:])
+    assert split_at_value(owner, keys_of("number", "it"), "it") == (keys_of("number", "it"), ())
