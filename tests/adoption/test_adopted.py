@@ -50,6 +50,33 @@ def test_a_checkpoint_has_the_hosts_shape(weighting):
     seeded(Host).load_state_dict(host.state_dict())
 
 
+KINDS = {}
+
+
+class Registered(Host):
+    """As hosts that write down which of their classes a checkpoint is of."""
+
+    def on_save_checkpoint(self, checkpoint):
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["kind"] = KINDS.get(type(self))
+
+    def on_load_checkpoint(self, checkpoint):
+        super().on_load_checkpoint(checkpoint)
+        assert KINDS.get(type(self)) == checkpoint["kind"]
+
+
+KINDS[Registered] = "registered"
+
+
+def test_the_hosts_own_hooks_of_a_checkpoint_see_its_class():
+    fitted = fit(adopt(seeded(Registered), TASKS, LOG), 2)
+    assert saved(fitted)["kind"] == "registered"
+    host = adopt(seeded(Registered), TASKS, LOG)
+    fit(host, 4, ckpt_path="net.ckpt")
+    assert isinstance(host, MultiTaskMixin)
+    assert type(unadopt(host)) is Registered
+
+
 def bits(state):
     return {name: value.double().nan_to_num(-7).tolist() for name, value in state.items()}
 

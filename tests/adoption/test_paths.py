@@ -36,6 +36,23 @@ class Frozen:
     value: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    value: float = 1.0
+
+
+class Typed:
+    """As a configuration that looks at the type of what it is given."""
+
+    def __init__(self):
+        self.value = 1.0
+
+    def __setattr__(self, name, value):
+        if not isinstance(value, float):
+            raise TypeError(f"{name} should be a float")
+        super().__setattr__(name, value)
+
+
 class Owner(nn.Module):
     by_class = 1.0
 
@@ -47,7 +64,7 @@ class Owner(nn.Module):
         self.frozen_parameter = nn.Parameter(torch.ones(()), requires_grad=False)
         self.child = nn.ModuleList([nn.Identity()])
         self.child[0].number = 1.0
-        self.frozen = Frozen()
+        self.frozen, self.slotted, self.typed = Frozen(), Slotted(), Typed()
 
     @property
     def computed(self):
@@ -56,7 +73,7 @@ class Owner(nn.Module):
 
 WAYS = [
     *("number", "list[1][0]", "list[-1][0]", "dict['a.b']", "pair.far", "pair[1]", "triple[2]", "by_class", "buffer"),
-    *("frozen_parameter", "child[0].number", "child.0.number"),
+    *("frozen_parameter", "child[0].number", "child.0.number", "frozen.value", "typed.value"),
 ]
 
 
@@ -74,7 +91,7 @@ def test_a_value_is_replaced_and_stands_there_again(path):
     assert isinstance(owner.pair, Pair)
 
 
-@pytest.mark.parametrize("path", ["frozen.value", "computed"])
+@pytest.mark.parametrize("path", ["slotted.value", "computed"])
 def test_an_owner_that_cannot_be_written_into_is_told(path):
     with (
         pytest.raises(RuntimeError, match="it should have an owner that can be written into: found a "),
