@@ -8,7 +8,7 @@ import matgl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Trainer
 from matgl.ext.pymatgen import Molecule2Graph
 from matgl.graph.data import MGLDataset, collate_fn_pes
 from matgl.models import TensorNet
@@ -17,7 +17,7 @@ from pymatgen.core import Molecule
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty import AdoptLosses, UncertaintyMonitor, adopt
-from tests.hosts._host import HOST_WARNS, QUIET, check_rows, check_same_gradients, gradients, same
+from tests.hosts._host import HOST_WARNS, QUIET, RANK, RANKS, check_rows, check_same_gradients, gradients, same
 
 pytestmark = HOST_WARNS
 TASKS = {"energy": "gaussian", "forces": "gaussian"}
@@ -56,21 +56,23 @@ def network():
     return TensorNet(element_types=("C",), units=8, nblocks=1, num_rbf=8, cutoff=4.0, is_intensive=False)
 
 
-def loader(batch_size=BATCH):
-    return DataLoader(frames(), batch_size=batch_size, collate_fn=collate_fn_pes)
+def loader():
+    """Return batches of all frames in their order, each dealt out to the ranks that there are."""
+    dealt = range(RANK, FRAMES, RANKS)
+    return DataLoader(frames(), batch_size=BATCH // RANKS, sampler=dealt, collate_fn=collate_fn_pes)
 
 
 def potential(**options):
     return PotentialLightningModule(network(), **{"lr": 1e-2, **options})
 
 
-def fitted(epochs, *callbacks, batch_size=BATCH, ckpt_path=None, **options):
+def fitted(epochs, *callbacks, ckpt_path=None, **options):
     """Return a Trainer that has fitted a potential adopted by its callback."""
     trainer = Trainer(
         callbacks=[AdoptLosses(TASKS, PARTS), *callbacks],
-        **{**QUIET, "max_epochs": epochs, "inference_mode": False, **options},
+        **{**QUIET, "max_epochs": epochs, "inference_mode": False, "use_distributed_sampler": False, **options},
     )
-    trainer.fit(potential(), loader(batch_size), ckpt_path=ckpt_path)
+    trainer.fit(potential(), loader(), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -143,19 +145,18 @@ def test_a_checkpoint_of_the_host_alone_is_taken_up():
 
 
 def run(cells):
-    """Be one of two processes, each with every second frame of a batch."""
-    return {cell: shared_fit("ddp", 2, BATCH // 2) for cell in cells}
+    """Be one of two processes."""
+    return {cell: shared_fit(strategy=cell, devices=RANKS) for cell in cells}
 
 
-def shared_fit(strategy, devices, batch_size):
-    seed_everything(0)
-    module = fitted(2, batch_size=batch_size, strategy=strategy, devices=devices).lightning_module
+def shared_fit(**options):
+    module = fitted(2, **options).lightning_module
     return {"state": module.model.state_dict(), "sigma": module.sigma()}
 
 
 @pytest.mark.cells("tests.hosts.test_matgl", "ddp")
 def test_two_processes_are_as_one(found):
-    one = shared_fit("auto", 1, BATCH)
+    one = shared_fit()
     for rank in (0, 1):
         assert found("ddp", rank)["sigma"] == pytest.approx(one["sigma"], rel=1e-4)
         for name, value in one["state"].items():
