@@ -1,0 +1,141 @@
+"""scvi-tools: SCANVI, an ELBO beside a classification, behind a `train` of its own; its labels are partly unknown."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import anndata
+import numpy as np
+import pytest
+import scvi
+import torch
+from lightning.pytorch import Callback, seed_everything
+from scvi.model import SCANVI
+from scvi.train import SemiSupervisedTrainingPlan
+
+from lightning_uncertainty import AdoptLosses, MultiTaskMixin, UncertaintyMonitor
+from tests.hosts._host import HOST_WARNS, check_rows, check_same_gradients, same
+
+pytestmark = HOST_WARNS
+TASKS = {"cell": "categorical", "elbo": "constant"}  # the ELBO is a likelihood already, in nats per cell: no σ
+NAMED = {
+    "logged": {"cell": "log:train_classification_loss"},
+    "weight": {"cell": "weight:loss_kwargs['classification_ratio']"},
+    "call": {"cell": "call:module.classification_loss@0[0]"},
+}
+CELLS, BATCH, GENES, KINDS = 320, 64, 20, 3
+
+
+@functools.cache
+def cells():
+    """Counts of genes in cells of three kinds; a fifth of the labels is wrong, another fifth unknown."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(KINDS, size=CELLS)
+    rates = 3 * np.exp(rng.normal(size=(KINDS, GENES)))[kind] * rng.gamma(5, 0.2, size=(CELLS, 1))
+    label = np.where(rng.random(CELLS) < 0.2, rng.integers(KINDS, size=CELLS), kind).astype(str)
+    label[::5] = "unknown"
+    found = anndata.AnnData(rng.poisson(rates).astype(np.float32), obs={"label": label})
+    SCANVI.setup_anndata(found, labels_key="label", unlabeled_category="unknown")
+    return found
+
+
+class Seeded(Callback):
+    """Has every epoch draw the same batches and samples, whether the fit begins with it or not."""
+
+    def __init__(self, first=0):
+        self.first = first
+
+    def on_fit_start(self, trainer, pl_module):
+        seed_everything(self.first, verbose=False)
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch != self.first:  # of the first, batches are drawn before this
+            seed_everything(trainer.current_epoch, verbose=False)
+
+
+def model():
+    scvi.settings.seed = 0
+    return SCANVI(cells(), n_hidden=16, n_latent=4)
+
+
+def train(scanvi, *callbacks, plan=None, **options):
+    scanvi.train(
+        train_size=1.0,
+        batch_size=BATCH,
+        accelerator="cpu",
+        plan_kwargs={"n_epochs_kl_warmup": 10, **(plan or {})},
+        callbacks=list(callbacks),
+        **{"enable_progress_bar": False, "log_every_n_steps": 1, **options},
+    )
+    return scanvi
+
+
+def fitted(*callbacks, named="logged", **options):
+    return train(model(), AdoptLosses(TASKS, NAMED[named], rest="elbo"), *callbacks, **options)
+
+
+def plan_of(scanvi):
+    return scanvi.trainer.lightning_module
+
+
+def test_sigma_is_what_the_classification_loss_says():
+    monitor = UncertaintyMonitor(table=False)
+    scanvi = fitted(monitor, max_epochs=150, plan={"lr": 5e-3})
+    logged = scanvi.history["train_classification_loss"].astype(float).to_numpy()[-20:].mean()
+    sigma = plan_of(scanvi).sigma()["cell"]
+    print(f"scvi: sigma {sigma}, cross-entropy {logged}, sqrt(2 CE) {math.sqrt(2 * logged)}")
+    assert sigma == pytest.approx(math.sqrt(2 * logged), rel=0.02)
+    steps = len(monitor.history.rows)
+    assert steps == scanvi.trainer.global_step
+    check_rows(monitor.history.rows, steps, ["cell"])
+    assert len(scanvi.history["sigma/cell"]) == steps
+
+
+class Gradients(Callback):
+    """Keeps the gradients of the first step, and the weights that were."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.found = {name: p.grad.clone() for name, p in pl_module.module.named_parameters() if p.grad is not None}
+        self.weights = pl_module.take_row()["weight"] if isinstance(pl_module, MultiTaskMixin) else {}
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_gradients_are_those_of_weights_by_hand(named):
+    ours, theirs = Gradients(), Gradients()
+    options = {"limit_train_batches": 1, "max_epochs": 1}
+    scanvi = fitted(Seeded(), ours, named=named, **options)
+    assert ours.weights["elbo"] == 1
+    train(model(), Seeded(), theirs, plan={"classification_ratio": ours.weights["cell"]}, **options)
+    check_same_gradients(ours.found, theirs.found)
+    assert type(plan_of(scanvi)).__name__ == "SemiSupervisedTrainingPlan"
+
+
+def test_a_resumed_fit_is_the_same_as_one_that_was_not_interrupted():
+    whole = fitted(Seeded(), max_epochs=4)
+    fitted(Seeded(), max_epochs=2).trainer.save_checkpoint("half.ckpt")
+    resumed = fitted(Seeded(first=2), max_epochs=4, ckpt_path="half.ckpt")
+    assert resumed.trainer.global_step == whole.trainer.global_step
+    assert same(resumed.module, whole.module)
+    assert plan_of(resumed).sigma() == plan_of(whole).sigma()
+
+
+def test_the_host_reads_what_was_written():
+    scanvi = fitted(max_epochs=2)
+    scanvi.save("saved")
+    loaded = SCANVI.load("saved", cells())
+    assert same(loaded.module, scanvi.module)
+    assert loaded.predict(soft=True).equals(scanvi.predict(soft=True))
+    scanvi.trainer.save_checkpoint("host.ckpt")
+    plain = SemiSupervisedTrainingPlan.load_from_checkpoint("host.ckpt", module=model().module, n_classes=KINDS)
+    assert type(plain) is SemiSupervisedTrainingPlan
+    assert same(plain.module, scanvi.module)
+    alone = train(model(), max_epochs=3, ckpt_path="host.ckpt")
+    assert alone.trainer.current_epoch == 3
+
+
+def test_its_own_module_is_trained_on_a_second_time():
+    scanvi = fitted(max_epochs=1)
+    before = {name: value.clone() for name, value in scanvi.module.state_dict().items()}
+    train(scanvi, AdoptLosses(TASKS, NAMED["weight"], rest="elbo"), max_epochs=1)
+    assert any(not torch.equal(before[name], value) for name, value in scanvi.module.state_dict().items())
