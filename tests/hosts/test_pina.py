@@ -18,7 +18,7 @@ from pina.weighting import BaseWeighting, ScalarWeighting
 
 from lightning_uncertainty import AdoptLosses, AnalyticUncertaintyWeighting, UncertaintyMonitor
 from lightning_uncertainty.likelihoods import Gaussian
-from tests.hosts._host import HOST_WARNS, QUIET, check_rows, same
+from tests.hosts._host import HOST_WARNS, QUIET, RANKS, check_rows, same
 
 pytestmark = HOST_WARNS
 TASKS = {"equation": "gaussian", "measured": "gaussian"}
@@ -74,10 +74,10 @@ def solver(weights=None, optimizer=None, epochs=1):
     )
 
 
-def fitted(host, epochs, *callbacks, ckpt_path=None):
+def fitted(host, epochs, *callbacks, ckpt_path=None, **options):
     """Return PINA's Trainer after it has trained."""
     batches = {"batch_size": POINTS, "shuffle": False}  # without a batch size PINA has its Trainer log no step
-    trainer = Trainer(host, max_epochs=epochs, callbacks=list(callbacks), **batches, **QUIET)
+    trainer = Trainer(host, max_epochs=epochs, callbacks=list(callbacks), **{**batches, **QUIET, **options})
     trainer.train(ckpt_path=ckpt_path)
     return trainer
 
@@ -195,3 +195,26 @@ def test_its_weighting_goes_on_where_it_was():
     fitted(made(), 3).save_checkpoint("half.ckpt")
     resumed = fitted(made(), 6, ckpt_path="half.ckpt")
     assert same(resumed.solver, whole.solver)
+
+
+# -- two processes -----------------------------------------------------------------------------------------------------
+
+
+def run(cells):
+    """Be one of two processes."""
+    return {cell: shared_fit(strategy=cell, devices=RANKS, batch_size=POINTS // RANKS) for cell in cells}
+
+
+def shared_fit(**options):
+    parts, more, _ = NAMED["logged"]
+    host = fitted(solver(epochs=5), 5, AdoptLosses(TASKS, parts, **more), **options).solver
+    return {"state": host.model.state_dict(), "sigma": host.sigma()}
+
+
+@pytest.mark.cells("tests.hosts.test_pina", "ddp")
+def test_two_processes_are_as_one(found):
+    one = shared_fit()
+    for rank in (0, 1):
+        assert found("ddp", rank)["sigma"] == pytest.approx(one["sigma"], rel=1e-4)
+        for name, value in one["state"].items():
+            torch.testing.assert_close(found("ddp", rank)["state"][name], value, rtol=1e-3, atol=1e-4)

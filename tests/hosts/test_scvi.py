@@ -15,7 +15,7 @@ from scvi.model import SCANVI
 from scvi.train import SemiSupervisedTrainingPlan
 
 from lightning_uncertainty import AdoptLosses, MultiTaskMixin, UncertaintyMonitor
-from tests.hosts._host import HOST_WARNS, check_rows, check_same_gradients, same
+from tests.hosts._host import HOST_WARNS, RANKS, check_rows, check_same_gradients, same
 
 pytestmark = HOST_WARNS
 TASKS = {"cell": "categorical", "elbo": "constant"}  # the ELBO is a likelihood already, in nats per cell: no σ
@@ -62,11 +62,10 @@ def model():
 def train(scanvi, *callbacks, plan=None, **options):
     scanvi.train(
         train_size=1.0,
-        batch_size=BATCH,
         accelerator="cpu",
         plan_kwargs={"n_epochs_kl_warmup": 10, **(plan or {})},
         callbacks=list(callbacks),
-        **{"enable_progress_bar": False, "log_every_n_steps": 1, **options},
+        **{"batch_size": BATCH, "enable_progress_bar": False, "log_every_n_steps": 1, **options},
     )
     return scanvi
 
@@ -139,3 +138,25 @@ def test_its_own_module_is_trained_on_a_second_time():
     before = {name: value.clone() for name, value in scanvi.module.state_dict().items()}
     train(scanvi, AdoptLosses(TASKS, NAMED["weight"], rest="elbo"), max_epochs=1)
     assert any(not torch.equal(before[name], value) for name, value in scanvi.module.state_dict().items())
+
+
+def run(cells):
+    """Be one of two processes, each with half of every batch."""
+    return {cell: shared_fit(cell) for cell in cells}
+
+
+def shared_fit(strategy):
+    options = {"strategy": strategy, "devices": RANKS, "batch_size": BATCH // RANKS, "max_epochs": 3}
+    scanvi = fitted(**options)
+    return {"state": dict(scanvi.module.named_parameters()), "sigma": plan_of(scanvi).sigma(), "steps": scanvi.trainer.global_step}
+
+
+@pytest.mark.cells("tests.hosts.test_scvi", "ddp_find_unused_parameters_true")
+def test_two_processes_stay_as_one(found):
+    """Each draws its own samples of the latent state, so that no single process does the same."""
+    one, other = (found("ddp_find_unused_parameters_true", rank) for rank in (0, 1))
+    assert one["steps"] == other["steps"] > 3
+    assert one["sigma"] == other["sigma"]
+    assert all(0.5 < value < 2 for value in one["sigma"].values())
+    for name, value in one["state"].items():
+        assert torch.equal(other["state"][name], value), name
