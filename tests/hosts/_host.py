@@ -51,7 +51,9 @@ def check_same_gradients(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor
     size = max(float(gradient.abs().max()) for gradient in theirs.values())
     assert size > 0
     for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=0, atol=tolerance * size, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            ours[name], gradient, rtol=0, atol=tolerance * size, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def same(one: nn.Module, other: nn.Module, compare: Callable[[Tensor, Tensor], bool] = torch.equal) -> bool:

@@ -16,13 +16,15 @@ from matgl.utils.training import MGLPotentialTrainer, PotentialLightningModule
 from pymatgen.core import Molecule
 from torch.utils.data import DataLoader
 
-from lightning_uncertainty import AdoptLosses, UncertaintyMonitor, adopt
+from lightning_uncertainty import AdoptLosses, UncertaintyMonitor, UncertaintyWeighting, adopt
+from lightning_uncertainty.adoption import describe
 from tests.hosts._host import HOST_WARNS, QUIET, RANK, RANKS, check_rows, check_same_gradients, gradients, same
 
 pytestmark = HOST_WARNS
 TASKS = {"energy": "gaussian", "forces": "gaussian"}
 PARTS = {"energy": "weight:energy_weight", "forces": "weight:force_weight"}
 CALLS = {"energy": "call:loss@0", "forces": "call:loss@1"}
+TITLES = {"energy": "Energy", "forces": "Force", "stress": "Stress"}  # in the host's results
 NOISE = {"energy": 0.3, "forces": 0.3}  # eV per atom, eV per angstrom
 FRAMES, ATOMS, BATCH = 128, 4, 32
 
@@ -66,10 +68,10 @@ def potential(**options):
     return PotentialLightningModule(network(), **{"lr": 1e-2, **options})
 
 
-def fitted(epochs, *callbacks, ckpt_path=None, **options):
+def fitted(epochs, *callbacks, ckpt_path=None, weighting=None, **options):
     """Return a Trainer that has fitted a potential adopted by its callback."""
     trainer = Trainer(
-        callbacks=[AdoptLosses(TASKS, PARTS), *callbacks],
+        callbacks=[AdoptLosses(TASKS, PARTS, weighting=weighting), *callbacks],
         **{**QUIET, "max_epochs": epochs, "inference_mode": False, "use_distributed_sampler": False, **options},
     )
     trainer.fit(potential(), loader(), ckpt_path=ckpt_path)
@@ -95,7 +97,10 @@ def test_sigma_is_the_residual():
         decay_steps=150,
         accelerator="cpu",
         loader_kwargs={"frac_list": (1.0, 0.0, 0.0)},
-        trainer_kwargs={**{k: v for k, v in QUIET.items() if k != "accelerator"}, "callbacks": [AdoptLosses(TASKS, PARTS), monitor]},
+        trainer_kwargs={
+            **{k: v for k, v in QUIET.items() if k != "accelerator"},
+            "callbacks": [AdoptLosses(TASKS, PARTS), monitor],
+        },
     )
     host.fit({"train": frames(), "valid": frames(), "test": frames()})
     sigma, rmse = host.lit_module.sigma(), found_rmse(host.lit_module)
@@ -115,10 +120,54 @@ def test_gradients_are_those_of_weights_by_hand(parts):
     check_same_gradients(found, gradients(theirs.model, theirs.training_step(batch, 0)["loss"]))
 
 
-def test_a_resumed_fit_is_the_same_as_one_that_was_not_interrupted():
-    whole = fitted(4)
-    fitted(2).save_checkpoint("half.ckpt")
-    resumed = fitted(4, ckpt_path="half.ckpt")
+def labels(batch):
+    """Return how many labels each task has in a batch: those of the host's are energies, forces and stresses."""
+    return {name: label.isfinite().sum() for name, label in zip(("energy", "forces", "stress"), batch[3:], strict=True)}
+
+
+@pytest.mark.parametrize("lacking", [10, 0])
+def test_labels_may_be_missing(lacking):
+    """As of the host's own `allow_missing_labels`; without any label of a task its loss is NaN."""
+    tasks, parts = {**TASKS, "stress": "gaussian"}, {**PARTS, "stress": "weight:stress_weight"}
+    batch = list(next(iter(loader())))
+    batch[4] = torch.where(torch.arange(len(batch[4]))[:, None] < lacking, batch[4], torch.nan)
+    options = {"allow_missing_labels": True, "stress_weight": 0.1}
+    ours = adopt(potential(**options), tasks, parts, count=labels, may_be_absent=["forces"])
+    found = gradients(ours.model, ours.training_step(tuple(batch), 0)["loss"])
+    row = ours.take_row()
+    assert set(row["loss"]) == {name for name in tasks if lacking or name != "forces"}
+    theirs = potential(**options)
+    results, _ = theirs.step(tuple(batch))
+    squares = {name: results[f"{title}_RMSE"].square() for name, title in TITLES.items()}
+    assert row["loss"] == pytest.approx({name: float(squares[name]) for name in row["loss"]})
+    check_same_gradients(found, gradients(theirs.model, sum(w * squares[name] for name, w in row["weight"].items())))
+
+
+def test_describe_finds_what_to_write():
+    found = {name: part for part in describe(potential(energy_weight=3.0), loader()).candidates for name in part.names}
+    assert set(PARTS.values()) <= set(found)
+    assert found[PARTS["energy"]].weight == 3
+    assert found[PARTS["energy"]].loss == pytest.approx(
+        float(potential().step(next(iter(loader())))[0]["Energy_RMSE"]) ** 2
+    )
+
+
+def test_losses_of_validation():
+    trainer = Trainer(
+        callbacks=[AdoptLosses(TASKS, PARTS, validation=CALLS)],
+        **{**QUIET, "max_epochs": 1, "inference_mode": False},
+    )
+    trainer.fit(potential(), loader(), loader())
+    rmse = found_rmse(trainer.lightning_module)
+    for task in TASKS:
+        assert float(trainer.callback_metrics[f"val/{task}/loss"]) == pytest.approx(rmse[task] ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("weighting", [None, UncertaintyWeighting()])
+def test_a_resumed_fit_is_the_same_as_one_that_was_not_interrupted(weighting):
+    whole = fitted(4, weighting=weighting)
+    fitted(2, weighting=weighting).save_checkpoint("half.ckpt")
+    resumed = fitted(4, weighting=weighting, ckpt_path="half.ckpt")
     assert resumed.global_step == whole.global_step
     assert same(resumed.lightning_module, whole.lightning_module)
     assert resumed.lightning_module.sigma() == whole.lightning_module.sigma()

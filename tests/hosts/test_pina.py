@@ -16,7 +16,7 @@ from pina.problem import SpatialProblem
 from pina.solver import PINN
 from pina.weighting import BaseWeighting, ScalarWeighting
 
-from lightning_uncertainty import AdoptLosses, AnalyticUncertaintyWeighting, UncertaintyMonitor
+from lightning_uncertainty import AdoptLosses, AnalyticUncertaintyWeighting, UncertaintyMonitor, UncertaintyWeighting
 from lightning_uncertainty.likelihoods import Gaussian
 from tests.hosts._host import HOST_WARNS, QUIET, RANKS, check_rows, same
 
@@ -82,9 +82,10 @@ def fitted(host, epochs, *callbacks, ckpt_path=None, **options):
     return trainer
 
 
-def adopted(steps, *callbacks, named="logged", ckpt_path=None, **options):
+def adopted(steps, *callbacks, named="logged", ckpt_path=None, weighting=None, **options):
     parts, more, weights = NAMED[named]
-    return fitted(solver(weights, **options), steps, AdoptLosses(TASKS, parts, **more), *callbacks, ckpt_path=ckpt_path)
+    adopting = AdoptLosses(TASKS, parts, weighting=weighting, **more)
+    return fitted(solver(weights, **options), steps, adopting, *callbacks, ckpt_path=ckpt_path)
 
 
 def found_rmse(host):
@@ -130,10 +131,11 @@ def test_gradients_are_those_of_weights_by_hand(named):
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_fit_is_the_same_as_one_that_was_not_interrupted():
-    whole = adopted(6, epochs=6)
-    adopted(3, epochs=6).save_checkpoint("half.ckpt")
-    resumed = adopted(6, epochs=6, ckpt_path="half.ckpt")
+@pytest.mark.parametrize("weighting", [None, UncertaintyWeighting()])
+def test_a_resumed_fit_is_the_same_as_one_that_was_not_interrupted(weighting):
+    whole = adopted(6, epochs=6, weighting=weighting)
+    adopted(3, epochs=6, weighting=weighting).save_checkpoint("half.ckpt")
+    resumed = adopted(6, epochs=6, weighting=weighting, ckpt_path="half.ckpt")
     assert resumed.global_step == whole.global_step == 6
     assert same(resumed.solver, whole.solver)
     assert resumed.solver.sigma() == whole.solver.sigma()
@@ -146,6 +148,12 @@ def test_the_host_reads_what_was_written():
     assert type(plain) is PINN
     assert same(plain.model, trainer.solver.model)
     assert fitted(solver(), 3, ckpt_path="host.ckpt").global_step == 3
+
+
+def test_lbfgs_is_refused():
+    """It evaluates a batch many times a step."""
+    with pytest.raises(RuntimeError, match="found LBFGS"):
+        adopted(1, optimizer=TorchOptimizer(torch.optim.LBFGS))
 
 
 # -- ours as one of PINA's own weightings ------------------------------------------------------------------------------
@@ -161,7 +169,9 @@ class UncertaintyOfConditions(BaseWeighting):
 
     def update_weights(self, losses):
         found = [losses.get(name) for name in self.names]
-        means = torch.stack([torch.zeros(()) if loss is None else loss.detach().as_subclass(torch.Tensor) for loss in found])
+        means = torch.stack(
+            [torch.zeros(()) if loss is None else loss.detach().as_subclass(torch.Tensor) for loss in found]
+        )
         weights = self.weighting(means, torch.tensor([loss is not None for loss in found])).weights
         return dict(zip(self.names, weights.detach(), strict=True))
 

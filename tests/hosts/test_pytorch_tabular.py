@@ -15,6 +15,7 @@ from pytorch_tabular.models import CategoryEmbeddingModelConfig
 from pytorch_tabular.models.category_embedding import CategoryEmbeddingModel
 
 from lightning_uncertainty import AdoptLosses, UncertaintyMonitor, UncertaintyWeighting, adopt
+from lightning_uncertainty.adoption import describe
 from tests.hosts._host import HOST_WARNS, QUIET, RANK, RANKS, check_rows, check_same_gradients, gradients, same
 
 pytestmark = HOST_WARNS
@@ -46,7 +47,7 @@ def tabular(epochs, lr=1e-2, **options):
             lr_scheduler="CosineAnnealingLR", lr_scheduler_params={"T_max": epochs, "eta_min": 0.0}
         ),
         trainer_config=TrainerConfig(
-            **{"batch_size": BATCH, "max_epochs": epochs, "accelerator": "cpu", "progress_bar": "none"},
+            batch_size=BATCH, max_epochs=epochs, accelerator="cpu", progress_bar="none",
             **{"trainer_kwargs": {"log_every_n_steps": 1}, "checkpoints_path": "saved", **options},
         ),
         verbose=False,
@@ -97,6 +98,22 @@ def test_the_host_reads_what_was_written():
     assert torch.load("module.pt", weights_only=False).sigma() == model.model.sigma()
 
 
+def test_a_second_fit_goes_on():
+    model = fit(2)
+    before = model.model.sigma()
+    model.train(model.model, model.datamodule, callbacks=[AdoptLosses(TASKS, PARTS)], max_epochs=4)
+    assert all(0 < value < before[task] for task, value in model.model.sigma().items())
+
+
+def test_losses_of_validation():
+    validation = {"mass": "log:valid_loss_0", "length": "log:valid_loss_1"}
+    model = tabular(1)
+    model.fit(train=table(), validation=table(), callbacks=[AdoptLosses(TASKS, PARTS, validation=validation)])
+    logged = {key: float(value) for key, value in model.trainer.callback_metrics.items()}
+    for task, key in validation.items():
+        assert logged[f"val/{task}/loss"] == pytest.approx(logged[key.removeprefix("log:")])
+
+
 # -- with a Trainer of one's own ---------------------------------------------------------------------------------------
 
 
@@ -118,6 +135,12 @@ def fitted(epochs, *, ckpt_path=None, weighting=None, **options):
     )
     trainer.fit(module, batches, ckpt_path=ckpt_path, weights_only=False)  # the host's hyper-parameters are objects
     return trainer
+
+
+def test_describe_finds_what_to_write():
+    found = {name: part for part in describe(*modules(1)).candidates for name in part.names}
+    assert {*PARTS.values(), "call:loss@0", "call:loss@1"} <= set(found)
+    assert all(found[part].weight == 1 for part in PARTS.values())
 
 
 def test_gradients_are_those_of_weights_by_hand():

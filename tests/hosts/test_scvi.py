@@ -14,7 +14,8 @@ from lightning.pytorch import Callback, seed_everything
 from scvi.model import SCANVI
 from scvi.train import SemiSupervisedTrainingPlan
 
-from lightning_uncertainty import AdoptLosses, MultiTaskMixin, UncertaintyMonitor
+from lightning_uncertainty import AdoptLosses, MultiTaskMixin, UncertaintyMonitor, UncertaintyWeighting
+from lightning_uncertainty.adoption import describe
 from tests.hosts._host import HOST_WARNS, RANKS, check_rows, check_same_gradients, same
 
 pytestmark = HOST_WARNS
@@ -61,17 +62,16 @@ def model():
 
 def train(scanvi, *callbacks, plan=None, **options):
     scanvi.train(
-        train_size=1.0,
         accelerator="cpu",
         plan_kwargs={"n_epochs_kl_warmup": 10, **(plan or {})},
         callbacks=list(callbacks),
-        **{"batch_size": BATCH, "enable_progress_bar": False, "log_every_n_steps": 1, **options},
+        **{"train_size": 1.0, "batch_size": BATCH, "enable_progress_bar": False, "log_every_n_steps": 1, **options},
     )
     return scanvi
 
 
-def fitted(*callbacks, named="logged", **options):
-    return train(model(), AdoptLosses(TASKS, NAMED[named], rest="elbo"), *callbacks, **options)
+def fitted(*callbacks, named="logged", weighting=None, **options):
+    return train(model(), AdoptLosses(TASKS, NAMED[named], rest="elbo", weighting=weighting), *callbacks, **options)
 
 
 def plan_of(scanvi):
@@ -110,10 +110,11 @@ def test_gradients_are_those_of_weights_by_hand(named):
     assert type(plan_of(scanvi)).__name__ == "SemiSupervisedTrainingPlan"
 
 
-def test_a_resumed_fit_is_the_same_as_one_that_was_not_interrupted():
-    whole = fitted(Seeded(), max_epochs=4)
-    fitted(Seeded(), max_epochs=2).trainer.save_checkpoint("half.ckpt")
-    resumed = fitted(Seeded(first=2), max_epochs=4, ckpt_path="half.ckpt")
+@pytest.mark.parametrize("weighting", [None, UncertaintyWeighting()])
+def test_a_resumed_fit_is_the_same_as_one_that_was_not_interrupted(weighting):
+    whole = fitted(Seeded(), max_epochs=4, weighting=weighting)
+    fitted(Seeded(), max_epochs=2, weighting=weighting).trainer.save_checkpoint("half.ckpt")
+    resumed = fitted(Seeded(first=2), max_epochs=4, weighting=weighting, ckpt_path="half.ckpt")
     assert resumed.trainer.global_step == whole.trainer.global_step
     assert same(resumed.module, whole.module)
     assert plan_of(resumed).sigma() == plan_of(whole).sigma()
@@ -133,6 +134,38 @@ def test_the_host_reads_what_was_written():
     assert alone.trainer.current_epoch == 3
 
 
+def test_describe_finds_what_to_write():
+    scanvi = train(model(), max_epochs=1)
+    plan = SemiSupervisedTrainingPlan(scanvi.module, KINDS)
+    found = {name: part for part in describe(plan, scanvi.trainer.train_dataloader).candidates for name in part.names}
+    assert {named["cell"] for named in NAMED.values()} <= set(found)
+    assert found[NAMED["logged"]["cell"]].weight == 50  # its default
+
+
+def test_what_no_part_explains_is_refused_or_added():
+    with pytest.raises(RuntimeError, match="of which .* no part explains"):
+        train(model(), AdoptLosses({"cell": "categorical"}, NAMED["logged"]), max_epochs=1)
+    scanvi = train(model(), AdoptLosses({"cell": "categorical"}, NAMED["logged"], rest="plain"), Seeded(), max_epochs=1)
+    assert plan_of(scanvi).sigma() == plan_of(fitted(Seeded(), max_epochs=1)).sigma()
+
+
+def test_losses_of_validation_and_what_the_host_watches():
+    validation = {"cell": "log:validation_classification_loss"}
+    scanvi = train(
+        model(),
+        AdoptLosses(TASKS, NAMED["logged"], rest="elbo", validation=validation),
+        UncertaintyMonitor(table=False),
+        plan={"reduce_lr_on_plateau": True},
+        max_epochs=2,
+        train_size=0.75,
+        check_val_every_n_epoch=1,
+        early_stopping=True,
+    )
+    found, logged = (scanvi.history[key].astype(float) for key in ("val/cell/loss", "validation_classification_loss"))
+    assert len(found) == len(logged) == 2
+    assert found.to_numpy()[-1] > 0
+
+
 def test_its_own_module_is_trained_on_a_second_time():
     scanvi = fitted(max_epochs=1)
     before = {name: value.clone() for name, value in scanvi.module.state_dict().items()}
@@ -148,7 +181,11 @@ def run(cells):
 def shared_fit(strategy):
     options = {"strategy": strategy, "devices": RANKS, "batch_size": BATCH // RANKS, "max_epochs": 3}
     scanvi = fitted(**options)
-    return {"state": dict(scanvi.module.named_parameters()), "sigma": plan_of(scanvi).sigma(), "steps": scanvi.trainer.global_step}
+    return {
+        "state": dict(scanvi.module.named_parameters()),
+        "sigma": plan_of(scanvi).sigma(),
+        "steps": scanvi.trainer.global_step,
+    }
 
 
 @pytest.mark.cells("tests.hosts.test_scvi", "ddp_find_unused_parameters_true")
