@@ -47,7 +47,10 @@ def tabular(epochs, lr=1e-2, **options):
             lr_scheduler="CosineAnnealingLR", lr_scheduler_params={"T_max": epochs, "eta_min": 0.0}
         ),
         trainer_config=TrainerConfig(
-            batch_size=BATCH, max_epochs=epochs, accelerator="cpu", progress_bar="none",
+            batch_size=BATCH,
+            max_epochs=epochs,
+            accelerator="cpu",
+            progress_bar="none",
             **{"trainer_kwargs": {"log_every_n_steps": 1}, "checkpoints_path": "saved", **options},
         ),
         verbose=False,

@@ -143,7 +143,7 @@ def test_describe_finds_what_to_write():
 
 
 def test_what_no_part_explains_is_refused_or_added():
-    with pytest.raises(RuntimeError, match="of which .* no part explains"):
+    with pytest.raises(RuntimeError, match="no part explains"):
         train(model(), AdoptLosses({"cell": "categorical"}, NAMED["logged"]), max_epochs=1)
     scanvi = train(model(), AdoptLosses({"cell": "categorical"}, NAMED["logged"], rest="plain"), Seeded(), max_epochs=1)
     assert plan_of(scanvi).sigma() == plan_of(fitted(Seeded(), max_epochs=1)).sigma()
