@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_uncertainty._step.trainers import all_dataloaders, logging_module, path_in, trainer_of
 from lightning_uncertainty.metrics import ObservedMetric
@@ -19,10 +18,15 @@ __all__ = ["log_evaluation", "log_metrics"]
 
 @torch.compiler.disable
 def log_evaluation(module: Any, stage: str, tasks: Mapping[str, Task], sums: Tensor, counts: Tensor) -> None:
-    """Log the losses of a step in evaluation, sums and counts `[T]`, and the balanced loss."""
-    for index, name in enumerate(tasks):
-        _update_and_log(module, f"{stage}/{name}/loss", sums[index], counts[index])
-    _update_and_log(module, f"{stage}/balanced_loss", sums, counts)
+    """Log the losses of a step in evaluation, sums and counts `[T]`, and the balanced loss, in one update for all."""
+    whole = module.task_metrics[f"{stage}/balanced_loss"]
+    if not whole.update_called:  # Lightning keeps metrics until the epoch ends: once an epoch is enough
+        for key in (*(f"{stage}/{name}/loss" for name in tasks), f"{stage}/balanced_loss"):
+            metric = module.task_metrics[key]
+            if not metric.update_called:
+                metric.reset()  # states made in the inference mode of `Trainer.validate` could not be updated in a fit
+            _log(module, key)
+    whole.update(sums, counts)
 
 
 @torch.compiler.disable
@@ -61,15 +65,6 @@ def _update_owned(module: Any, key: str, metric: ObservedMetric, selected: Selec
             f"labels of shape {shapes}: found that it does not: {error}; see metrics_on of Task"
         ) from error
     metric.leave_out(selected.left_out)
-
-
-def _update_and_log(module: Any, key: str, *values: Tensor) -> None:
-    metric = module.task_metrics[key]
-    assert isinstance(metric, Metric)
-    if not metric.update_called:  # Lightning keeps the metric until the epoch ends: once an epoch is enough
-        metric.reset()  # states made in the inference mode of `Trainer.validate` could not be updated in a fit
-        _log(module, key)
-    metric.update(*values)
 
 
 def _log(module: Any, key: str) -> None:

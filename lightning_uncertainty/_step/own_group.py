@@ -173,6 +173,7 @@ class _Placing:
                 "log_variance_lr=...) with a scheduler that multiplies rates",
                 stacklevel=4,
             )
+            self.group[RATIO] = 1.0  # as it is now: the first step of a fit need not tell it again
             return
         for key in _RATES:
             if key in self.group:

@@ -9,8 +9,9 @@ from torchmetrics import Metric
 
 from lightning_uncertainty._tensors import Float32Module
 from lightning_uncertainty.likelihoods import as_likelihood
-from lightning_uncertainty.metrics import BalancedLoss, ObservedMetric, TaskLoss
+from lightning_uncertainty.metrics import ObservedMetric
 from lightning_uncertainty.metrics.observed import MetricPart
+from lightning_uncertainty.metrics.stage_losses import LossPart, StageLosses
 from lightning_uncertainty.tasks._own_metrics import own_metrics
 from lightning_uncertainty.tasks.stages import EVALUATION, STAGES
 from lightning_uncertainty.tasks.task import Task
@@ -74,7 +75,9 @@ def _metrics_of(tasks: Mapping[str, Task], powers: Iterable[float]) -> dict[str,
     kinds = {name: as_likelihood(task.likelihood) for name, task in tasks.items()}
     normalised = [name for name, kind in kinds.items() if kind.normalised]
     constant = [name for name, kind in kinds.items() if kind.constant]
+    of_tasks = dict(zip(tasks, powers, strict=True))
     for stage in EVALUATION:
-        metrics |= {f"{stage}/{name}/loss": TaskLoss() for name in tasks}
-        metrics[f"{stage}/balanced_loss"] = BalancedLoss(dict(zip(tasks, powers, strict=True)), normalised, constant)
+        losses = StageLosses(of_tasks, normalised, constant)
+        metrics |= {f"{stage}/{name}/loss": LossPart(losses, name) for name in tasks}
+        metrics[f"{stage}/balanced_loss"] = losses
     return metrics

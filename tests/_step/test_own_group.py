@@ -194,6 +194,20 @@ def test_a_scheduler_that_cannot_keep_it_warns(net, weighting):
         rates_of(lambda optimizer: CyclicLR(optimizer, 0.01, 0.1), net, weighting)
 
 
+@pytest.mark.parametrize("callbacks", [[], [UncertaintyMonitor(table=False)]], ids=["alone", "monitored"])
+def test_a_fit_under_a_scheduler_that_cannot_keep_it_warns_once(callbacks):
+    class Library(Plain):
+        def configure_optimizers(self):
+            with own_group(self.task_weighting):
+                optimizer = torch.optim.SGD(self.parameters(), 1e-2, momentum=0.9)
+                return [optimizer], [{"scheduler": CyclicLR(optimizer, 1e-2, 1e-1), "interval": "step"}]
+
+    with pytest.warns(UserWarning, match="learning rate") as told:
+        trainer(max_epochs=2, callbacks=callbacks, log_every_n_steps=1).fit(Library(), tuples())
+    found = [str(one.message) for one in told if "learning rate" in str(one.message)]
+    assert [text.partition(" that")[0] for text in found] == ["the log-variances should have a learning rate 10 times"]
+
+
 def test_a_base_class_that_builds_optimizer_and_scheduler_trains_sigma_and_is_named_in_every_advice():
     class Library(Plain):
         def configure_optimizers(self):
