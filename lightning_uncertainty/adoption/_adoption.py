@@ -8,12 +8,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.data import extract_batch_size
 from torch import Tensor
 
 from lightning_uncertainty._tensors import world_size
-from lightning_uncertainty.adoption._options import PLAIN, Options, asked
+from lightning_uncertainty.adoption._counts import counted, of_all_ranks, size_of
+from lightning_uncertainty.adoption._options import PLAIN, Options
 from lightning_uncertainty.adoption._terms import Terms, losses_alone, terms_of
 from lightning_uncertainty.adoption._watch import Watch
 from lightning_uncertainty.adoption.parts import HostWeight, Logged
@@ -39,6 +38,7 @@ class Adoption:
         self.given = given
         self.watch: Watch | None = None
         self.arrived = False
+        self._manual = self._opposed = False
         self._parts = dict(options.parts)
         self._batch: Any = None
         self._steps, self._reached = 0, set[str]()
@@ -57,6 +57,7 @@ class Adoption:
         parts = dict(self.options.validation) if evaluating else self._parts
         self.watch = Watch(host, parts, follow=self.options.follow, evaluating=evaluating)
         self._batch = args[0] if args else next(iter(kwargs.values()), None)
+        self._manual = not host.automatic_optimization
         return self.watch
 
     def end(self) -> None:
@@ -88,17 +89,18 @@ class Adoption:
         return weighted
 
     def weigh(self, host: Any, total: Tensor) -> Tensor | None:
-        """Return the weighted total in place of a host's; None where no part is in it.
+        """Return the weighted total in place of a host's; None where it is another optimizer's.
 
         Raises:
             RuntimeError: the host's is no weighted sum of the parts.
         """
         watch, options = self.watch, self.options
         assert watch is not None
-        check = self._is_checked(host)
+        check = self._is_checked(host) or self._opposed
         losses = None
-        alone = not (check or options.rest or options.keep_host_weights or options.may_be_absent)
-        if alone and host.automatic_optimization and isinstance(total, Tensor) and total.requires_grad:
+        derived = options.rest or options.keep_host_weights or options.may_be_absent or options.global_losses
+        alone = not (check or derived)
+        if alone and not self._manual and isinstance(total, Tensor) and total.requires_grad:
             losses = losses_alone(watch)
         if losses is None:
             terms = terms_of(total, watch, check=check, expected=self._expect)
@@ -116,7 +118,7 @@ class Adoption:
                 stacklevel=2,
             )
         self._steps += 1
-        weighted: Tensor = host.weigh(self._counted(losses), stage="train")
+        weighted: Tensor = host.weigh(counted(losses, self.options, self._batch), stage="train")
         return weighted + terms.rest if options.rest == PLAIN and terms is not None else weighted
 
     def evaluate(self, host: Any) -> None:
@@ -128,9 +130,9 @@ class Adoption:
             for task, seen in watch.sights.items()
         }
         if self.options.count is None:
-            size = _size_of(self._batch)
+            size = size_of(self._batch)
             losses = {task: (loss * size, size) for task, loss in losses.items()}
-        host.weigh(self._counted(losses), stage="val")
+        host.weigh(counted(losses, self.options, self._batch), stage="val")
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -157,14 +159,17 @@ class Adoption:
                 f"{sorted({*never, *absent})!r}"
             )
 
-    def _expect(self, total: float, losses: dict[str, float], weights: dict[str, float], rest: float) -> None:
-        """Look at the numbers of a total.
+    def _expect(self, total: float, losses: dict[str, float], weights: dict[str, float], rest: float) -> bool:
+        """Return whether a total is the tasks', by its numbers; it may be an opponent's under manual optimization.
 
         Raises:
             RuntimeError: they are not those of a weighted sum of all parts.
         """
         if total != total or abs(total) == float("inf"):
-            return  # weigh tells of a loss that is not finite, or skips it
+            return True  # weigh tells of a loss that is not finite, or skips it
+        if self._manual and weights and all(weight < 0 for weight in weights.values()):
+            self._opposed = True  # from now on every total is looked at
+            return False
         options = self.options
         self._require_parts(losses)
         if rest and options.rest is None:
@@ -187,40 +192,25 @@ class Adoption:
                 "host makes large and not small; leave it to rest='plain', or say keep_host_weights=True and give it "
                 "the likelihood 'constant'"
             )
+        return True
 
     def _losses(self, terms: Terms) -> dict[str, Any]:
         """Return the losses of a total's terms: with the host's weights if asked, absent ones as pairs that count 0."""
         losses: dict[str, Any] = dict(terms.losses)
-        if self.options.keep_host_weights:
-            losses = {task: terms.weights[task] * loss for task, loss in losses.items()}
-        for task in losses.keys() & set(self.options.may_be_absent):
-            there = (losses[task] != 0) & (terms.weights[task] != 0)
-            labels = torch.where(there, torch.inf, 0.0)
-            losses[task] = Counted((losses[task], there.to(losses[task])), labels)
         if self.options.rest in self.options.tasks:
             losses[str(self.options.rest)] = terms.rest
+        weights, ranks = terms.weights, world_size() if self.options.global_losses else 1
+        if ranks > 1:
+            seen = [task for task, part in self._parts.items() if not isinstance(part, HostWeight)]
+            losses = {task: of_all_ranks(loss, ranks, seen=task in seen) for task, loss in losses.items()}
+            weights = {task: weight / ranks for task, weight in weights.items()}
+        if self.options.keep_host_weights:
+            losses = {task: weights[task] * loss if task in weights else loss for task, loss in losses.items()}
+        for task in weights.keys() & set(self.options.may_be_absent):
+            there = (losses[task] != 0) & (weights[task] != 0)
+            labels = torch.where(there, torch.inf, 0.0)
+            losses[task] = Counted((losses[task], there.to(losses[task])), labels)
         return losses
-
-    def _counted(self, losses: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a loss for every task, or None, as pairs where labels are counted."""
-        found: dict[str, Any] = {task: losses.get(task) for task in self.options.tasks}
-        if self.options.count is None:
-            return found
-        counts = asked(self.options.count, self._batch)
-        divisors = counts if self.options.divisor is None else asked(self.options.divisor, self._batch)
-        if not isinstance(counts, Mapping):
-            raise RuntimeError(
-                f"count= should return labels by task: found a {type(counts).__name__}; return a dict, as in "
-                f"{{{self.options.tasks[0]!r}: batch['mask'].sum()}}"
-            )
-        for task, loss in found.items():
-            if loss is None or task not in counts:
-                continue
-            total = loss[0] if isinstance(loss, tuple) else loss
-            count = torch.as_tensor(counts[task], device=total.device).to(total.dtype).reshape(())
-            divisor = divisors.get(task, count) if isinstance(divisors, Mapping) else divisors
-            found[task] = (total * torch.as_tensor(divisor, device=total.device).to(total.dtype).reshape(()), count)
-        return found
 
     def _unseen(self, tasks: Iterable[str]) -> str:
         """Say for each of tasks why its part is not in a total."""
@@ -236,21 +226,13 @@ class Adoption:
                 if isinstance(part, Logged) and not self.options.follow:
                     found += " (follow=True finds the loss behind detach() and item())"
             elif isinstance(part, HostWeight):
-                found = "is there, but the loss does not depend on it"
+                weight = watch.weights.of(task, list(watch.weights.leaves))
+                off = weight is not None and weight.item() == 0
+                found = f"is {'0' if off else 'there'}, but the loss does not depend on it"
             else:
                 found = "was never reached"
             why.append(f"'{part}' {found}")
         return "; ".join(why)
-
-
-def _size_of(batch: Any) -> int:
-    """Return how many samples a batch has, as Lightning counts them; 1 where it cannot tell."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return int(extract_batch_size(batch))
-        except (MisconfigurationException, ValueError, TypeError):
-            return 1
 
 
 def _copied(returned: Any) -> Any:

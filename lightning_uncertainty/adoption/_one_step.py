@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["OneBatch", "quietly", "trainer_of"]
+__all__ = ["Looked", "OneBatch", "quietly", "trainer_of"]
+
+
+class Looked(Exception):  # noqa: N818 - no error
+    """Ends a fit whose first step was looked at."""
 
 
 class OneBatch:

@@ -32,6 +32,8 @@ class Options:
     may_be_absent: tuple[str, ...]
     follow: bool
     shared: tuple[str, ...]
+    beside: str | None
+    global_losses: bool
     validation: tuple[tuple[str, Part], ...]
 
 

@@ -47,7 +47,7 @@ class Probe:
 
     Attributes:
         scalars: what is in the graph, in the order in which it was seen.
-        logged: the keys that were logged, and whether a loss stands behind the number (None: it is a tensor itself).
+        logged: the keys that were logged, and why they name no part, if they are no tensors of the graph.
     """
 
     def __init__(self, host: nn.Module) -> None:
@@ -56,7 +56,7 @@ class Probe:
         self._counts: dict[str, int] = {}
         self._busy = False
         self.scalars: list[Scalar] = []
-        self.logged: dict[str, bool | None] = {}
+        self.logged: dict[str, str] = {}
         self._follow = Follow()
 
     @contextmanager
@@ -76,7 +76,9 @@ class Probe:
         source = self._follow.source_of(value)
         grown = isinstance(value, Tensor) and value.requires_grad
         behind = isinstance(source, Tensor) and source.requires_grad
-        self.logged[key] = None if grown else behind
+        kind = "a number" if isinstance(value, Tensor | float | int) else f"a {type(value).__name__}"
+        kind = f"it is {kind}" if not behind else "it is logged as a number, unless you say follow=True"
+        self.logged[key] = "" if grown else kind
         if behind:
             self.add(source, f"log:{key}")
 
@@ -165,7 +167,11 @@ def _entries(returned: Any, depth: int) -> Iterator[tuple[str, Any]]:
         return
     inner: list[tuple[str, Any]] = []
     if isinstance(returned, Mapping):
-        inner = [(f"[{key!r}]", value) for key, value in returned.items() if isinstance(key, str | int)]
+        inner = [
+            (f"[{(str.__str__(key) if isinstance(key, str) else key)!r}]", value)
+            for key, value in returned.items()
+            if isinstance(key, str | int)
+        ]
     elif isinstance(returned, tuple | list):
         inner = [(f"[{index}]", value) for index, value in enumerate(returned[:16])]
     elif not isinstance(returned, nn.Module) and hasattr(returned, "__dict__"):

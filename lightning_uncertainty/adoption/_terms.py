@@ -14,8 +14,8 @@ from lightning_uncertainty.adoption._watch import Watch
 
 __all__ = ["Expected", "Terms", "losses_alone", "terms_of"]
 
-Expected = Callable[[float, dict[str, float], dict[str, float], float], None]
-"""Takes total, losses, weights and rest, and raises where they should be others."""
+Expected = Callable[[float, dict[str, float], dict[str, float], float], bool]
+"""Takes total, losses, weights and rest; returns whether it is the tasks' total, and raises where it is none."""
 
 _TOLERANCE = 1e-4
 
@@ -43,7 +43,7 @@ def losses_alone(watch: Watch) -> dict[str, Tensor] | None:
 
 
 def terms_of(total: Tensor, watch: Watch, *, check: bool, expected: Expected) -> Terms | None:
-    """Return the terms of a total; None where no part is in it.
+    """Return the terms of a total; None where no part is in it, or it is not the tasks'.
 
     Args:
         total: what the host would minimise, 0-dimensional.
@@ -89,9 +89,7 @@ def terms_of(total: Tensor, watch: Watch, *, check: bool, expected: Expected) ->
             losses[task], weights[task] = loss, weight.detach()
             explained = explained + weights[task] * loss
     terms_found = Terms(losses, weights, total - explained)
-    if check:
-        _check_numbers(total, terms_found, expected)
-    return terms_found
+    return None if check and not _is_expected(total, terms_found, expected) else terms_found
 
 
 def _check_linear(found: tuple[Tensor | None, ...], inputs: list[Any]) -> None:
@@ -120,8 +118,8 @@ def _unlike(gradient: Tensor, place: int) -> Tensor:
     return (0.5 + (steps * math.sqrt(5)).frac()).reshape(gradient.shape).to(gradient)
 
 
-def _check_numbers(total: Tensor, terms: Terms, expected: Expected) -> None:
-    """Hand over what the terms are in numbers, by one read.
+def _is_expected(total: Tensor, terms: Terms, expected: Expected) -> bool:
+    """Hand over what the terms are in numbers, by one read; return what is said of them.
 
     Raises:
         RuntimeError: as `expected`.
@@ -134,4 +132,4 @@ def _check_numbers(total: Tensor, terms: Terms, expected: Expected) -> None:
     size = abs(numbers[0]) + sum(abs(losses[task] * weights[task]) for task in tasks)
     eps = torch.finfo(total.dtype).eps
     small = abs(numbers[1]) <= max(_TOLERANCE, 4 * eps) * size + 1e-12
-    expected(numbers[0], losses, weights, 0.0 if small else numbers[1])
+    return expected(numbers[0], losses, weights, 0.0 if small else numbers[1])

@@ -33,6 +33,8 @@ class AdoptLosses(AnyCallback):
         may_be_absent: tasks that may be missing in the first step.
         follow: whether to find losses behind numbers.
         shared: paths of what the tasks share.
+        beside: the path of a module whose optimizer steps the tasks' loss.
+        global_losses: whether the host's losses are those of the global batch.
         validation: how each task's loss is named in validation.
         renamed: today's names by older ones.
         on_nonfinite: "raise" or "skip_step".
@@ -64,6 +66,8 @@ class AdoptLosses(AnyCallback):
         may_be_absent: Iterable[str] = (),
         follow: bool = False,
         shared: str | list[str] | None = None,
+        beside: str | None = None,
+        global_losses: bool = False,
         validation: Mapping[str, str | Part] | None = None,
         renamed: Mapping[str, str] | None = None,
         on_nonfinite: OnNonfinite = "raise",
@@ -79,6 +83,8 @@ class AdoptLosses(AnyCallback):
             "may_be_absent": tuple(may_be_absent),
             "follow": follow,
             "shared": shared,
+            "beside": beside,
+            "global_losses": global_losses,
             "validation": validation,
             "renamed": renamed,
             "on_nonfinite": on_nonfinite,

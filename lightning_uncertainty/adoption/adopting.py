@@ -34,6 +34,8 @@ def adopt(
     may_be_absent: Collection[str] = (),
     follow: bool = False,
     shared: str | Iterable[str] | None = None,
+    beside: str | None = None,
+    global_losses: bool = False,
     validation: Mapping[str, str | Part] | None = None,
     renamed: Mapping[str, str] | None = None,
     on_nonfinite: OnNonfinite = "raise",
@@ -71,6 +73,10 @@ def adopt(
             labels. Others may be missing once they were there.
         follow: whether to find the losses behind numbers that the host logs by `detach()` or `item()`; costs time.
         shared: paths of the modules that the tasks share, for `GradientBalancing(on="parameters")` and GradNorm alike.
+        beside: where the host has several optimizers and the weighting learns log-variances, the path of a module whose
+            optimizer steps the loss that the tasks are parts of; as `own_group`.
+        global_losses: whether the host has each process make the loss of the global batch, multiplied by the number of
+            processes, so that the mean of gradients over them is its own; as NequIP does.
         validation: by task, how its loss is named in `validation_step`; then `val/<task>/loss` and `val/balanced_loss`
             are logged beside the host's own keys. No weights: there is no gradient then.
         renamed: as for `register_tasks`.
@@ -135,6 +141,8 @@ def adopt(
         may_be_absent=absent,
         follow=follow,
         shared=(shared,) if isinstance(shared, str) else tuple(shared or ()),
+        beside=beside,
+        global_losses=global_losses,
         validation=tuple(_validated(validation, names).items()),
     )
     if isinstance(module, Adopted):

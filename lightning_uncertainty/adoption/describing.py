@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import new_class
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lightning_uncertainty._show import render
 from lightning_uncertainty.adoption._hosts import check_host
-from lightning_uncertainty.adoption._one_step import OneBatch, quietly, trainer_of
+from lightning_uncertainty.adoption._one_step import Looked, OneBatch, quietly, trainer_of
 from lightning_uncertainty.adoption._probing import Probe
 from lightning_uncertainty.adoption._weights import candidates, weight_of
 from lightning_uncertainty.adoption.adopting import is_adopted, unadopt
@@ -67,7 +68,9 @@ class Description:
     __repr__ = __str__
 
 
-def describe(module: Any, data: Any, *, weights: bool = True) -> Description:
+def describe(
+    module: Any, data: Any = None, *, weights: bool = True, run: Callable[[Any], Any] | None = None
+) -> Description:
     """Run one step of a host and list what could be named as a part of its loss, with values.
 
     The step runs in a copy of the module, by a Trainer on the CPU, so that module and data stay as they are. A part
@@ -78,6 +81,8 @@ def describe(module: Any, data: Any, *, weights: bool = True) -> Description:
         module: a LightningModule, adopted or not.
         data: a batch, or a DataLoader or LightningDataModule of them.
         weights: whether to look for weights among the host's numbers, which runs the step once for each.
+        run: in place of `data`, what trains a module, for hosts that need a Trainer of their own; it is given the copy,
+            and interrupted after the first step.
 
     Returns:
         A description; `print` it.
@@ -113,13 +118,21 @@ def describe(module: Any, data: Any, *, weights: bool = True) -> Description:
     check_host(host)
     kind: Any = type(host)
     seen = _Seen()
-    host.__class__ = _probed(kind, seen, weights)
+    host.__class__ = _probed(kind, seen, weights, stop=run is not None)
     with quietly():
+        if run is not None:
+            with suppress(Looked):
+                run(host)
+            return _described(kind, seen)
         trainer = trainer_of(kind)
         if hasattr(data, "train_dataloader"):
             trainer.fit(host, datamodule=data)
         else:
             trainer.fit(host, data if isinstance(data, torch.utils.data.DataLoader) else OneBatch(data))
+    return _described(kind, seen)
+
+
+def _described(kind: type, seen: _Seen) -> Description:
     if not seen.totals:
         raise RuntimeError(
             f"a host's step should make a loss: found none in {kind.__name__}; give a batch that it trains on"
@@ -153,13 +166,9 @@ class _Seen:
                 names = tuple(sorted(scalar.names, key=_order))
                 self.candidates.append(Candidate(names, scalar.value, float(weight)))
         used = {name for candidate in self.candidates for name in candidate.names}
-        for key, behind in self.probe.logged.items():
-            if f"log:{key}" in used and behind:
-                self.unusable[key] = "it is logged as a number, unless you say follow=True"
-            elif f"log:{key}" not in used:
-                self.unusable[key] = (
-                    "it is a number" if behind is False else "it is the loss itself, or the loss does not depend on it"
-                )
+        for key, why in self.probe.logged.items():
+            if why or f"log:{key}" not in used:
+                self.unusable[key] = why or "it is the loss itself, or the loss does not depend on it"
 
     def add_weight(self, path: str, loss: float, weight: float) -> None:
         """Take note of a weight: another name of what has its value, or a part of its own."""
@@ -177,13 +186,14 @@ def _order(name: str) -> tuple[int, bool, int]:
     return ("log", "weight", "call", "function").index(kind), "@" not in name, len(name)
 
 
-def _probed(kind: Any, seen: _Seen, weights: bool) -> Any:
+def _probed(kind: Any, seen: _Seen, weights: bool, stop: bool) -> Any:
     """Return a class whose first training step is looked at."""
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if seen.probe is not None:
             return kind.training_step(self, *args, **kwargs)
         seen.probe, state = Probe(self), torch.get_rng_state()
+        before = {name: value.clone() for name, value in self.state_dict().items()} if weights else {}
         with seen.probe.on():
             returned = kind.training_step(self, *args, **kwargs)
         if self.automatic_optimization:
@@ -192,9 +202,13 @@ def _probed(kind: Any, seen: _Seen, weights: bool) -> Any:
             for path, old in candidates(self):
                 with torch.random.fork_rng():
                     torch.set_rng_state(state)  # the same dropout
+                    if not self.automatic_optimization:
+                        self.load_state_dict(before)  # it has stepped
                     trial = _trial_of(self, kind, path, args, kwargs, seen)
                 if trial is not None:
                     seen.add_weight(path, trial, old)
+        if stop:
+            raise Looked
         return returned
 
     def log(self: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> None:

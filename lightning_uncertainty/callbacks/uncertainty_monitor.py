@@ -103,8 +103,7 @@ class UncertaintyMonitor(KeptRows):
         self.begin(trainer.global_step)
         self._title, self._config = type(pl_module).__name__, {"uncertainty": self._about(net)}
         self._begun = self._steps = trainer.global_step
-        self._fitting, self._fresh = True, False
-        self._latest = {}
+        self._fitting, self._fresh, self._latest = True, False, {}
         self._warned, self._warned_late = False, False
         warn_of_no_rows(trainer)
         weighting = getattr(net.task_weighting, "weighting", net.task_weighting)

@@ -192,3 +192,115 @@ def test_the_shared_modules_are_those_that_were_named():
     with pytest.raises(RuntimeError, match=r"found no shared= in the adoption"):
         adopt(seeded(Host), TASKS, LOG).shared_parameters()
     assert isinstance(host, MultiTaskMixin)
+
+
+# -- optimizers --------------------------------------------------------------------------------------------------------
+
+
+class TwoOptimizers(Host):
+    """The judge's optimizer is first; its step comes after a zero_grad of its own."""
+
+    def __init__(self, forms):
+        super().__init__()
+        self.automatic_optimization = False
+        self.judge, self.forms = torch.nn.Linear(1, 1), forms
+
+    def training_step(self, batch, batch_idx):
+        judge, generator = self.optimizers()
+        near, tall = self.losses(batch)
+        self.log_dict({"depth_loss": near, "height_loss": tall})
+        generator.zero_grad()
+        self.manual_backward(near + tall)
+        generator.step()
+        judge.zero_grad()
+        self.manual_backward(self.judge(near.detach().reshape(1, 1)).square().mean())
+        judge.step()
+
+    def configure_optimizers(self):
+        judge = torch.optim.SGD(self.judge.parameters(), 0.01)
+        return self.forms(judge, torch.optim.Adam([*self.trunk.parameters(), *self.head.parameters()], 0.01))
+
+
+FORMS = {
+    "list": lambda *optimizers: list(optimizers),
+    "tuple of lists": lambda *optimizers: (list(optimizers), []),
+    "dicts": lambda *optimizers: tuple({"optimizer": optimizer} for optimizer in optimizers),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_log_variances_go_to_the_optimizer_that_is_meant(form):
+    def host(**options):
+        return adopt(seeded(TwoOptimizers, FORMS[form]), TASKS, LOG, weighting=UncertaintyWeighting(), **options)
+
+    with pytest.raises(
+        RuntimeError, match=r"found 2 optimizers \(SGD, Adam\), and nobody said which that is; name a mod"
+    ):
+        fit(host(), 4)
+    net = host(beside="trunk")
+    fitted = fit(net, 4)
+    assert [[g.get("name") for g in each.param_groups] for each in fitted.optimizers] == [
+        [None],
+        [None, "log_variances"],
+    ]
+    assert net.task_weighting.offset.abs().min() > 0
+    fit(adopt(seeded(TwoOptimizers, FORMS[form]), TASKS, LOG), 4)  # nothing to be placed
+
+
+class Given(Host):
+    """Has its optimizer from outside."""
+
+    def configure_optimizers(self):
+        return self.given
+
+
+def test_an_optimizer_that_the_host_was_given_is_told():
+    def host(**options):
+        net = seeded(Given)
+        net.given = torch.optim.SGD(net.parameters(), 0.01)
+        return adopt(net, TASKS, LOG, **options)
+
+    with pytest.raises(RuntimeError, match=r"found one that was built before, as the host was given it; leave the opt"):
+        fit(host(weighting=UncertaintyWeighting()), 4)
+    fit(host(), 4)
+
+
+class Opposed(Host):
+    """Two players on one loss: the first makes it small, the second large."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.opponent = torch.nn.Linear(4, 4)
+
+    def training_step(self, batch, batch_idx):
+        player, opponent = self.optimizers()
+        for optimizer, sign in ((player, 1), (opponent, -1)):
+            near, tall = self.losses({**batch, "x": self.opponent(batch["x"])})
+            self.log_dict({"depth_loss": near, "height_loss": tall})
+            optimizer.zero_grad()
+            self.manual_backward(sign * (near + tall))
+            self.seen = {
+                name: None if p.grad is None else p.grad.clone() for name, p in self.opponent.named_parameters()
+            }
+            optimizer.step()
+
+    def configure_optimizers(self):
+        player = torch.optim.Adam([*self.trunk.parameters(), *self.head.parameters()], 0.01)
+        return [player, torch.optim.SGD(self.opponent.parameters(), 0.0)]
+
+
+def test_an_opponents_loss_of_the_same_parts_passes():
+    host, plain = adopt(seeded(Opposed), TASKS, LOG), seeded(Opposed)
+    for net in (host, plain):
+        net.trunk[2] = torch.nn.Identity()
+        fit(net, 2)
+    # the opponent's gradient is that of the plain sum, where the player's parameters are the same
+    first, second = adopt(seeded(Opposed), TASKS, LOG), seeded(Opposed)
+    for net in (first, second):
+        net.trunk[2] = torch.nn.Identity()
+        net.configure_optimizers = lambda net=net: [torch.optim.SGD(net.parameters(), 0.0) for _ in range(2)]
+        fit(net, 10)
+    for name, gradient in second.seen.items():
+        assert torch.equal(first.seen[name], gradient)
+    assert all(value > 0 for value in first.sigma().values())

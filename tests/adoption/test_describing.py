@@ -1,12 +1,15 @@
 import copy
+from enum import Enum
 
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import nn
+from torchmetrics import MeanMetric
 
 from lightning_uncertainty import adopt
 from lightning_uncertainty.adoption import describe, unadopt
+from tests._nets import trainer
 from tests.adoption._hosts import PARTS, TASKS, Host, host_of, rows
 from tests.adoption.test_adopting import Loader, Other
 
@@ -112,3 +115,57 @@ def test_a_look_draws_nothing_and_leaves_no_trace():
     torch.set_rng_state(state)
     describe(Host().double(), rows()[0], weights=False)
     assert torch.equal(torch.get_rng_state(), after)
+
+
+class Own(str, Enum):
+    NEAR = "near loss"
+
+
+class Named(Host):
+    """Returns its losses under names of its own, and logs a metric."""
+
+    def __init__(self):
+        super().__init__()
+        self.metric = MeanMetric()
+
+    def named(self, batch):
+        near, tall = self.losses(batch)
+        return {Own.NEAR: near, "tall": tall}
+
+    def training_step(self, batch, batch_idx):
+        losses = self.named(batch)
+        self.metric(losses["tall"].detach())
+        self.log("mean", self.metric)
+        return losses[Own.NEAR] + losses["tall"]
+
+
+def test_names_of_entries_are_as_they_are_read():
+    found = describe(Named().double(), rows()[0])
+    assert {"call:named@0['near loss']", "call:named@0['tall']"} <= names_of(found)
+    assert found.unusable["mean"] == "it is a MeanMetric"
+    parts = {"depth": "call:named@0['near loss']", "height": "call:named@0['tall']"}
+    with pytest.warns(UserWarning, match="reference is not registered"):
+        adopt(Named().double(), TASKS, parts).training_step(rows()[0], 0)
+
+
+def test_a_host_that_steps_by_itself_is_looked_at_before_that():
+    found = describe(Manual(), rows()[0])
+    (near,) = [candidate for candidate in found.candidates if "log:near" in candidate.names]
+    (tall,) = [candidate for candidate in found.candidates if "weight:strength" in candidate.names]
+    assert near.loss + 0.3 * tall.loss == pytest.approx(found.total)
+
+
+def test_a_host_may_be_run_by_a_trainer_of_its_own():
+    steps = []
+
+    def run(host):
+        host.register_forward_pre_hook(lambda *args: None)
+        fit = trainer(max_epochs=5, limit_train_batches=3)
+        try:
+            fit.fit(host, Loader(rows()))
+        finally:
+            steps.append(fit.global_step)
+
+    found = describe(Host().double(), run=run)
+    assert names_of(found) >= {"log:depth_loss", "log:height_loss"}
+    assert steps == [0]

@@ -17,8 +17,8 @@ import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 from lightning.pytorch import Trainer
 from nequip.data import from_ase
-from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 from nequip.data.AtomicDataDict import batched_from_list
+from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 from nequip.train import EMALightningModule, NequIPLightningModule
 from nequip.utils.global_state import set_global_state
 from torch.utils.data import DataLoader

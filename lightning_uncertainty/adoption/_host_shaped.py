@@ -1,0 +1,109 @@
+"""States and checkpoints of an adopted module, which have the shape that the host alone would give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import parent_process
+from typing import Any
+
+from torch import nn
+
+from lightning_uncertainty._step import OWN_PARTS
+from lightning_uncertainty.adoption._adoption import Adoption
+
+__all__ = ["KEY", "HostShaped"]
+
+KEY = "lightning_uncertainty"
+"""Of what is ours in a checkpoint."""
+
+
+class HostShaped(nn.Module):
+    """Keeps what is ours out of states, and apart in checkpoints."""
+
+    _adoption: Adoption
+    _host_class: Any
+    task_weighting: Any
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:  # type: ignore[override]
+        """Return the state that the host would have, for its own tools; a checkpoint has ours beside it."""
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        if not _hands_back(self):
+            for name in self._own_of(state, prefix):
+                del state[name]
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load a state of the host's, which leaves ours as they are, or one with ours in it."""
+        if not self._own_of(state_dict, prefix):
+            state_dict.update(self._own_state(prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @contextmanager
+    def _as_host(self) -> Iterator[Any]:
+        """Be of the host's own class for a while."""
+        adopted, host = self.__class__, self._host_class
+        self.__class__ = host  # type: ignore[assignment]
+        try:
+            yield host
+        finally:
+            self.__class__ = adopted
+
+    def _own_state(self, prefix: str = "") -> dict[str, Any]:
+        state = super().state_dict(prefix=prefix)
+        return {name: _whole(state[name]) for name in self._own_of(state, prefix)}
+
+    @staticmethod
+    def _own_of(state: Mapping[str, Any], prefix: str) -> list[str]:
+        own = tuple(f"{prefix}{part}." for part in OWN_PARTS)
+        return [name for name in state if name.startswith(own)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put what is ours apart, as the state has the host's shape."""
+        with self._as_host() as host:  # some write down which class they are
+            host.on_save_checkpoint(self, checkpoint)
+        checkpoint[KEY] = self._own_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load what is ours; a checkpoint of the host alone leaves it as it is.
+
+        Raises:
+            RuntimeError: a fit should resume from optimizers that have log-variances where these have none, or none.
+        """
+        with self._as_host() as host:
+            host.on_load_checkpoint(self, checkpoint)
+        self._check_optimizers_of(checkpoint)
+        if KEY in checkpoint:
+            self.load_state_dict(checkpoint[KEY], strict=False)
+
+    def _check_optimizers_of(self, checkpoint: Mapping[str, Any]) -> None:
+        """Look whether the optimizers of a checkpoint that is resumed have log-variances as ours do.
+
+        Raises:
+            RuntimeError: they do not.
+        """
+        trainer = getattr(self, "_trainer", None)
+        states = checkpoint.get("optimizer_states", [])
+        if trainer is None or trainer.state.fn != "fit" or not states:
+            return
+        groups = [group.get("name") for state in states for group in state.get("param_groups", [])]
+        learnt, theirs = any(True for _ in self.task_weighting.parameters()), "log_variances" in groups
+        if learnt != theirs:
+            raise RuntimeError(
+                f"a fit should resume with the optimizers that its checkpoint is of: found log-variances in "
+                f"{'those of the checkpoint' if theirs else 'these'} alone; load its weights and fit anew "
+                f"(`module.load_state_dict(checkpoint['state_dict'], strict=False)` and no ckpt_path), or adopt with "
+                f"{'the weighting that it was trained with' if theirs else 'AnalyticUncertaintyWeighting()'}"
+            )
+
+
+def _hands_back(module: Any) -> bool:
+    """Whether a process that a Trainer spawned is giving the trained module back to the one that did."""
+    trainer = getattr(module, "_trainer", None)
+    done = trainer is not None and trainer.state.status == "finished"
+    return done and module._adoption.arrived and parent_process() is not None
+
+
+def _whole(value: Any) -> Any:
+    """Return a tensor as it is on one process."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

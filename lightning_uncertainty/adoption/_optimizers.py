@@ -1,0 +1,48 @@
+"""Whether log-variances have come into an optimizer of the host's, and into the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+__all__ = ["check_made"]
+
+
+def check_made(made: Any, own: list[nn.Parameter], beside: str | None) -> None:
+    """Look at what a host's configure_optimizers returned.
+
+    Raises:
+        RuntimeError: no optimizer was built there, or there are several and nobody said which.
+    """
+    ids = {id(parameter) for parameter in own}
+    optimizers = list({id(optimizer): optimizer for optimizer in _optimizers_in(made)}.values())
+    if not own or not optimizers:
+        return
+    holds = [any(id(p) in ids for group in each.param_groups for p in group["params"]) for each in optimizers]
+    if beside is None and not any(holds):
+        raise RuntimeError(
+            "a host's optimizer should be built in its configure_optimizers, or log-variances are in none: found one "
+            "that was built before, as the host was given it; leave the optimizer to the host, or take "
+            "AnalyticUncertaintyWeighting(), which has nothing to be optimized"
+        )
+    if beside is None and len(optimizers) > 1:
+        kinds = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
+        raise RuntimeError(
+            f"log-variances should be stepped with the loss that the tasks are parts of: found {len(optimizers)} "
+            f"optimizers ({kinds}), and nobody said which that is; name a module that it holds, as in "
+            "beside='generator', or take AnalyticUncertaintyWeighting(), which has nothing to be optimized"
+        )
+
+
+def _optimizers_in(made: Any) -> Iterator[Optimizer]:
+    """Yield the optimizers in any of the forms that Lightning takes."""
+    if isinstance(made, Optimizer):
+        yield made
+    elif isinstance(made, Mapping):
+        yield from _optimizers_in(made.get("optimizer"))
+    elif isinstance(made, list | tuple):
+        for part in made:
+            yield from _optimizers_in(part)
