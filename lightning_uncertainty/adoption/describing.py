@@ -163,27 +163,29 @@ class _Seen:
             found = torch.autograd.grad(total, [s.edge for s in scalars], allow_unused=True, retain_graph=True)
         for scalar, weight in zip(scalars, found, strict=True):
             if weight is not None:
-                names = tuple(sorted(scalar.names, key=_order))
+                names = tuple(sorted(scalar.names, key=self._order))
                 self.candidates.append(Candidate(names, scalar.value, float(weight)))
         used = {name for candidate in self.candidates for name in candidate.names}
         for key, why in self.probe.logged.items():
             if why or f"log:{key}" not in used:
                 self.unusable[key] = why or "it is the loss itself, or the loss does not depend on it"
 
+    def _order(self, name: str) -> tuple[bool, int, bool, int]:
+        """Return what the most natural names are first by; last are those that take follow=True."""
+        kind, _, rest = name.partition(":")
+        numbers = {} if self.probe is None else self.probe.logged
+        followed = kind == "log" and bool(numbers.get(rest))
+        return followed, ("log", "weight", "call", "function").index(kind), "@" not in name, len(name)
+
     def add_weight(self, path: str, loss: float, weight: float) -> None:
         """Take note of a weight: another name of what has its value, or a part of its own."""
         name = f"weight:{path}"
         for place, known in enumerate(self.candidates):
             if abs(known.loss - loss) <= 1e-5 * abs(loss) and abs(known.weight - weight) <= 1e-5 * abs(weight):
-                names = tuple(sorted((*known.names, name), key=_order))
+                names = tuple(sorted((*known.names, name), key=self._order))
                 self.candidates[place] = Candidate(names, known.loss, known.weight)
                 return
         self.candidates.append(Candidate((name,), loss, weight))
-
-
-def _order(name: str) -> tuple[int, bool, int]:
-    kind = name.split(":")[0]
-    return ("log", "weight", "call", "function").index(kind), "@" not in name, len(name)
 
 
 def _probed(kind: Any, seen: _Seen, weights: bool, stop: bool) -> Any:
