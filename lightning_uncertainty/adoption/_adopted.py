@@ -86,7 +86,10 @@ def adopted_class(host: type) -> type[Adopted]:
             with adoption.begin(self, args, kwargs) as watch:
                 returned = step(self, *args, **kwargs)
                 watch.see_step(returned)
-            return adoption.replace(self, returned) if self.automatic_optimization else returned
+            if self.automatic_optimization:
+                return adoption.replace(self, returned)
+            adoption.note_idle()
+            return returned
         finally:
             adoption.end()
 

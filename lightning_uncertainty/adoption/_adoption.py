@@ -22,6 +22,8 @@ __all__ = ["Adoption"]
 
 _CHECKED = 3
 
+_IDLE = 10
+
 
 class Adoption:
     """The adoption of a host.
@@ -41,7 +43,7 @@ class Adoption:
         self._manual = self._opposed = False
         self._parts, self._plans = dict(options.parts), dict[bool, Plan]()
         self._batch: Any = None
-        self._steps, self._reached = 0, set[str]()
+        self._steps, self._idle, self._reached = 0, 0, set[str]()
         self._trainer: int | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -72,14 +74,24 @@ class Adoption:
         Raises:
             RuntimeError: the loss is not made of the parts.
         """
-        if returned is None:  # the host has Lightning skip this batch
-            return None
+        if returned is None or (isinstance(returned, Mapping) and "loss" not in returned):
+            return returned  # the host has Lightning skip this batch, or say what is missing
         if not isinstance(returned, Mapping):
             return self._required(host, returned)
         total = self._required(host, returned["loss"])
         changed: Any = {**returned} if type(returned) is dict else _copied(returned)
         changed["loss"] = total
         return changed
+
+    def note_idle(self) -> None:
+        """Warn, once, where no total that `manual_backward` was given has had a part in many steps."""
+        self._idle += not self._reached
+        if self._idle == _IDLE:
+            warnings.warn(
+                f"the tasks' parts should be in a loss that manual_backward is given: found none in {_IDLE} steps: "
+                f"{self._unseen(self._parts)}; nothing is weighed",
+                stacklevel=2,
+            )
 
     def _required(self, host: Any, total: Tensor) -> Tensor:
         weighted = self.weigh(host, total)

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_uncertainty import AdoptLosses, MultiTaskMixin, UncertaintyMonitor, UncertaintyWeighting, adopt
 from lightning_uncertainty.adoption import unadopt
@@ -304,3 +305,22 @@ def test_an_opponents_loss_of_the_same_parts_passes():
     for name, gradient in second.seen.items():
         assert torch.equal(first.seen[name], gradient)
     assert all(value > 0 for value in first.sigma().values())
+
+
+def test_parts_that_are_in_no_loss_of_manual_optimization_are_told():
+    parts = {"depth": "log:no_such", "height": "weight:no_such"}
+    host = adopt(seeded(TwoOptimizers, FORMS["list"]), TASKS, {**parts, "height": "call:judge@1"})
+    with pytest.warns(
+        UserWarning, match=r"found none in 10 steps: 'log:no_such' was never reached; 'call:judge@1' was"
+    ):
+        fit(host, 24)
+
+
+class Lossless(Host):
+    def training_step(self, batch, batch_idx):
+        return {"total": super().training_step(batch, batch_idx)}
+
+
+def test_a_dict_without_a_loss_is_lightnings_to_tell():
+    with pytest.raises(MisconfigurationException, match="'loss' key needs to be present"):
+        fit(adopt(seeded(Lossless), TASKS, LOG), 2)
