@@ -101,7 +101,12 @@ def test_rows_of_a_named_rest():
 
 @pytest.mark.parametrize("learnt", [False, True])
 def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(learnt, tmp_path):
-    path = check_resumed(pl, lambda: adopt(make(), **GIVEN, weighting=weighting_of(learnt)), loader(), tmp_path)
+    path = check_resumed(
+        pl,
+        lambda: adopt(make(), **GIVEN, weighting=weighting_of(learnt), beside="netG" if learnt else None),
+        loader(),
+        tmp_path,
+    )
     net = ecgen.load_model(path)
     assert type(net) is Pulse2PulseGAN
     assert ecgen.sample(path, n=2, seed=0).shape == (2, 2, 5000)
