@@ -14,7 +14,7 @@ from lightning_uncertainty._tensors import world_size
 from lightning_uncertainty.adoption._counts import counted, of_all_ranks, size_of
 from lightning_uncertainty.adoption._options import PLAIN, Options
 from lightning_uncertainty.adoption._terms import Terms, losses_alone, terms_of
-from lightning_uncertainty.adoption._watch import Watch
+from lightning_uncertainty.adoption._watch import Plan, Watch
 from lightning_uncertainty.adoption.parts import HostWeight, Logged
 from lightning_uncertainty.likelihoods import Counted
 
@@ -39,7 +39,7 @@ class Adoption:
         self.watch: Watch | None = None
         self.arrived = False
         self._manual = self._opposed = False
-        self._parts = dict(options.parts)
+        self._parts, self._plans = dict(options.parts), dict[bool, Plan]()
         self._batch: Any = None
         self._steps, self._reached = 0, set[str]()
         self._trainer: int | None = None
@@ -48,14 +48,16 @@ class Adoption:
         vars(self).update(state, arrived=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "watch": None, "_batch": None}
+        return {**vars(self), "watch": None, "_batch": None, "_plans": {}}
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
     def begin(self, host: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, evaluating: bool = False) -> Watch:
         """Return what watches a step."""
-        parts = dict(self.options.validation) if evaluating else self._parts
-        self.watch = Watch(host, parts, follow=self.options.follow, evaluating=evaluating)
+        plan = self._plans.get(evaluating)
+        if plan is None:
+            plan = self._plans[evaluating] = Plan(dict(self.options.validation) if evaluating else self._parts)
+        self.watch = Watch(host, plan, follow=self.options.follow, evaluating=evaluating)
         self._batch = args[0] if args else next(iter(kwargs.values()), None)
         self._manual = not host.automatic_optimization
         return self.watch
@@ -103,7 +105,7 @@ class Adoption:
         if alone and not self._manual and isinstance(total, Tensor) and total.requires_grad:
             losses = losses_alone(watch)
         if losses is None:
-            terms = terms_of(total, watch, check=check, expected=self._expect)
+            terms = terms_of(total, watch, remainder=options.rest is not None, check=check, expected=self._expect)
             if terms is None:
                 return None
             losses = self._losses(terms)
@@ -119,7 +121,8 @@ class Adoption:
             )
         self._steps += 1
         weighted: Tensor = host.weigh(counted(losses, self.options, self._batch), stage="train")
-        return weighted + terms.rest if options.rest == PLAIN and terms is not None else weighted
+        rest = None if terms is None or options.rest != PLAIN else terms.rest
+        return weighted if rest is None else weighted + rest
 
     def evaluate(self, host: Any) -> None:
         """Log the losses of a step of validation."""

@@ -27,12 +27,12 @@ class Terms:
     Attributes:
         losses: by task, 0-dimensional, without the host's weights; of those whose part the total is made of.
         weights: the host's weights, `d total / d loss`.
-        rest: what no part explains.
+        rest: what no part explains; None where nobody asked.
     """
 
     losses: dict[str, Tensor]
     weights: dict[str, Tensor]
-    rest: Tensor
+    rest: Tensor | None
 
 
 def losses_alone(watch: Watch) -> dict[str, Tensor] | None:
@@ -42,12 +42,13 @@ def losses_alone(watch: Watch) -> dict[str, Tensor] | None:
     return {task: seen[0].value for task, seen in watch.sights.items()}
 
 
-def terms_of(total: Tensor, watch: Watch, *, check: bool, expected: Expected) -> Terms | None:
+def terms_of(total: Tensor, watch: Watch, *, remainder: bool, check: bool, expected: Expected) -> Terms | None:
     """Return the terms of a total; None where no part is in it, or it is not the tasks'.
 
     Args:
         total: what the host would minimise, 0-dimensional.
         watch: what its step showed.
+        remainder: whether to say what no part explains.
         check: whether to look if the total is linear in its parts, which reads from the device.
         expected: looks at them where they are read.
 
@@ -55,10 +56,8 @@ def terms_of(total: Tensor, watch: Watch, *, check: bool, expected: Expected) ->
         RuntimeError: the total has no graph, is no scalar, or not linear in its parts.
     """
     if not isinstance(total, Tensor) or total.numel() != 1:
-        found = f"shape {list(total.shape)}" if isinstance(total, Tensor) else f"a {type(total).__name__}"
-        raise RuntimeError(
-            f"the loss of a host's step should be one number: found {found}; adopt needs its mean or sum"
-        )
+        what = f"shape {list(total.shape)}" if isinstance(total, Tensor) else f"a {type(total).__name__}"
+        raise RuntimeError(f"the loss of a host's step should be one number: found {what}; adopt needs its mean or sum")
     if not total.requires_grad:
         return None
     total = total.as_subclass(Tensor).reshape(())
@@ -71,25 +70,30 @@ def terms_of(total: Tensor, watch: Watch, *, check: bool, expected: Expected) ->
         return None
     if check:
         _check_linear(gradients, inputs)
-    losses, weights, explained = {}, {}, torch.zeros_like(total)
-    terms: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    losses, weights = {}, {}
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for (task, sight), gradient in zip(seen, gradients, strict=False):
         if gradient is not None:
-            terms.setdefault(task, []).append((gradient.reshape(()), sight.value))
-    for task, pairs in terms.items():
-        weights[task] = torch.stack([weight for weight, _ in pairs]).sum() if len(pairs) > 1 else pairs[0][0]
-        share = sum((weight * value for weight, value in pairs), start=torch.zeros_like(total))
-        losses[task] = pairs[0][1] if len(pairs) == 1 else share / weights[task]
-        explained = explained + share
+            pairs.setdefault(task, []).append((gradient.reshape(()), sight.value))
+    for task, found in pairs.items():
+        weights[task], losses[task] = found[0] if len(found) == 1 else _mean_of(found)
     by_leaf: list[Any] = list(gradients[len(seen) :])
     leaves: list[Any] = list(watch.weights.leaves)
     for task in watch.weights.places:
         loss, weight = watch.weights.of(task, by_leaf), watch.weights.of(task, leaves)
         if loss is not None and weight is not None:
             losses[task], weights[task] = loss, weight.detach()
-            explained = explained + weights[task] * loss
-    terms_found = Terms(losses, weights, total - explained)
-    return None if check and not _is_expected(total, terms_found, expected) else terms_found
+    terms = Terms(losses, weights, None)
+    if check or remainder:
+        shares = [weights[task] * loss for task, loss in losses.items()]
+        terms.rest = total - torch.stack(shares).sum() if shares else total
+    return None if check and not _is_expected(total, terms, expected) else terms
+
+
+def _mean_of(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the weight of what was seen several times, and its mean by the weights."""
+    weight = torch.stack([weight for weight, _ in found]).sum()
+    return weight, torch.stack([weight * value for weight, value in found]).sum() / weight
 
 
 def _check_linear(found: tuple[Tensor | None, ...], inputs: list[Any]) -> None:
@@ -125,6 +129,7 @@ def _is_expected(total: Tensor, terms: Terms, expected: Expected) -> bool:
         RuntimeError: as `expected`.
     """
     tasks = list(terms.losses)
+    assert terms.rest is not None
     values = [total, terms.rest, *terms.losses.values(), *terms.weights.values()]
     numbers = torch.stack([value.detach().reshape(()).double() for value in values]).tolist()
     losses = dict(zip(tasks, numbers[2:], strict=False))

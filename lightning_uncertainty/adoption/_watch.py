@@ -13,10 +13,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lightning_uncertainty.adoption._functions import Follow, TorchFunctions, is_of_torch, patched
 from lightning_uncertainty.adoption._paths import fetch, replaced
-from lightning_uncertainty.adoption._weights import WeightLeaves
+from lightning_uncertainty.adoption._weights import WeightLeaves, numbers_of
 from lightning_uncertainty.adoption.parts import Call, Function, HostWeight, Logged, Part
 
-__all__ = ["STEP", "Sight", "Watch"]
+__all__ = ["STEP", "Plan", "Sight", "Watch"]
 
 OfKind = TypeVar("OfKind", bound=Part)
 
@@ -36,8 +36,36 @@ class Sight(NamedTuple):
     value: Tensor
 
 
+class Plan:
+    """What a step is watched for; it is made once, and no part of a graph."""
+
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        self.parts = parts
+        self.logged = {part.key: task for task, part in _of_kind(parts, Logged).items()}
+        self.weights = _of_kind(parts, HostWeight)
+        calls = _of_kind(parts, Call)
+        self.calls = [(task, part) for task, part in calls.items() if part.path != STEP]
+        self.of_step = [(task, part) for task, part in calls.items() if part.path == STEP]
+        self.torch_functions: dict[Callable[..., Any], list[tuple[str, Function]]] = {}
+        self.functions: dict[Callable[..., Any], list[tuple[str, Function]]] = {}
+        for task, part in _of_kind(parts, Function).items():
+            found = part.found()
+            kind = self.torch_functions if is_of_torch(found) else self.functions
+            kind.setdefault(found, []).append((task, part))
+        self._like: tuple[Any, Tensor] | None = None
+
+    def like(self, host: nn.Module) -> Tensor | None:
+        """Return a tensor as the host's numbers are, for its weights; a walk through a whole model is not free."""
+        if not self.weights:
+            return None
+        key = getattr(host, "device", None), getattr(host, "dtype", None)
+        if self._like is None or self._like[0] != key:
+            self._like = key, numbers_of(host).new_empty(())
+        return self._like[1]
+
+
 class Watch:
-    """Watches one step of a host, within its context; what it saw is there until `clear`.
+    """Watches one step of a host, within its context; what it saw is there until the next.
 
     Attributes:
         sights: by task, in the order in which they were seen.
@@ -45,34 +73,24 @@ class Watch:
         weights: the leaves in place of host weights.
     """
 
-    def __init__(
-        self, host: nn.Module, parts: Mapping[str, Part], *, follow: bool = False, evaluating: bool = False
-    ) -> None:
-        self._host, self._parts, self._evaluating = host, parts, evaluating
-        self._stack = ExitStack()
-        self._logged = {part.key: task for task, part in parts.items() if isinstance(part, Logged)}
+    def __init__(self, host: nn.Module, plan: Plan, *, follow: bool = False, evaluating: bool = False) -> None:
+        self._host, self._plan, self._evaluating = host, plan, evaluating
         self._follow = Follow() if follow else None
         self._resting = False
         self.sights: dict[str, list[Sight]] = {}
         self.useless: dict[str, str] = {}
 
     def __enter__(self) -> Watch:
+        plan = self._plan
         with ExitStack() as stack:
-            self.weights = WeightLeaves(self._host, _of_kind(self._parts, HostWeight), stack)
-            for task, part in _of_kind(self._parts, Call).items():
-                if part.path != STEP:
-                    stack.enter_context(self._calls(task, part))
-            functions: dict[Callable[..., Any], list[tuple[str, Function]]] = {}
-            for task, function in _of_kind(self._parts, Function).items():
-                functions.setdefault(function.found(), []).append((task, function))
-            of_torch = {found: wanted for found, wanted in functions.items() if is_of_torch(found)}
-            for found, wanted in functions.items():
-                if found not in of_torch:
-                    stack.enter_context(patched(found, self._recording(found, wanted)))
-            if of_torch:
-                stack.enter_context(
-                    TorchFunctions({found: self._counter(wanted) for found, wanted in of_torch.items()})
-                )
+            self.weights = WeightLeaves(self._host, plan.weights, stack, plan.like(self._host))
+            for task, part in plan.calls:
+                stack.enter_context(self._calls(task, part))
+            for found, wanted in plan.functions.items():
+                stack.enter_context(patched(found, self._recording(found, wanted)))
+            if plan.torch_functions:
+                records = {found: self._counter(wanted) for found, wanted in plan.torch_functions.items()}
+                stack.enter_context(TorchFunctions(records))
             if self._follow is not None:
                 stack.enter_context(self._follow)
             self._stack = stack.pop_all()
@@ -92,15 +110,14 @@ class Watch:
 
     def see_logged(self, key: str, value: Any) -> None:
         """Take note of what a host logs."""
-        if key in self._logged:
-            source = value if self._follow is None else self._follow.source_of(value)
-            self._see(self._logged[key], source)
+        task = self._plan.logged.get(key)
+        if task is not None:
+            self._see(task, value if self._follow is None else self._follow.source_of(value))
 
     def see_step(self, returned: Any) -> None:
         """Take note of what the step itself returns."""
-        for task, part in _of_kind(self._parts, Call).items():
-            if part.path == STEP:
-                self._see_entry(task, part, returned)
+        for task, part in self._plan.of_step:
+            self._see_entry(task, part, returned)
 
     def reached(self, task: str) -> bool:
         """Whether anything of a task was seen."""
@@ -121,15 +138,16 @@ class Watch:
             return
         edge = get_gradient_edge(value)
         if not any(seen.edge == edge for seen in self.sights.get(task, ())):  # logged twice, or handed on
-            self._add(task, edge, value.as_subclass(Tensor).clone())
+            plain = value if type(value) is Tensor else value.as_subclass(Tensor)
+            self._add(task, edge, plain.clone())
 
     def _add(self, task: str, edge: GradientEdge | None, value: Tensor) -> None:
         if value.numel() != 1:
             raise RuntimeError(
-                f"'{self._parts[task]}', the part of task {task!r}, should be one number: found shape "
+                f"'{self._plan.parts[task]}', the part of task {task!r}, should be one number: found shape "
                 f"{list(value.shape)}; name an entry of it, or what the host makes of it"
             )
-        self.sights.setdefault(task, []).append(Sight(edge, value.reshape(())))
+        self.sights.setdefault(task, []).append(Sight(edge, value.reshape(()) if value.dim() else value))
 
     def _see_entry(self, task: str, part: Call, returned: Any) -> None:
         what = f"the entry of '{part}', the part of task {task!r},"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_uncertainty.adoption._paths import Keys, fetch, replaced, split_at_value
 from lightning_uncertainty.adoption.parts import HostWeight
 
-__all__ = ["WeightLeaves", "candidates", "weight_of"]
+__all__ = ["WeightLeaves", "candidates", "numbers_of", "weight_of"]
 
 _MOST = 64
 
@@ -26,11 +26,14 @@ class WeightLeaves:
         places: by task, which leaf, and the index into it.
     """
 
-    def __init__(self, host: nn.Module, parts: Mapping[str, HostWeight], stack: ExitStack) -> None:
+    def __init__(
+        self, host: nn.Module, parts: Mapping[str, HostWeight], stack: ExitStack, like: Tensor | None = None
+    ) -> None:
         self.leaves: list[Tensor] = []
         self.places: dict[str, tuple[int, tuple[int, ...]]] = {}
         known: dict[Keys, int] = {}
-        like = _like(host)
+        if parts and like is None:
+            like = numbers_of(host)
         for task, part in parts.items():
             what = f"'{part}', the part of task {task!r},"
             owner, within = split_at_value(host, part.keys, what)
@@ -50,14 +53,14 @@ class WeightLeaves:
         return None if value is None else value[index]
 
 
-def _like(host: nn.Module) -> Tensor:
+def numbers_of(host: nn.Module) -> Tensor:
     """Return a tensor of the dtype and device that a host's numbers have."""
     floating = [parameter for parameter in host.parameters() if parameter.is_floating_point()]
     wide = [parameter for parameter in floating if parameter.dtype == torch.float64]
     return next(iter([*wide, *floating]), torch.empty(()))
 
 
-def _leaf(old: Any, like: Tensor, what: str) -> Tensor:
+def _leaf(old: Any, like: Any, what: str) -> Tensor:
     """Return a leaf with the value of a weight.
 
     Raises:
@@ -72,7 +75,7 @@ def _leaf(old: Any, like: Tensor, what: str) -> Tensor:
         value = old.detach().clone()
         value = value if value.is_floating_point() else value.to(like.dtype)
     elif isinstance(old, Real) and not isinstance(old, bool):
-        value = torch.tensor(float(old), dtype=like.dtype, device=like.device)
+        value = torch.full((), float(old), dtype=like.dtype, device=like.device)  # no copy from the host to a device
     else:
         found = ", whose elements cannot be tensors" if type(old).__module__ == "numpy" else ""
         raise RuntimeError(

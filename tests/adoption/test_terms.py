@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_uncertainty.adoption._naming import as_part
 from lightning_uncertainty.adoption._terms import losses_alone, terms_of
-from lightning_uncertainty.adoption._watch import Watch
+from lightning_uncertainty.adoption._watch import Plan, Watch
 
 KINDS = {"log": ("log:a", "log:b"), "weight": ("weight:w[0]", "weight:w[1]"), "mixed": ("log:a", "weight:w[1]")}
 NUMBERS = st.floats(0.1, 10)
@@ -22,12 +22,14 @@ class Host(nn.Module):
 
 def taken(host, kind, total, check=True):
     numbers = {}
-    with Watch(host, dict(zip("ab", map(as_part, KINDS[kind]), strict=True))) as watch:
+    with Watch(host, Plan(dict(zip("ab", map(as_part, KINDS[kind]), strict=True)))) as watch:
         a, b = host.a * 2, host.b * 3
         watch.see_logged("a", a)
         watch.see_logged("b", b)
         made = total(host, a, b)
-    terms = terms_of(made, watch, check=check, expected=lambda *found: numbers.update(enumerate(found)) is None)
+    terms = terms_of(
+        made, watch, remainder=True, check=check, expected=lambda *found: numbers.update(enumerate(found)) is None
+    )
     return terms, numbers, watch
 
 
@@ -83,12 +85,12 @@ def test_the_rest_is_what_no_part_explains():
 
 def test_a_part_that_is_seen_several_times_is_their_mean_by_weight():
     host = Host()
-    with Watch(host, {"a": as_part("log:a")}) as watch:
+    with Watch(host, Plan({"a": as_part("log:a")})) as watch:
         a = [host.a * factor for factor in (1.0, 2.0)]
         for each in a:
             watch.see_logged("a", each)
     assert losses_alone(watch) is None
-    terms = terms_of(1.0 * a[0] + 3.0 * a[1], watch, check=True, expected=lambda *found: True)
+    terms = terms_of(1.0 * a[0] + 3.0 * a[1], watch, remainder=False, check=True, expected=lambda *found: True)
     assert terms.losses["a"].item() == (1 * 3 + 3 * 6) / 4
     assert terms.weights["a"].item() == 4
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_uncertainty.adoption._naming import as_part
-from lightning_uncertainty.adoption._watch import Watch
+from lightning_uncertainty.adoption._watch import Plan, Watch
 
 
 class Host(nn.Module):
@@ -22,7 +22,7 @@ class Host(nn.Module):
 
 def watched(text, run, **options):
     host = Host()
-    with Watch(host, {"task": as_part(text)}, **options) as watch:
+    with Watch(host, Plan({"task": as_part(text)}), **options) as watch:
         returned = run(host)
     return watch, returned
 
@@ -68,7 +68,7 @@ def test_what_was_watched_is_as_it_was():
     host = Host()
     hooks, names = dict(host.loss._forward_hooks), set(vars(host))
     for text in ("call:loss", "call:both", "call:rule", "function:torch.nn.functional.mse_loss"):
-        with pytest.raises(ZeroDivisionError), Watch(host, {"task": as_part(text)}):
+        with pytest.raises(ZeroDivisionError), Watch(host, Plan({"task": as_part(text)})):
             raise ZeroDivisionError
     assert (dict(host.loss._forward_hooks), set(vars(host))) == (hooks, names)
     assert host.rule is F.smooth_l1_loss
@@ -83,7 +83,7 @@ def test_a_part_is_one_number():
 
 def test_in_place_sums_do_not_change_what_was_seen():
     host = Host()
-    with Watch(host, {"task": as_part("log:near")}) as watch:
+    with Watch(host, Plan({"task": as_part("log:near")})) as watch:
         near = host.made().square().mean()
         before = near.item()
         watch.see_logged("near", near)
@@ -110,7 +110,7 @@ WAYS = {
 def test_a_number_is_followed_to_its_loss_if_asked(way):
     host = Host()
     for follow in (True, False):
-        with Watch(host, {"task": as_part("log:near")}, follow=follow) as watch:
+        with Watch(host, Plan({"task": as_part("log:near")}), follow=follow) as watch:
             loss = host.made().square().mean()
             watch.see_logged("near", WAYS[way](loss))
         if follow:
@@ -123,7 +123,7 @@ def test_a_number_is_followed_to_its_loss_if_asked(way):
 def test_in_evaluation_numbers_are_seen():
     host = Host()
     parts = {"a": as_part("log:a"), "b": as_part("log:b"), "c": as_part("call:loss")}
-    with torch.no_grad(), Watch(host, parts, evaluating=True) as watch:
+    with torch.no_grad(), Watch(host, Plan(parts), evaluating=True) as watch:
         watch.see_logged("a", 2.0)
         watch.see_logged("b", torch.tensor([3.0]))
         loss = host.loss(host.made(), torch.zeros(2, 1))
@@ -138,7 +138,9 @@ def test_while_it_rests_nothing_is_seen_or_counted():
         return host.loss(host.made() + 1, torch.zeros(2, 1))
 
     host = Host()
-    with Watch(host, {"a": as_part("call:loss@1"), "b": as_part("function:torch.nn.functional.mse_loss@1")}) as watch:
+    with Watch(
+        host, Plan({"a": as_part("call:loss@1"), "b": as_part("function:torch.nn.functional.mse_loss@1")})
+    ) as watch:
         loss = run(host)
     assert [sight.value.item() for name in "ab" for sight in watch.sights[name]] == [loss.item()] * 2
 
@@ -150,7 +152,7 @@ class Labelled(torch.Tensor):
 
 def test_a_tensor_of_a_class_of_its_own_is_a_part():
     host = Host()
-    with Watch(host, {"task": as_part("log:near")}) as watch:
+    with Watch(host, Plan({"task": as_part("log:near")})) as watch:
         loss = host.made().square().mean().as_subclass(Labelled)
         watch.see_logged("near", loss)
     assert type(watch.sights["task"][0].value) is torch.Tensor
