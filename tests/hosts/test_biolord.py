@@ -127,9 +127,12 @@ def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_h
     model, plain = make_plan(cells)
     batches = [dict(batch) for batch in model._make_data_loader(adata=cells, batch_size=32)]
     loader = DataLoader(batches, batch_size=None)
-    path = check_resumed(
-        pl, lambda: adopt(make_plan(cells)[1], **GIVEN, weighting=weighting_of(learnt)), loader, tmp_path
-    )
+    beside = "module.decoder" if learnt else None
+
+    def made():
+        return adopt(make_plan(cells)[1], **GIVEN, weighting=weighting_of(learnt), beside=beside)
+
+    path = check_resumed(pl, made, loader, tmp_path)
     saved = torch.load(path, weights_only=False)["state_dict"]
     assert saved.keys() == plain.state_dict().keys()
     plain.load_state_dict(saved)

@@ -10,6 +10,7 @@ from chemprop import nn as chemprop_nn
 from chemprop.cli.main import main as chemprop_cli
 from lightning import pytorch as pl
 from rdkit import Chem
+from torch.utils.data import DataLoader
 
 from lightning_uncertainty import AdoptLosses, MultiTaskMixin, UncertaintyMonitor, adopt
 from lightning_uncertainty.adoption import unadopt
@@ -102,6 +103,21 @@ def test_sigma_is_off_without_the_divisor():
     right = adopt(make(), **GIVEN)
     pl.Trainer(**QUIET, max_epochs=20).fit(right, loader())
     assert net.sigma()["mass"] < 0.6 * right.sigma()["mass"]
+
+
+def test_a_target_whose_labels_come_late():
+    """The first batches have none of it; once it has some it is weighed as if they had never been."""
+    batches = list(loader())
+    for batch in batches[:2]:
+        batch.Y[:, 2] = math.nan
+    net, monitor = adopt(make(), **GIVEN), UncertaintyMonitor(table=False)
+    pl.Trainer(**QUIET, max_epochs=1, callbacks=[monitor]).fit(net, DataLoader(batches, batch_size=None))
+    rows = monitor.history.rows
+    assert [sorted(task for task in TASKS if f"sigma/{task}" in row) for row in rows[:3]] == [
+        *[["hetero", "size"]] * 2,
+        sorted(TASKS),
+    ]
+    assert rows[2]["sigma/mass"] == pytest.approx(math.sqrt(rows[2]["loss/mass"]), rel=1e-5)
 
 
 def test_gradients_are_those_of_a_weighting_by_hand():

@@ -11,7 +11,14 @@ from ecgen.data.datasets.synthetic import SyntheticECG
 from ecgen.families.gan.pulse2pulse import Pulse2PulseGAN
 from torch.utils.data import DataLoader
 
-from lightning_uncertainty import AdoptLosses, AnalyticUncertaintyWeighting, UncertaintyMonitor, adopt
+from lightning_uncertainty import (
+    AdoptLosses,
+    AnalyticUncertaintyWeighting,
+    UncertaintyMonitor,
+    UncertaintyWeighting,
+    adopt,
+)
+from tests._launch import RANKS
 from tests.hosts._fits import (
     QUIET,
     check_gradients,
@@ -32,8 +39,8 @@ BY_WEIGHT = {**GIVEN, "parts": {"trace": "weight:config.l1_weight"}}
 NAMED_REST = {"tasks": {"trace": "laplace", "critic": "constant"}, "parts": GIVEN["parts"], "rest": "critic"}
 
 
-def loader():
-    data = SyntheticECG(num_samples=16, leads=["I", "II"])
+def loader(rank=0):
+    data = SyntheticECG(num_samples=16, leads=["I", "II"], seed=100 * rank)
     return DataLoader(data, batch_size=4, collate_fn=ECGCollate(data.lead_names, data.fs))
 
 
@@ -101,7 +108,12 @@ def test_rows_of_a_named_rest():
 
 @pytest.mark.parametrize("learnt", [False, True])
 def test_a_resumed_fit_equals_one_that_never_stopped_and_its_checkpoint_is_the_hosts(learnt, tmp_path):
-    path = check_resumed(pl, lambda: adopt(make(), **GIVEN, weighting=weighting_of(learnt)), loader(), tmp_path)
+    path = check_resumed(
+        pl,
+        lambda: adopt(make(), **GIVEN, weighting=weighting_of(learnt), beside="netG" if learnt else None),
+        loader(),
+        tmp_path,
+    )
     net = ecgen.load_model(path)
     assert type(net) is Pulse2PulseGAN
     assert ecgen.sample(path, n=2, seed=0).shape == (2, 2, 5000)
@@ -115,3 +127,51 @@ def test_the_callback_adopts_as_the_function_does():
         pl.Trainer(**QUIET, max_epochs=1, callbacks=callbacks).fit(net, loader())
     assert nets[0].sigma() == nets[1].sigma()
     assert type(nets[0]).__name__ == "Pulse2PulseGAN"
+
+
+@pytest.mark.parametrize("weighting", [AnalyticUncertaintyWeighting, UncertaintyWeighting])
+def test_what_is_learnt_is_stepped_with_the_generator(weighting):
+    """In the steps without one, σ stays."""
+    net = adopt(make(), **GIVEN, weighting=weighting(), beside="netG")
+    sigmas = Sigmas()
+    pl.Trainer(**QUIET, max_epochs=2, callbacks=[sigmas]).fit(net, loader())
+    assert math.isnan(sigmas.seen[0])
+    with_one, without = sigmas.seen[1::2], sigmas.seen[2::2]
+    assert with_one[:-1] == without
+    assert len(set(with_one)) >= 3
+
+
+class Sigmas(pl.Callback):
+    """Keeps the σ after every batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.seen.append(pl_module.sigma()["trace"])
+
+
+# -- two processes -----------------------------------------------------------------------------------------------------
+
+BOTH = "ddp_find_unused_parameters_true"  # in a step of the critic the generator has no gradient
+
+
+def run(cells):
+    rank = torch.distributed.get_rank()
+    net = adopt(make(), **GIVEN, weighting=AnalyticUncertaintyWeighting(decay=0.0))
+    torch.manual_seed(rank)
+    fitted = pl.Trainer(**QUIET, max_epochs=1, strategy=BOTH, devices=RANKS, use_distributed_sampler=False)
+    fitted.fit(net, loader(rank))
+    own = fitted.callback_metrics["train/l1_step"].item()
+    return {"state": {"state": net.state_dict(), "sigma": net.sigma()["trace"], "l1": own}}
+
+
+@pytest.mark.cells("tests.hosts.test_ecgen", "state")
+def test_two_processes_stay_together(found):
+    """Each has its own records and draws its own noise; σ is of both, and so are the networks."""
+    ranks = [found("state", rank=rank) for rank in range(RANKS)]
+    assert ranks[0]["l1"] != ranks[1]["l1"]
+    together = math.sqrt(2) * (ranks[0]["l1"] + ranks[1]["l1"]) / 2
+    assert [rank["sigma"] for rank in ranks] == pytest.approx([together] * 2, rel=1e-5)
+    for name, value in ranks[0]["state"].items():
+        assert torch.equal(value, ranks[1]["state"][name]), name

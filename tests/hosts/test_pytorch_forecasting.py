@@ -137,6 +137,16 @@ def test_an_adopted_network_predicts_and_validates_as_ever(batches):
     assert torch.equal(made[0], predictions(nets[1])[0])
 
 
+def test_losses_of_validation_stand_beside_the_hosts(batches):
+    net = adopt(make(), **GIVEN, validation=BY_CALL)
+    fitted = pl.Trainer(**QUIET, max_epochs=1)
+    fitted.fit(net, batches, in_order())
+    found = {key: value.item() for key, value in fitted.callback_metrics.items()}
+    for task in TASKS:
+        assert found[f"val/{task}/loss"] == pytest.approx(found[f"{task} val_MAE"], rel=1e-5)
+    assert math.isfinite(found["val/balanced_loss"])
+
+
 # -- two processes -----------------------------------------------------------------------------------------------------
 
 
