@@ -1422,21 +1422,21 @@ FAULTS = [
     ),
     Fault(
         "a_rest_that_nobody_explains",
-        "adoption/_adoption.py",
+        "adoption/_looks.py",
         "if rest and options.rest is None:",
         "if rest and options.rest == PLAIN:",
         ("tests/adoption/test_adopting.py::test_a_rest_is_refused_unless_it_is_told_what_it_is",),
     ),
     Fault(
         "a_weight_of_zero_passes",
-        "adoption/_adoption.py",
+        "adoption/_looks.py",
         "if weight == 0 and task not in",
         "if weight is None and task not in",
         ("tests/adoption/test_adopting.py::test_weights_that_are_no_weights_are_told",),
     ),
     Fault(
         "totals_are_looked_at_once",
-        "adoption/_adoption.py",
+        "adoption/_looks.py",
         "return self._steps < _CHECKED or bool(every and (self._steps + 1) % every == 0)",
         "return self._steps < _CHECKED",
         ("tests/adoption/test_adopting.py::test_guards_look_again_where_rows_are_logged",),
@@ -1494,7 +1494,7 @@ FAULTS = [
     ),
     Fault(
         "an_opponents_loss_is_weighed",
-        "adoption/_adoption.py",
+        "adoption/_looks.py",
         "            self._opposed = True  # from now on every total is looked at\n            return False",
         "            return True",
         ("tests/adoption/test_adopted.py::test_an_opponents_loss_of_the_same_parts_passes",),

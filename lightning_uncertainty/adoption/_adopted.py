@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uncertainty import _step as steps
+from lightning_uncertainty._step import is_training
 from lightning_uncertainty.adoption._adoption import Adoption
 from lightning_uncertainty.adoption._host_shaped import HostShaped
 from lightning_uncertainty.adoption._optimizers import check_made
@@ -51,6 +52,15 @@ class Adopted(HostShaped, MultiTaskMixin):
             check_made(made, list(self.task_weighting.parameters()), beside)
             return made
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make no subclass known to the host: a registry of its own would take it for another model."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in NAMES:  # a host may guard its attributes
+            nn.Module.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the modules that were named as shared.
 
@@ -80,10 +90,10 @@ def adopted_class(host: type) -> type[Adopted]:
     @wraps(step)  # Lightning reads the signature
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         adoption: Adoption = self._adoption
-        if adoption.watch is not None or not torch.is_grad_enabled():  # a step of validation that calls this one
-            return step(self, *args, **kwargs)
+        if adoption.watch is not None or not (torch.is_grad_enabled() and is_training(self, None)):
+            return step(self, *args, **kwargs)  # a step of validation calls this one
         try:
-            with adoption.begin(self, args, kwargs) as watch:
+            with adoption.begin(self, args, kwargs) as watch, watch.told():
                 returned = step(self, *args, **kwargs)
                 watch.see_step(returned)
             if self.automatic_optimization:
@@ -100,7 +110,13 @@ def adopted_class(host: type) -> type[Adopted]:
     if host.validation_step is not _default(host, "validation_step"):  # type: ignore[attr-defined]
         members["validation_step"] = _validation_step(host)
     members |= {name: getattr(host, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return new_class(host.__name__, (Adopted, host), {}, lambda names: names.update(members))
+    try:
+        return new_class(host.__name__, (Adopted, host), {}, lambda names: names.update(members))
+    except Exception as error:
+        raise TypeError(
+            f"a host's class should allow a subclass of its name: found that {host.__name__} does not: {error}; its "
+            "metaclass keeps a registry that a module cannot be adopted beside"
+        ) from error
 
 
 def _validation_step(host: type) -> Any:
@@ -142,10 +158,7 @@ def _names() -> frozenset[str]:
     return frozenset(name for name in found | registered if not name.startswith("__"))
 
 
-_HOSTS = {
-    *("log", "manual_backward", "configure_optimizers", "on_save_checkpoint", "on_load_checkpoint"),
-    *("state_dict", "_load_from_state_dict"),
-}
+_HOSTS = {"log", "manual_backward", "configure_optimizers", "on_save_checkpoint", "on_load_checkpoint"}
 
 NAMES = _names() - _HOSTS
 """That no host may have."""

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.data import extract_batch_size
 from torch import Tensor
 
 from lightning_uncertainty.adoption._options import Options, asked
+from lightning_uncertainty.tasks.task import check_known
 
 __all__ = ["counted", "of_all_ranks", "size_of"]
 
@@ -21,6 +22,7 @@ def counted(losses: Mapping[str, Any], options: Options, batch: Any) -> dict[str
 
     Raises:
         RuntimeError: they are not counted by task.
+        ValueError: one of these is no task.
     """
     found: dict[str, Any] = {task: losses.get(task) for task in options.tasks}
     if options.count is None:
@@ -32,6 +34,7 @@ def counted(losses: Mapping[str, Any], options: Options, batch: Any) -> dict[str
             f"count= should return labels by task: found a {type(counts).__name__}; return a dict, as in "
             f"{{{options.tasks[0]!r}: batch['mask'].sum()}}"
         )
+    check_known(counts, options.tasks)
     for task, loss in found.items():
         if loss is None or task not in counts:
             continue

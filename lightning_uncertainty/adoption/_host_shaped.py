@@ -12,7 +12,7 @@ from torch import nn
 from lightning_uncertainty._step import OWN_PARTS
 from lightning_uncertainty.adoption._adoption import Adoption
 
-__all__ = ["KEY", "HostShaped"]
+__all__ = ["KEY", "HostShaped", "shape_states", "unshape_states"]
 
 KEY = "lightning_uncertainty"
 """Of what is ours in a checkpoint."""
@@ -25,20 +25,6 @@ class HostShaped(nn.Module):
     _host_class: Any
     task_weighting: Any
 
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:  # type: ignore[override]
-        """Return the state that the host would have, for its own tools; a checkpoint has ours beside it."""
-        state = super().state_dict(*args, prefix=prefix, **kwargs)
-        if not _hands_back(self):
-            for name in self._own_of(state, prefix):
-                del state[name]
-        return state
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load a state of the host's, which leaves ours as they are, or one with ours in it."""
-        if not self._own_of(state_dict, prefix):
-            state_dict.update(self._own_state(prefix))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     @contextmanager
     def _as_host(self) -> Iterator[Any]:
         """Be of the host's own class for a while."""
@@ -49,14 +35,17 @@ class HostShaped(nn.Module):
         finally:
             self.__class__ = adopted
 
-    def _own_state(self, prefix: str = "") -> dict[str, Any]:
-        state = super().state_dict(prefix=prefix)
-        return {name: _whole(state[name]) for name in self._own_of(state, prefix)}
+    def _own_state(self) -> dict[str, Any]:
+        """Return what is ours, from where it is: a host may have a state_dict of its own."""
+        state: dict[str, Any] = {}
+        for part in OWN_PARTS:
+            nn.Module.state_dict(self._modules[part], destination=state, prefix=f"{part}.")  # type: ignore[arg-type]
+        return {name: _whole(value) for name, value in state.items()}
 
-    @staticmethod
-    def _own_of(state: Mapping[str, Any], prefix: str) -> list[str]:
-        own = tuple(f"{prefix}{part}." for part in OWN_PARTS)
-        return [name for name in state if name.startswith(own)]
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        for part in OWN_PARTS:
+            own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+            self._modules[part].load_state_dict(own, strict=False)  # type: ignore[union-attr]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put what is ours apart, as the state has the host's shape."""
@@ -74,7 +63,7 @@ class HostShaped(nn.Module):
             host.on_load_checkpoint(self, checkpoint)
         self._check_optimizers_of(checkpoint)
         if KEY in checkpoint:
-            self.load_state_dict(checkpoint[KEY], strict=False)
+            self._load_own_state(checkpoint[KEY])
 
     def _check_optimizers_of(self, checkpoint: Mapping[str, Any]) -> None:
         """Look whether the optimizers of a checkpoint that is resumed have log-variances as ours do.
@@ -95,6 +84,38 @@ class HostShaped(nn.Module):
                 f"(`module.load_state_dict(checkpoint['state_dict'], strict=False)` and no ckpt_path), or adopt with "
                 f"{'the weighting that it was trained with' if theirs else 'AnalyticUncertaintyWeighting()'}"
             )
+
+
+def shape_states(module: nn.Module) -> None:
+    """Have a module's states be the host's, whatever state_dict the host has, and whose class it is for a while."""
+    module._register_state_dict_hook(_drop_own)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(_fill_own)  # type: ignore[no-untyped-call]
+
+
+def unshape_states(module: nn.Module) -> None:
+    """Undo `shape_states`."""
+    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+        for number, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in (_drop_own, _fill_own):
+                del hooks[number]
+
+
+def _drop_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Leave what is ours out of a state; a checkpoint has it beside it."""
+    if not _hands_back(module):
+        for name in _own_of(state, prefix):
+            del state[name]
+
+
+def _fill_own(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Have a state of the host's leave ours as they are; one may also have ours in it."""
+    if not _own_of(state, prefix):
+        state.update({f"{prefix}{name}": value for name, value in module._own_state().items()})
+
+
+def _own_of(state: Mapping[str, Any], prefix: str) -> list[str]:
+    own = tuple(f"{prefix}{part}." for part in OWN_PARTS)
+    return [name for name in state if name.startswith(own)]
 
 
 def _hands_back(module: Any) -> bool:

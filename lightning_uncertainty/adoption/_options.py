@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
-from lightning_uncertainty.adoption.parts import Part
+from lightning_uncertainty.adoption.parts import Function, Part
 
 __all__ = ["PLAIN", "Count", "Options", "asked"]
 
@@ -35,12 +34,13 @@ class Options:
     beside: str | None
     global_losses: bool
     validation: tuple[tuple[str, Part], ...]
+    renamed: tuple[tuple[str, str], ...]
+    on_nonfinite: str
 
 
 def asked(count: Count, batch: Any) -> Any:
     """Return what a function, or one of that dotted name, makes of a batch."""
     if isinstance(count, str):
-        module, _, name = count.rpartition(".")
-        return getattr(import_module(module), name)(batch)
-    assert count is not None
+        count = Function(count).found()
+    assert callable(count)
     return count(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -94,7 +95,7 @@ def replaced(root: Any, keys: Keys, value: Any, what: str) -> Iterator[None]:
             yield
         return
     slots: MutableMapping[str, Any] | None = _slots(owner, str(key)) if not item else None
-    own = slots is not None or item or str(key) in getattr(owner, "__dict__", {})
+    inherited = slots is None and not item and _is_inherited(owner, str(key))
     old = fetch(owner, (keys[-1],), what)
     try:
         _put(owner, item, key, slots, value)
@@ -106,10 +107,45 @@ def replaced(root: Any, keys: Keys, value: Any, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if own:
-            _put(owner, item, key, slots, old)
-        else:
-            delattr(owner, str(key))
+        _put_back(owner, item, key, slots, value, old, inherited)
+
+
+def _put_back(
+    owner: Any,
+    item: bool,
+    key: str | int,
+    slots: MutableMapping[str, Any] | None,
+    value: Any,
+    old: Any,
+    inherited: bool,
+) -> None:
+    """Undo a replacement; what the owner's program has put there meanwhile stays, as it would have been."""
+    left = slots[str(key)] if slots is not None else owner[key] if item else getattr(owner, str(key), value)
+    if isinstance(value, Tensor) and isinstance(left, Tensor) and (left is not value or value._version):
+        _put(owner, item, key, slots, _left(left.detach(), old))
+    elif left is not value:
+        _put(owner, item, key, slots, left)
+    elif inherited:
+        delattr(owner, str(key))
+    else:
+        _put(owner, item, key, slots, old)
+
+
+def _left(value: Tensor, old: Any) -> Any:
+    """Return what a program has made of a value that was a tensor for a while, as what it was."""
+    if not isinstance(old, Tensor):
+        return type(old)(value.item())
+    made = value.to(old.dtype)
+    return nn.Parameter(made, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else made
+
+
+def _is_inherited(owner: Any, name: str) -> bool:
+    """Whether an owner has a value from its class alone, so that its own is to be deleted again."""
+    if name in getattr(owner, "__dict__", {}):
+        return False
+    nothing = object()
+    of_class = inspect.getattr_static(type(owner), name, nothing)
+    return of_class is not nothing and not hasattr(of_class, "__set__")
 
 
 def _slots(owner: Any, name: str) -> MutableMapping[str, Any] | None:

@@ -17,7 +17,8 @@ __all__ = ["Expected", "Terms", "losses_alone", "terms_of"]
 Expected = Callable[[float, dict[str, float], dict[str, float], float], bool]
 """Takes total, losses, weights and rest; returns whether it is the tasks' total, and raises where it is none."""
 
-_TOLERANCE = 1e-4
+_ROUNDINGS = 64
+"""Of so many eps of the widest rounding may a total differ from its terms; of 4 where it is a half type."""
 
 
 @dataclass
@@ -70,6 +71,7 @@ def terms_of(total: Tensor, watch: Watch, *, remainder: bool, check: bool, expec
         return None
     if check:
         _check_linear(gradients, inputs)
+        _check_constant([(task, gradient) for (task, _), gradient in zip(seen, gradients, strict=False)])
     losses, weights = {}, {}
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for (task, sight), gradient in zip(seen, gradients, strict=False):
@@ -116,6 +118,20 @@ def _check_linear(found: tuple[Tensor | None, ...], inputs: list[Any]) -> None:
         )
 
 
+def _check_constant(weights: list[tuple[str, Tensor | None]]) -> None:
+    """Look whether the host's weights are trained.
+
+    Raises:
+        RuntimeError: they are.
+    """
+    trained = [task for task, weight in weights if weight is not None and weight.requires_grad]
+    if trained:
+        raise RuntimeError(
+            f"a host's weights should be constants: found that the host trains those of {', '.join(trained)}, which "
+            "would get no gradient any more; switch that off in the host, as two weightings cannot both decide"
+        )
+
+
 def _unlike(gradient: Tensor, place: int) -> Tensor:
     """Return numbers from 0.5 to 1.5 that cancel nothing, without the generator that a host draws from."""
     steps = torch.arange(gradient.numel(), dtype=torch.float64, device="cpu") + place * math.e
@@ -135,6 +151,6 @@ def _is_expected(total: Tensor, terms: Terms, expected: Expected) -> bool:
     losses = dict(zip(tasks, numbers[2:], strict=False))
     weights = dict(zip(terms.weights, numbers[2 + len(tasks) :], strict=True))
     size = abs(numbers[0]) + sum(abs(losses[task] * weights[task]) for task in tasks)
-    eps = torch.finfo(total.dtype).eps
-    small = abs(numbers[1]) <= max(_TOLERANCE, 4 * eps) * size + 1e-12
+    eps = max(torch.finfo(value.dtype).eps for value in values)
+    small = abs(numbers[1]) <= (_ROUNDINGS if eps < 1e-4 else 4) * eps * size + 1e-30
     return expected(numbers[0], losses, weights, 0.0 if small else numbers[1])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torchmetrics import Metric
 
 from lightning_uncertainty.adoption._functions import Follow, TorchFunctions, is_of_torch, patched
 from lightning_uncertainty.adoption._paths import fetch, replaced
@@ -100,6 +101,24 @@ class Watch:
         self._stack.__exit__(*error)  # type: ignore[arg-type]
 
     @contextmanager
+    def told(self) -> Iterator[None]:
+        """Say what it means where a host changes a weight in place.
+
+        Raises:
+            RuntimeError: it does.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self._plan.weights and "a leaf Variable that requires grad is being used in an in-place" in str(error):
+                named = ", ".join(f"'{part}'" for part in self._plan.weights.values())
+                raise RuntimeError(
+                    f"a host's weight should not be changed in place in the step that it weighs: found that one of "
+                    f"{named} is; name the loss itself, as the host logs it or as a call returns it"
+                ) from error
+            raise
+
+    @contextmanager
     def resting(self) -> Iterator[None]:
         """See nothing within: a backward may compute a step's parts again."""
         self._resting = True
@@ -134,7 +153,8 @@ class Watch:
             return
         if not isinstance(value, Tensor) or not value.requires_grad:
             kind = type(value).__name__
-            self.useless[task] = f"a {kind} without graph" if isinstance(value, Tensor) else f"a {kind}"
+            why = " without graph" if isinstance(value, Tensor) else ", a metric" if isinstance(value, Metric) else ""
+            self.useless[task] = f"a {kind}{why}"
             return
         edge = get_gradient_edge(value)
         if not any(seen.edge == edge for seen in self.sights.get(task, ())):  # logged twice, or handed on

@@ -41,10 +41,15 @@ class WeightLeaves:
                 known[owner] = len(self.leaves)
                 holder = fetch(host, owner[:-1], what)
                 old = holder if type(holder).__module__ == "numpy" else fetch(host, owner, what)
+                if any(old is leaf for leaf in self.leaves):
+                    raise RuntimeError(f"a weight should be one part's: found that {what} names that of another, too")
                 leaf = _leaf(old, like, what)
                 self.leaves.append(leaf)
                 stack.enter_context(replaced(host, owner, leaf, what))
-            self.places[task] = (known[owner], _index(self.leaves[known[owner]], within, what))
+            place = known[owner], _index(self.leaves[known[owner]], within, what)
+            if place in self.places.values():
+                raise RuntimeError(f"a weight should be one part's: found that {what} names that of another, too")
+            self.places[task] = place
 
     def of(self, task: str, values: list[Tensor | None]) -> Tensor | None:
         """Return the element of a task, of tensors in the order of the leaves."""

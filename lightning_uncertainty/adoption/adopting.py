@@ -10,10 +10,11 @@ import torch
 from lightning_uncertainty._tensors import by_name
 from lightning_uncertainty.adoption._adopted import NAMES, Adopted, adopted_class
 from lightning_uncertainty.adoption._adoption import Adoption
+from lightning_uncertainty.adoption._host_shaped import shape_states, unshape_states
 from lightning_uncertainty.adoption._hosts import check_host, check_optimizer, check_shared
 from lightning_uncertainty.adoption._naming import Parts, as_part, as_parts
 from lightning_uncertainty.adoption._options import PLAIN, Count, Options
-from lightning_uncertainty.adoption.parts import HostWeight, Part
+from lightning_uncertainty.adoption.parts import Function, HostWeight, Part
 from lightning_uncertainty.mixin import OnNonfinite
 from lightning_uncertainty.tasks.task import Tasks, check_known, specify
 from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, Weighting
@@ -144,6 +145,8 @@ def adopt(
         beside=beside,
         global_losses=global_losses,
         validation=tuple(_validated(validation, names).items()),
+        renamed=tuple((renamed or {}).items()),
+        on_nonfinite=on_nonfinite,
     )
     if isinstance(module, Adopted):
         if module._adoption.options == options:
@@ -155,6 +158,7 @@ def adopt(
     host: Any = type(module)
     module.__class__ = adopted_class(host)
     try:
+        shape_states(module)
         module._adoption = Adoption(options, given)
         module.register_tasks(specified, weighting=weighting, renamed=renamed, on_nonfinite=on_nonfinite)
         check_optimizer(module)
@@ -195,6 +199,7 @@ def unadopt(module: Any) -> Any:
     if given is not None:
         for name in [name for name in (*module._modules, *vars(module)) if name in NAMES and name not in given]:
             delattr(module, name)
+    unshape_states(module)
     module.__class__ = host
     return module
 
@@ -205,7 +210,9 @@ def is_adopted(module: Any) -> bool:
 
 
 def _checked_function(given: Count, what: str) -> Count:
-    if given is not None and not isinstance(given, str) and not callable(given):
+    if isinstance(given, str):
+        Function(given)  # which is told where it cannot be imported
+    elif given is not None and not callable(given):
         raise ValueError(
             f"{what} should be a function of the batch, or its dotted name: found a {type(given).__name__}"
         )

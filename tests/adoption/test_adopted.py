@@ -324,3 +324,108 @@ class Lossless(Host):
 def test_a_dict_without_a_loss_is_lightnings_to_tell():
     with pytest.raises(MisconfigurationException, match="'loss' key needs to be present"):
         fit(adopt(seeded(Lossless), TASKS, LOG), 2)
+
+
+# -- hosts with states of their own ------------------------------------------------------------------------------------
+
+
+class NoKeywords(Host):
+    def state_dict(self):
+        return super().state_dict()
+
+
+class Trimmed(Host):
+    """Saves its head alone."""
+
+    strict_loading = False
+
+    def state_dict(self, *args, **kwargs):
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if name.startswith("head")}
+
+
+class Filtering(Host):
+    """Leaves a frozen part out of what it saves."""
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["state_dict"] = {n: v for n, v in self.state_dict().items() if n != "vector"}
+        checkpoint["backup"] = self.state_dict()
+
+    def on_load_checkpoint(self, checkpoint):
+        missing = self.state_dict().keys() - checkpoint["state_dict"].keys()
+        assert missing == {"vector"}
+        checkpoint["state_dict"]["vector"] = self.vector
+
+
+@pytest.mark.parametrize("kind", [NoKeywords, Trimmed, Filtering])
+def test_states_of_the_hosts_own_making(kind, weighting, tmp_path):
+    def host():
+        net = adopt(seeded(kind), TASKS, LOG, weighting=weighting)
+        net.trunk[2] = torch.nn.Identity()
+        return net
+
+    whole, resumed = host(), host()
+    fit(whole, 8, ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1))
+    checkpoint = torch.load(tmp_path / "step=4.ckpt")
+    assert not [name for name in (*checkpoint["state_dict"], *checkpoint.get("backup", ())) if "task_" in name]
+    assert len(checkpoint["lightning_uncertainty"]) > 3
+    if kind is not Trimmed:
+        kind.load_from_checkpoint(tmp_path / "step=4.ckpt", weights_only=False)
+    fit(resumed, 8, ckpt_path=tmp_path / "step=4.ckpt")
+    if kind is not Trimmed:
+        assert bits(resumed.state_dict()) == bits(whole.state_dict())
+        assert bits(resumed._own_state()) == bits(whole._own_state())
+    assert resumed._own_state()["task_weighting.log_variance"].isfinite().all()
+
+
+class WithGradients(Host):
+    """Its validation runs its step with gradients on, as where forces are gradients."""
+
+    def validation_step(self, batch, batch_idx):
+        with torch.enable_grad():
+            return self.training_step({name: value.clone() for name, value in batch.items()}, batch_idx)
+
+
+def test_validation_trains_nothing_even_with_gradients_on():
+    host, plain = (adopt(seeded(kind), TASKS, LOG) for kind in (WithGradients, Host))
+    for net in (host, plain):
+        net.trunk[2] = torch.nn.Identity()
+        torch.manual_seed(0)
+        options = {"inference_mode": False, "max_epochs": 3}
+        trainer(**options).fit(net, Loader(rows()), Loader(rows(8, seed=1)))
+    assert bits(host._own_state()) == bits(plain._own_state())
+    trainer(inference_mode=False).validate(host, Loader(rows()))
+    assert bits(host._own_state()) == bits(plain._own_state())
+
+
+class OwnBackward(TwoOptimizers):
+    def manual_backward(self, loss):
+        loss.backward()
+
+
+class Backward(TwoOptimizers):
+    """Calls backward of its loss itself."""
+
+    def training_step(self, batch, batch_idx):
+        generator = self.optimizers()[1]
+        near, tall = self.losses(batch)
+        self.log_dict({"depth_loss": near, "height_loss": tall})
+        (near + tall).backward()
+        generator.step()
+
+
+def test_a_backward_that_is_not_manual_backward_is_told():
+    with pytest.raises(RuntimeError, match=r"should call self.manual_backward.* it may call loss.backward\(\) itself"):
+        fit(adopt(seeded(Backward, FORMS["list"]), TASKS, LOG), 2)
+    host = adopt(seeded(OwnBackward, FORMS["list"]), TASKS, LOG)
+    fit(host, 2)
+    assert all(value > 0 for value in host.sigma().values())
+
+
+def test_a_part_that_is_not_in_validation_is_told():
+    host = adopt(seeded(Host), TASKS, LOG, validation={"depth": "log:val_depth", "height": "log:nothing"})
+    with (
+        pytest.warns(UserWarning, match=r"found none for height \(log:nothing\) in the first step"),
+        pytest.warns(UserWarning, match="no label of height"),
+    ):
+        trainer().validate(host, Loader(rows()))

@@ -1,12 +1,14 @@
 import copy
 import io
 import pickle
+from typing import ClassVar
 
 import lightning.pytorch
 import pytest
 import torch
 from pytorch_lightning import LightningModule
 from torch import nn
+from torchmetrics import MeanMetric
 
 from lightning_uncertainty import (
     AnalyticUncertaintyWeighting,
@@ -179,6 +181,9 @@ def test_a_task_that_was_there_may_be_missing_later():
     assert host.task_weighting.log_variance.isfinite().all()
 
 
+SKIP = {"on_nonfinite": "skip_step"}
+
+
 # -- what cannot be adopted --------------------------------------------------------------------------------------------
 
 
@@ -261,7 +266,7 @@ def test_a_module_has_one_adoption():
     host = adopt(Host(), TASKS, LOG)
     weighting = host.task_weighting
     assert adopt(host, TASKS, LOG).task_weighting is weighting
-    for options in ({"parts": PARTS["weight"]}, {"weighting": UncertaintyWeighting()}, {"rest": "plain"}):
+    for options in ({"parts": PARTS["weight"]}, {"weighting": UncertaintyWeighting()}, {"rest": "plain"}, SKIP):
         with pytest.raises(RuntimeError, match=r"should have one adoption: found one that asks for something else"):
             adopt(host, **{"tasks": TASKS, "parts": LOG, **options})
     unadopt(host)
@@ -407,3 +412,201 @@ def test_the_other_namespace_a_step_of_one_argument_and_a_dict(parts):
     else:
         with pytest.raises(RuntimeError, match=r"'call:training_step@\['near'\]' was seen as a Tensor without graph"):
             fit.fit(host, Loader(rows()))
+
+
+# -- hosts with habits of their own ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["weight:hparams.alpha", "weight:hparams['alpha']"])
+def test_a_hyper_parameter_is_a_weight_and_stays_one(part):
+    class Hyper(Other):
+        def __init__(self, alpha=0.25):
+            super().__init__()
+            self.save_hyperparameters()
+
+        def training_step(self, batch):
+            made = self.net(batch["x"])
+            near, tall = (made[:, 0] - batch["depth"]).abs().mean(), (made[:, 1] - batch["height"]).square().mean()
+            self.log("height_loss", tall)
+            return self.hparams.alpha * near + tall
+
+    host = adopt(Hyper(), TASKS, both(part, "log:height_loss"))
+    for batch in rows():
+        host.training_step(batch)
+        assert host.hparams == {"alpha": 0.25}
+        assert isinstance(host.hparams.alpha, float)
+
+
+class Annealed(Host):
+    """Changes its weight in the step."""
+
+    def __init__(self, in_place=False):
+        super().__init__()
+        self.beta, self.in_place = 1.0, in_place
+
+    def training_step(self, batch, batch_idx):
+        near, tall = self.losses(batch)
+        self.log("height_loss", tall)
+        total = self.beta * near + tall
+        if self.in_place:
+            self.beta *= 0.5
+        else:
+            self.beta = self.beta * 0.5
+        return total
+
+
+def test_a_host_may_change_its_weight():
+    host = adopt(seeded(Annealed), TASKS, both("weight:beta", "log:height_loss"))
+    for step, batch in enumerate(rows(), 1):
+        host.training_step(batch, 0)
+        assert host.beta == 0.5**step
+        assert isinstance(host.beta, float)
+    host = adopt(seeded(Annealed, in_place=True), TASKS, both("weight:beta", "log:height_loss"))
+    with pytest.raises(RuntimeError, match=r"should not be changed in place .*: found that one of 'weight:beta' is"):
+        host.training_step(batch, 0)
+    assert host.beta == 1.0
+
+
+class Curriculum(Host):
+    """Logs both losses always, and leaves one out of the total later."""
+
+    def training_step(self, batch, batch_idx):
+        near, tall = self.losses(batch)
+        self.log_dict({"depth_loss": near, "height_loss": tall})
+        return near + tall if batch_idx < 5 else near
+
+
+def test_a_part_that_is_seen_but_left_out_later_is_told_where_steps_are_looked_at():
+    host = adopt(seeded(Curriculum), TASKS, LOG)
+    with pytest.raises(RuntimeError, match="'log:height_loss' was seen, but the loss does not depend on it"):
+        trainer(log_every_n_steps=8).fit(host, Loader(rows(32)))
+    host, by_hand = adopt(seeded(Curriculum), TASKS, LOG, may_be_absent=["height"]), seeded(ByHand)
+    for step, batch in enumerate(rows(40)):
+        torch.manual_seed(step)
+        host.training_step(batch, step)
+        torch.manual_seed(step)
+        near, tall = by_hand.losses(batch)
+        by_hand.weigh({"depth": near, "height": tall if step < 5 else None})
+    assert host.sigma() == by_hand.sigma()
+
+
+class Gated(Host):
+    def training_step(self, batch, batch_idx):
+        near, tall = self.losses(batch)
+        return torch.maximum(self.weights[0] * near, self.scale.value * tall)
+
+
+def test_a_maximum_by_its_weights_is_refused():
+    with pytest.raises(
+        RuntimeError, match=r"found exactly 0 for (depth|height), as of labels that are missing or a tot"
+    ):
+        adopt(seeded(Gated), TASKS, PARTS["weight"]).training_step(rows()[0], 0)
+
+
+class Detached(Host):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx).detach()
+
+
+def test_a_loss_without_graph_is_told():
+    with pytest.raises(RuntimeError, match="a host's loss should have a graph: found one that depends on nothing"):
+        adopt(seeded(Detached), TASKS, LOG).training_step(rows()[0], 0)
+
+
+def test_one_weight_is_one_parts_by_whatever_path():
+    for parts in (both("weight:weights[0]", "weight:weights[-2]"), both("weight:vector[0]", "weight:vector[0][0]")):
+        with pytest.raises(RuntimeError, match="a weight should be one part's: found that 'weight:"):
+            adopt(seeded(Host), TASKS, parts).training_step(rows()[0], 0)
+
+
+def test_counts_are_of_tasks_and_by_functions_that_there_are():
+    with pytest.raises(ValueError, match="tasks should be among depth, height: found Depth; register them all"):
+        adopt(seeded(Host), TASKS, LOG, count=lambda batch: {"Depth": 4}).training_step(rows()[0], 0)
+    for name in ("labels", "nowhere.labels", f"{__name__}.nothing"):
+        with pytest.raises(ValueError, match="a function should be given by its dotted name"):
+            adopt(seeded(Host), TASKS, LOG, count=name)
+    adopt(seeded(Host), TASKS, LOG, count=f"{__name__}.Labels.of").training_step(rows()[0], 0)
+
+
+class Labels:
+    @staticmethod
+    def of(batch):
+        return labels(batch)
+
+
+def test_a_task_that_may_be_absent_and_always_is_is_told():
+    host = adopt(seeded(Host), TASKS, both("log:depth_loss", "log:nothing"), may_be_absent=["height"], rest="plain")
+    for batch in rows(396):
+        host.training_step(batch, 0)
+    with pytest.warns(UserWarning, match="found height in none of 100 steps: 'log:nothing' was never reached"):
+        host.training_step(batch, 0)
+
+
+class Registry(Host):
+    known: ClassVar = {}
+
+    def __init_subclass__(cls, name, **options):
+        super().__init_subclass__(**options)
+        assert name not in Registry.known
+        Registry.known[name] = cls
+
+
+class Registered(Registry, name="one"):
+    pass
+
+
+class Watchful(type(LightningModule)):
+    names: ClassVar = set()
+
+    def __init__(cls, name, bases, members):
+        super().__init__(name, bases, members)
+        if name in Watchful.names:
+            raise KeyError(f"{name} is registered")
+        Watchful.names.add(name)
+
+
+class Watched(Host, metaclass=Watchful):
+    pass
+
+
+class Guarded(Host):
+    """Takes no attribute after it was built."""
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "closed", True)
+
+    def __setattr__(self, name, value):
+        if getattr(self, "closed", False) and not name.startswith("_") and name != "training":
+            raise AttributeError(f"{name} cannot be set")
+        super().__setattr__(name, value)
+
+
+def test_hosts_that_look_at_their_subclasses_or_attributes():
+    adopt(seeded(Registered), TASKS, LOG).training_step(rows()[0], 0)
+    assert Registry.known == {"one": Registered}
+    with pytest.raises(
+        TypeError, match=r"should allow a subclass of its name: found that Watched does not: .* registered"
+    ):
+        adopt(Watched(), TASKS, LOG)
+    host = adopt(seeded(Guarded), TASKS, LOG)
+    host.training_step(rows()[0], 0)
+    assert unadopt(host).closed
+
+
+class Metered(Host):
+    def __init__(self):
+        super().__init__()
+        self.meter = MeanMetric()
+
+    def training_step(self, batch, batch_idx):
+        near, tall = self.losses(batch)
+        self.meter(near.detach())
+        self.log("depth_loss", self.meter)
+        self.log("height_loss", tall)
+        return near + tall
+
+
+def test_a_metric_that_is_logged_is_no_loss():
+    with pytest.raises(RuntimeError, match="'log:depth_loss' was seen as a MeanMetric, a metric; name it otherwise"):
+        adopt(seeded(Metered), TASKS, LOG).training_step(rows()[0], 0)

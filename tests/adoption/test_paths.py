@@ -112,3 +112,56 @@ def test_a_path_ends_at_a_tensor():
     keys = keys_of("vector[0][1]", "it")
     assert split_at_value(owner, keys, "it") == (keys[:1], keys[1:])
     assert split_at_value(owner, keys_of("number", "it"), "it") == (keys_of("number", "it"), ())
+
+
+class Attributes(dict):
+    """As Lightning's hyper-parameters: values that can be had as attributes, and are none."""
+
+    __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    value: float = 1.0
+
+
+class Computed:
+    def __init__(self):
+        self.kept = 1.0
+
+    @property
+    def value(self):
+        return self.kept
+
+    @value.setter
+    def value(self, value):
+        self.kept = value
+
+
+@pytest.mark.parametrize("kind", [lambda: Attributes(value=1.0), Slots, Computed])
+def test_owners_that_keep_values_elsewhere_keep_them(kind):
+    owner = kind()
+    for _ in range(2):
+        with replaced(owner, keys_of("value", "it"), torch.zeros(()), "it"):
+            assert owner.value == 0
+        assert owner.value == 1.0
+        assert isinstance(owner.value, float)
+
+
+def test_what_the_program_makes_of_a_value_meanwhile_stays():
+    owner = Owner()
+    buffer = torch.full((), 2.0).requires_grad_()
+    for path, value in (("number", torch.ones(()).requires_grad_()), ("buffer", buffer)):
+        keys = keys_of(path, "it")
+        with replaced(owner, keys, value, "it"):
+            setattr(owner, path, fetch(owner, keys, "it") * 0.5)
+    assert owner.number == 0.5
+    assert isinstance(owner.number, float)
+    assert owner.buffer.item() == 1.0
+    assert not owner.buffer.requires_grad
+    with replaced(owner, keys_of("buffer", "it"), torch.ones(()).requires_grad_(), "it"), torch.no_grad():
+        owner.buffer.mul_(0.25)
+    assert owner.buffer.item() == 0.25
+    with replaced(owner, keys_of("number", "it"), torch.ones(()), "it"):
+        owner.number = 7.0
+    assert owner.number == 7.0

@@ -1,0 +1,144 @@
+"""What is looked at in an adopted module's total, and what is said of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from lightning_uncertainty.adoption._options import Options
+from lightning_uncertainty.adoption._watch import Watch
+from lightning_uncertainty.adoption.parts import HostWeight, Logged, Part
+
+__all__ = ["IDLE", "LONG", "Looks"]
+
+_CHECKED = 3
+
+IDLE, LONG = 10, 100
+"""Steps after which a warning says what has not been found."""
+
+
+class Looks:
+    """Looks at totals; an adoption fills in what is known.
+
+    Attributes:
+        options: what was asked for.
+        watch: the step that is on.
+    """
+
+    options: Options
+    watch: Watch | None
+    _parts: Mapping[str, Part]
+    _manual: bool
+    _opposed: bool
+    _steps: int
+    _reached: set[str]
+    _trainer: int | None
+
+    def is_checked(self, host: Any) -> bool:
+        """Whether this step's total is looked at: in a fit's first steps, and where a step is logged anyway."""
+        trainer = getattr(host, "_trainer", None)
+        if self._trainer != id(trainer):
+            self._trainer, self._steps = id(trainer), 0
+        every = getattr(trainer, "log_every_n_steps", 1) or 0
+        return self._steps < _CHECKED or bool(every and (self._steps + 1) % every == 0)
+
+    def require_parts(self, losses: Collection[str]) -> None:
+        """Look whether a total has every task that it must have.
+
+        Raises:
+            RuntimeError: it has not.
+        """
+        absent, watch = self.options.may_be_absent, self.watch
+        assert watch is not None
+        # one that is seen and left out would be weighed all the same in steps that nobody looks at
+        known = self._reached if self._manual else self._reached - watch.sights.keys()
+        never = [task for task in self._parts if task not in losses and task not in (*known, *absent)]
+        if never:
+            raise RuntimeError(
+                f"every task's part should be in the host's loss: found none for {', '.join(never)}: "
+                f"{self.unseen(never)}; name it otherwise (`describe` of lightning_uncertainty.adoption lists the "
+                f"ways), or, only where its labels may be missing in a batch, say may_be_absent="
+                f"{sorted({*never, *absent})!r}"
+            )
+
+    def expect(self, total: float, losses: dict[str, float], weights: dict[str, float], rest: float) -> bool:
+        """Return whether a total is the tasks', by its numbers; it may be an opponent's under manual optimization.
+
+        Raises:
+            RuntimeError: they are not those of a weighted sum of all parts.
+        """
+        if total != total or abs(total) == float("inf"):
+            return True  # weigh tells of a loss that is not finite, or skips it
+        if self._manual and weights and all(weight < 0 for weight in weights.values()):
+            self._opposed = True  # from now on every total is looked at
+            return False
+        options = self.options
+        self.require_parts(losses)
+        if rest and options.rest is None:
+            raise RuntimeError(
+                f"a host's loss should be a weighted sum of its parts: found {total:.4g}, of which {rest:.4g} no part "
+                f"explains, with losses {_by_name(losses)} of weights {_by_name(weights)}; name what is missing, or "
+                "say rest='plain' to add it as it is, or rest= a task whose loss it is"
+            )
+        off = [task for task, weight in weights.items() if weight == 0 and task not in options.may_be_absent]
+        if off:
+            raise RuntimeError(
+                f"a host should give every task a weight: found 0 for {', '.join(off)}, of a task that is switched "
+                "off or a total that is not a sum (as a maximum); give it a weight, leave the task out, or say "
+                f"may_be_absent={sorted({*off, *options.may_be_absent})!r}"
+            )
+        gone = [
+            task
+            for task, part in self._parts.items()
+            if isinstance(part, HostWeight) and losses.get(task) == 0 and task not in options.may_be_absent
+        ]
+        if gone and self._steps < _CHECKED:
+            raise RuntimeError(
+                f"a weighted loss should be there in the first steps: found exactly 0 for {', '.join(gone)}, as of "
+                f"labels that are missing or a total that is not a sum (as a maximum); where labels may be missing, "
+                f"say may_be_absent={sorted({*gone, *options.may_be_absent})!r}"
+            )
+        negative = [task for task, weight in weights.items() if weight < 0]
+        if negative and not options.keep_host_weights:
+            raise RuntimeError(
+                f"a host's weight should be positive: found {weights[negative[0]]:.4g} for {negative[0]}, which the "
+                "host makes large and not small; leave it to rest='plain', or say keep_host_weights=True and give it "
+                "the likelihood 'constant'"
+            )
+        return True
+
+    def warn_of_absent(self) -> None:
+        never = [task for task in self.options.may_be_absent if task not in self._reached and task in self._parts]
+        if never:
+            warnings.warn(
+                f"a task that may be absent should be there at times: found {', '.join(never)} in none of {LONG} "
+                f"steps: {self.unseen(never)}",
+                stacklevel=3,
+            )
+
+    def unseen(self, tasks: Iterable[str]) -> str:
+        """Say for each of tasks why its part is not in a total."""
+        watch = self.watch
+        assert watch is not None
+        why = []
+        for task in tasks:
+            part = self._parts[task]
+            if task in watch.sights:
+                found = "was seen, but the loss does not depend on it"
+            elif task in watch.useless:
+                found = f"was seen as {watch.useless[task]}"
+                if isinstance(part, Logged) and not self.options.follow and not found.endswith("metric"):
+                    found += " (follow=True finds the loss behind detach() and item())"
+            elif isinstance(part, HostWeight):
+                weight = watch.weights.of(task, list(watch.weights.leaves))
+                off = weight is not None and weight.item() == 0
+                found = f"is {'0' if off else 'there'}, but the loss does not depend on it"
+            else:
+                found = "was never reached"
+            why.append(f"'{part}' {found}")
+        return "; ".join(why)
+
+
+def _by_name(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
