@@ -121,7 +121,7 @@ def check_optimizers(network: Parameters, own: Parameters, optimizers: Sequence[
             "a weighting that learns or remembers should have optimizers that evaluate a batch once a step: found "
             "LBFGS, which does so many times, each a step of the weighting; use "
             "`torch.optim.AdamW(self.parameter_groups(lr=...))`, and for a last phase of LBFGS a module with "
-            "`weighting=net.fixed_weighting()`, the weights that were learnt"
+            "`weighting=net.fixed_weighting()`, the weights that were learnt, or FixedWeighting"
         )
     holders = [
         (number, optimizer, group)

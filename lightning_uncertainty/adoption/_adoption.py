@@ -40,7 +40,8 @@ class Adoption(Looks):
         self._manual = self._opposed = self._told = False
         self._parts, self._plans = dict(options.parts), dict[bool, Plan]()
         self._batch: Any = None
-        self._steps, self._idle, self._asked, self._reached = 0, 0, False, set[str]()
+        self._steps, self._idle, self._reached = 0, 0, set[str]()
+        self._asked = self._asked_with = False
         self._trainer: int | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -58,7 +59,7 @@ class Adoption(Looks):
             plan = self._plans[evaluating] = Plan(dict(self.options.validation) if evaluating else self._parts)
         self.watch = Watch(host, plan, follow=self.options.follow, evaluating=evaluating)
         self._batch = args[0] if args else next(iter(kwargs.values()), None)
-        self._manual, self._asked = not host.automatic_optimization, False
+        self._manual, self._asked, self._asked_with = not host.automatic_optimization, False, False
         return self.watch
 
     def end(self) -> None:
@@ -88,11 +89,13 @@ class Adoption(Looks):
         """
         watch = self.watch
         assert watch is not None
-        if watch.sights and not self._asked and not self._reached:
+        if watch.sights and not self._asked_with and not self._reached:
+            found = "gives it nothing before these are seen" if self._asked else "calls it never"
             raise RuntimeError(
-                "a host under manual optimization should call self.manual_backward, whose loss is what is weighed: "
-                "found a step that has the tasks' parts and calls it never; it may call loss.backward() itself, "
-                "which cannot be adopted"
+                "a host under manual optimization should call self.manual_backward after its losses are logged or "
+                f"returned, as its loss is what is weighed: found a step that has the tasks' parts and {found}; name "
+                "parts that are made before, as by call: or weight:, or, where it calls loss.backward() itself, write "
+                "a step that calls weigh"
             )
         self._idle += not self._reached
         if self._idle == IDLE:
@@ -124,7 +127,7 @@ class Adoption(Looks):
         """
         watch, options = self.watch, self.options
         assert watch is not None
-        self._asked = True
+        self._asked, self._asked_with = True, bool(watch.sights)
         check = self.is_checked(host) or self._opposed
         losses = None
         derived = options.rest or options.keep_host_weights or options.may_be_absent or options.global_losses

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Looked", "OneBatch", "quietly", "trainer_of"]
+from torch.utils.data import DataLoader
+
+__all__ = ["Looked", "OneBatch", "has_loaders", "quietly", "trainer_of"]
 
 
 class Looked(Exception):  # noqa: N818 - no error
@@ -28,6 +30,12 @@ class OneBatch:
         yield self._batch
 
 
+def has_loaders(data: Any) -> bool:
+    """Whether data are a DataLoader, or a list or mapping of them, and not a batch."""
+    parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else [data]
+    return any(isinstance(part, DataLoader) for part in parts)
+
+
 def trainer_of(kind: type) -> Any:
     """Return a Trainer for one step, of the namespace that the host is of."""
     base = next(one for one in kind.__mro__ if one.__name__ == "LightningModule")
@@ -35,7 +43,7 @@ def trainer_of(kind: type) -> Any:
         import lightning.pytorch as namespace
     else:
         import pytorch_lightning as namespace  # type: ignore[no-redef]
-    quiet: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet: Any = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return namespace.Trainer(
         accelerator="cpu", devices=1, max_steps=1, limit_val_batches=0, num_sanity_val_steps=0, **quiet
     )

@@ -123,6 +123,8 @@ class Probe:
         """Return how the call of a frame is named; None where it cannot be."""
         code, owner = frame.f_code, frame.f_locals.get("self")
         path = self._paths.get(id(owner)) if owner is not None else None
+        if path is not None and type(owner).__module__.split(".")[0] == "torchmetrics":
+            return None
         if path is not None:
             if code.co_name == "forward" and isinstance(owner, nn.Module) and path:
                 return f"call:{path}"

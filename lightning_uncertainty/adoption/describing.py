@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_uncertainty._show import render
 from lightning_uncertainty.adoption._hosts import check_host
-from lightning_uncertainty.adoption._one_step import Looked, OneBatch, quietly, trainer_of
+from lightning_uncertainty.adoption._one_step import Looked, OneBatch, has_loaders, quietly, trainer_of
 from lightning_uncertainty.adoption._probing import Probe
 from lightning_uncertainty.adoption._weights import candidates, weight_of
 from lightning_uncertainty.adoption.adopting import is_adopted, unadopt
@@ -79,7 +79,7 @@ def describe(
 
     Args:
         module: a LightningModule, adopted or not.
-        data: a batch, or a DataLoader or LightningDataModule of them.
+        data: a batch, or a DataLoader, several of them, or a LightningDataModule; None is the module's own loader.
         weights: whether to look for weights among the host's numbers, which runs the step once for each.
         run: in place of `data`, what trains a module, for hosts that need a Trainer of their own; it is given the copy,
             and interrupted after the first step.
@@ -112,7 +112,13 @@ def describe(
         >>> [part.names[0] for part in found.candidates]
         ['log:near', 'weight:far']
     """
-    host = copy.deepcopy(module)
+    try:
+        host = copy.deepcopy(module)
+    except Exception as error:
+        raise RuntimeError(
+            f"describe looks at a copy of a module: found one that cannot be copied: {error}; give one that was just "
+            "built, before it keeps tensors of a graph"
+        ) from error
     if is_adopted(host):
         host = unadopt(host)
     check_host(host)
@@ -125,10 +131,10 @@ def describe(
                 run(host)
             return _described(kind, seen)
         trainer = trainer_of(kind)
-        if hasattr(data, "train_dataloader"):
+        if data is None or hasattr(data, "train_dataloader"):
             trainer.fit(host, datamodule=data)
         else:
-            trainer.fit(host, data if isinstance(data, torch.utils.data.DataLoader) else OneBatch(data))
+            trainer.fit(host, data if has_loaders(data) else OneBatch(data))
     return _described(kind, seen)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["dominance"]
 
-_DOMINANT = 0.95  # share of the growth of all weights
+_DOMINANT = 0.99  # share of the growth of all weights; what is learnt well may grow a hundredfold
 _FALLEN = 0.5  # σ now over σ of the first row
 _FALLING = 0.9  # σ now over σ in the middle of the history
 _ROWS_TO_JUDGE = 10
@@ -27,11 +27,12 @@ def dominance(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float], p
         weights: effective weights by task, now.
         prefix: stands before every key of the rows.
     """
-    if len(weights) == 1 or len(rows) < _ROWS_TO_JUDGE:
+    if len(rows) < _ROWS_TO_JUDGE:
         return None
-    growth = {task: _over(weight, rows[0].get(f"{prefix}weight/{task}")) for task, weight in weights.items()}
+    learnt = {task: weight for task, weight in weights.items() if f"{prefix}sigma/{task}" in rows[-1]}
+    growth = {task: _over(weight, rows[0].get(f"{prefix}weight/{task}")) for task, weight in learnt.items()}
     total = sum(growth.values())
-    if not 0 < total < math.inf:
+    if len(growth) < 2 or not 0 < total < math.inf:
         return None
     shares = {task: grown / total for task, grown in growth.items()}
     curves = {

@@ -415,9 +415,29 @@ class Backward(TwoOptimizers):
 
 
 def test_a_backward_that_is_not_manual_backward_is_told():
-    with pytest.raises(RuntimeError, match=r"should call self.manual_backward.* it may call loss.backward\(\) itself"):
+    with pytest.raises(RuntimeError, match=r"should call self.manual_backward.* and calls it never"):
         fit(adopt(seeded(Backward, FORMS["list"]), TASKS, LOG), 2)
     host = adopt(seeded(OwnBackward, FORMS["list"]), TASKS, LOG)
+    fit(host, 2)
+    assert all(value > 0 for value in host.sigma().values())
+
+
+class LogsAtTheEnd(TwoOptimizers):
+    def training_step(self, batch, batch_idx):
+        judge, generator = self.optimizers()
+        near, tall = self.losses(batch)
+        for optimizer in (judge, generator):
+            optimizer.zero_grad()
+        self.manual_backward(self.judge(near.detach().reshape(1, 1)).mean() + near + tall)
+        generator.step()
+        self.log_dict({"depth_loss": near, "height_loss": tall})
+
+
+def test_parts_that_are_logged_after_manual_backward_are_told():
+    with pytest.raises(RuntimeError, match="and gives it nothing before these are seen; name parts that are made"):
+        fit(adopt(seeded(LogsAtTheEnd, FORMS["list"]), TASKS, LOG), 2)
+    parts = {"depth": "call:far", "height": "call:tall_of"}
+    host = adopt(seeded(LogsAtTheEnd, FORMS["list"]), TASKS, parts, rest="plain")
     fit(host, 2)
     assert all(value > 0 for value in host.sigma().values())
 

@@ -4,6 +4,7 @@ from enum import Enum
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning.loggers.logger import DummyLogger
 from torch import nn
 from torchmetrics import MeanMetric
 
@@ -62,6 +63,35 @@ def test_an_adopted_module_a_loader_and_the_other_namespace():
             return Loader(rows())
 
     assert names_of(describe(host, Data())) == names_of(found)
+    loader = torch.utils.data.DataLoader(rows(), batch_size=None)
+    assert names_of(describe(Joined().double(), [loader, loader])) >= {"log:depth_loss"}
+    assert names_of(describe(Loading().double())) >= {"log:depth_loss"}
+
+
+class Joined(Host):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[0], batch_idx)
+
+
+class Loading(Host):
+    """Has a loader of its own, logs to the logger itself, and keeps what it made."""
+
+    kept = None
+
+    def train_dataloader(self):
+        return Loader(rows())
+
+    def training_step(self, batch, batch_idx):
+        self.logger.experiment.add_scalar("number", 3.0)
+        self.kept = super().training_step(batch, batch_idx)
+        return self.kept
+
+
+def test_a_module_that_keeps_a_graph_is_told():
+    host = Loading().double()
+    trainer(logger=DummyLogger()).fit(host)
+    with pytest.raises(RuntimeError, match=r"found one that cannot be copied: .*; give one that was just built"):
+        describe(host)
 
 
 class Manual(LightningModule):

@@ -6,14 +6,15 @@ import pytest
 
 from lightning_uncertainty.callbacks._dominance import dominance
 
-WEIGHTS = {"depth": 4.8, "kind": 0.2}
+WEIGHTS = {"depth": 49.8, "kind": 0.2}
 FALLING = [0.9**step for step in range(12)]
 
 
 def warned(sigmas, weights=WEIGHTS, prefix="", first=0.2):
     """The first row's weights are `first`, of all or by task."""
     began = first if isinstance(first, dict) else dict.fromkeys(weights, first)
-    rows = [{"step": step, f"{prefix}sigma/depth": sigma} for step, sigma in enumerate(sigmas)]
+    others = {f"{prefix}sigma/{task}": math.nan for task in weights if task != "constant"}
+    rows = [{**others, "step": step, f"{prefix}sigma/depth": sigma} for step, sigma in enumerate(sigmas)]
     rows[0] |= {f"{prefix}weight/{task}": weight for task, weight in began.items()}
     return dominance(rows, weights, prefix)
 
@@ -21,7 +22,7 @@ def warned(sigmas, weights=WEIGHTS, prefix="", first=0.2):
 @pytest.mark.parametrize("prefix", ["", "u/"])
 def test_a_sigma_that_fell_and_still_falls_beside_all_the_weight_is_told(prefix):
     assert warned(FALLING, prefix=prefix).startswith(
-        "task 'depth' takes over: its weight has grown 24 times since the first row, the others' at most 1 times, and "
+        "task 'depth' takes over: its weight has grown 249 times since the first row, the others' at most 1 times, and "
         "its σ has fallen from 1 to 0.314 and is still falling"
     )
 
@@ -29,7 +30,7 @@ def test_a_sigma_that_fell_and_still_falls_beside_all_the_weight_is_told(prefix)
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_the_units_of_labels_do_not_matter(unit):
     """Centimetres in place of metres: weights, now and at first, are 1e4 times smaller."""
-    weights, first = {**WEIGHTS, "depth": 4.8 * unit}, {"depth": 0.2 * unit, "kind": 0.2}
+    weights, first = {**WEIGHTS, "depth": 49.8 * unit}, {"depth": 0.2 * unit, "kind": 0.2}
     assert warned(FALLING, weights, first=first) == warned(FALLING)
     grown = {**weights, "depth": 0.8 * unit}  # σ has halved, as it does when a task is learnt
     assert warned(FALLING, grown, first=first) is None
@@ -52,14 +53,20 @@ def test_other_ways_of_a_sigma_are_not(sigmas):
 
 @pytest.mark.parametrize(
     "weights",
-    [{"depth": 0.95, "kind": 0.05}, {"depth": 0.04, "kind": 0.96}, {"depth": 1.0}, {"depth": 0.0, "kind": 0.0}],
+    [
+        {"depth": 0.99, "kind": 0.01},
+        {"depth": 0.04, "kind": 0.96},
+        {"depth": 1.0},
+        {"depth": 1.0, "constant": 1e-9},
+        {"depth": 0.0, "kind": 0.0},
+    ],
 )
 def test_a_task_that_does_not_take_the_weight_of_others_is_not(weights):
     assert warned(FALLING, weights) is None
 
 
 STILL = [2.0] * 12
-TOGETHER = {"residual": 0.6, "boundary": 0.38, "initial": 0.02}
+TOGETHER = {"residual": 6.0, "boundary": 3.8, "initial": 0.02}
 
 
 def warned_together(weights=TOGETHER, **sigmas):
@@ -71,7 +78,7 @@ def warned_together(weights=TOGETHER, **sigmas):
 def test_tasks_that_fall_together_while_another_stands_still_are_told():
     told = warned_together(residual=FALLING, boundary=FALLING, initial=STILL)
     assert told.startswith(
-        "tasks 'residual', 'boundary' take over: their weights have grown 60 and 38 times since the first row, the "
+        "tasks 'residual', 'boundary' take over: their weights have grown 600 and 380 times since the first row, the "
         "others' at most 2 times, and their σ fall together (residual from 1 to 0.314, boundary from 1 to 0.314) while "
         "that of 'initial' stands still"
     )
