@@ -92,6 +92,11 @@ def check_gradients(found: Tensors, expected: Tensors, tolerance: float = 1e-5, 
         assert ((value - expected[name]).abs().max() / scale).item() < tolerance, name
 
 
+def weighting_of(learnt: bool) -> Weighting:
+    """Return what learns its log-variances by the host's optimizer, or what has nothing to learn."""
+    return UncertaintyWeighting() if learnt else AnalyticUncertaintyWeighting()
+
+
 def check_resumed(pl: ModuleType, make: Callable[[], Any], loader: Any, folder: Path, **options: Any) -> Path:
     """A fit that takes up a checkpoint of its middle ends, to the last bit, as one that never stopped.
 
