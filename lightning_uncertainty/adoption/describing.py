@@ -201,7 +201,7 @@ def _probed(kind: Any, seen: _Seen, weights: bool, stop: bool) -> Any:
         if seen.probe is not None:
             return kind.training_step(self, *args, **kwargs)
         seen.probe, state = Probe(self), torch.get_rng_state()
-        before = {name: value.clone() for name, value in self.state_dict().items()} if weights else {}
+        before = copy.deepcopy(self.state_dict()) if weights and not self.automatic_optimization else {}
         with seen.probe.on():
             returned = kind.training_step(self, *args, **kwargs)
         if self.automatic_optimization:

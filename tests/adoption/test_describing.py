@@ -127,6 +127,20 @@ def test_manual_optimization():
     assert found.unusable["near"] == "it is logged as a number, unless you say follow=True"
 
 
+class Extra(Manual):
+    """Keeps more than tensors in its state, as metrics may."""
+
+    def get_extra_state(self):
+        return {"seen": 1}
+
+    def set_extra_state(self, state):
+        assert state == {"seen": 1}
+
+
+def test_a_state_may_hold_more_than_tensors():
+    assert {"log:near", "weight:strength"} <= names_of(describe(Extra(), rows()[0]))
+
+
 def test_a_step_without_a_loss_is_told():
     class Lossless(Host):
         def training_step(self, batch, batch_idx):

@@ -13,12 +13,13 @@ from pina.model import FeedForward
 from pina.operator import laplacian
 from pina.optim import TorchOptimizer, TorchScheduler
 from pina.problem import SpatialProblem
-from pina.solver import PINN
+from pina.solver import PINN, CompetitivePhysicsInformedSolver, SelfAdaptivePhysicsInformedSolver
 from pina.weighting import BaseWeighting, ScalarWeighting
 
 from lightning_uncertainty import AdoptLosses, AnalyticUncertaintyWeighting, UncertaintyMonitor, UncertaintyWeighting
+from lightning_uncertainty.adoption import describe
 from lightning_uncertainty.likelihoods import Gaussian
-from tests.hosts._host import HOST_WARNS, QUIET, RANKS, check_rows, same
+from tests.hosts._fits import HOST_WARNS, QUIET, RANKS, check_rows, same
 
 pytestmark = HOST_WARNS
 TASKS = {"equation": "gaussian", "measured": "gaussian"}
@@ -109,7 +110,8 @@ def test_sigma_is_the_residual(named):
     for task in TASKS:
         assert sigma[task] == pytest.approx(rmse[task], rel=0.02)
         assert rmse[task] == pytest.approx(NOISE[task], rel=0.3)
-    check_rows(monitor.history.rows, 600, TASKS)
+    check_rows(monitor, set(TASKS), set(TASKS))
+    assert len(monitor.history.rows) == 600
 
 
 def one_step(weights=None, *callbacks):
@@ -148,6 +150,39 @@ def test_the_host_reads_what_was_written():
     assert type(plain) is PINN
     assert same(plain.model, trainer.solver.model)
     assert fitted(solver(), 3, ckpt_path="host.ckpt").global_step == 3
+
+
+def test_describe_finds_what_to_write():
+    found = describe(solver(ONES), run=lambda host: fitted(host, 1))  # its solvers need its Trainer
+    names = {name for part in found.candidates for name in part.names}
+    for parts, _, _ in NAMED.values():
+        assert {part for part in parts.values() if not part.startswith("weight:")} <= names
+    assert {key for key, why in found.unusable.items() if "follow=True" in why} >= {"D_loss", "data_loss"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(SelfAdaptivePhysicsInformedSolver, "weights"), (CompetitivePhysicsInformedSolver, "discriminator")],
+)
+def test_an_opponent_steps_as_it_would_alone(kind, name):
+    """It makes the same losses large, under manual optimization, with an optimizer of its own."""
+
+    def made():
+        plain = solver()
+        still, steps = (TorchOptimizer(torch.optim.SGD, lr=lr) for lr in (0.0, 1e-2))
+        return kind(plain.problem, plain.model, **{"optimizer_model": still, f"optimizer_{name}": steps})
+
+    def opponent(host):
+        return getattr(host, name)
+
+    parts, more, _ = NAMED["logged"]
+    torch.manual_seed(0)
+    ours = fitted(made(), 1, AdoptLosses(TASKS, parts, **more)).solver
+    torch.manual_seed(0)
+    theirs = fitted(made(), 1).solver
+    assert all(value > 0 for value in ours.sigma().values())
+    assert not same(opponent(theirs), opponent(made()))
+    assert same(opponent(ours), opponent(theirs))
 
 
 def test_lbfgs_is_refused():

@@ -16,12 +16,12 @@ from pytorch_tabular.models.category_embedding import CategoryEmbeddingModel
 
 from lightning_uncertainty import AdoptLosses, UncertaintyMonitor, UncertaintyWeighting, adopt
 from lightning_uncertainty.adoption import describe
-from tests.hosts._host import HOST_WARNS, QUIET, RANK, RANKS, check_rows, check_same_gradients, gradients, same
+from tests.hosts._fits import HOST_WARNS, QUIET, RANK, RANKS, check_gradients, check_rows, gradients, same
 
 pytestmark = HOST_WARNS
 TASKS = {"mass": "gaussian", "length": "gaussian"}
 PARTS = {"mass": "log:train_loss_0", "length": "log:train_loss_1"}  # the number of the target
-NOISE = {"mass": 2.0, "length": 0.1}
+NOISE = {"mass": 2.0, "length": 0.3}
 ROWS, BATCH = 512, 64
 
 
@@ -78,7 +78,8 @@ def test_sigma_is_the_residual():
     for task in TASKS:
         assert sigma[task] == pytest.approx(rmse[task], rel=0.02)
         assert rmse[task] == pytest.approx(NOISE[task], rel=0.2)
-    check_rows(monitor.history.rows, 60 * ROWS // BATCH, TASKS)
+    check_rows(monitor, set(TASKS), set(TASKS))
+    assert len(monitor.history.rows) == 60 * ROWS // BATCH
 
 
 def test_the_best_of_a_fit_is_loaded_and_sigma_stays():
@@ -155,7 +156,7 @@ def test_gradients_are_those_of_weights_by_hand():
     plain, _ = modules(1)
     residuals = plain(batch)["logits"] - batch["target"]
     total = sum(weights[name] * residuals[:, i].square().mean() for i, name in enumerate(TASKS))
-    check_same_gradients(ours, gradients(plain, total))
+    check_gradients(ours, gradients(plain, total), tolerance=1e-3)
 
 
 @pytest.mark.parametrize("weighting", [None, UncertaintyWeighting()])
