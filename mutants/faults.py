@@ -1451,15 +1451,15 @@ FAULTS = [
     Fault(
         "a_state_with_what_is_ours",
         "adoption/_host_shaped.py",
-        "                del state[name]",
-        "                pass",
+        "            del state[name]",
+        "            pass",
         ("tests/adoption/test_adopted.py::test_a_checkpoint_has_the_hosts_shape",),
     ),
     Fault(
         "a_hosts_state_resets_sigma",
         "adoption/_host_shaped.py",
-        "            state_dict.update(self._own_state(prefix))",
-        "            pass",
+        '        state.update({f"{prefix}{name}": value for name, value in module._own_state().items()})',
+        "        pass",
         ("tests/adoption/test_adopted.py::test_a_state_of_the_host_leaves_sigma_as_it_is",),
     ),
     Fault(
@@ -1479,8 +1479,8 @@ FAULTS = [
     Fault(
         "a_value_stays_replaced",
         "adoption/_paths.py",
-        "    finally:\n        if own:",
-        "    finally:\n        if not own:",
+        "    elif inherited:\n        delattr",
+        "    elif not inherited:\n        delattr",
         ("tests/adoption/test_paths.py::test_a_value_is_replaced_and_stands_there_again",),
     ),
     Fault(

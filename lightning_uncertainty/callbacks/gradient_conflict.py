@@ -243,7 +243,7 @@ class GradientConflictMonitor(TaskCallback):
             warnings.warn(
                 "GradientConflictMonitor should see the shared features: found none that were split and have a "
                 f"gradient in step {step}; use task_step or task_outputs, or give each head "
-                "split_features(features)[task]",
+                "split_features(features)[task]; a module that was adopted splits none",
                 stacklevel=2,
             )
 
