@@ -42,7 +42,6 @@ class Adoption(Looks):
         self._batch: Any = None
         self._steps, self._idle, self._reached = 0, 0, set[str]()
         self._asked = self._asked_with = False
-        self._trainer: int | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, arrived=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -33,13 +34,12 @@ class Looks:
     _opposed: bool
     _steps: int
     _reached: set[str]
-    _trainer: int | None
 
     def is_checked(self, host: Any) -> bool:
         """Whether this step's total is looked at: in a fit's first steps, and where a step is logged anyway."""
         trainer = getattr(host, "_trainer", None)
-        if self._trainer != id(trainer):
-            self._trainer, self._steps = id(trainer), 0
+        if not host._task_fit.is_checked(host):  # a fit begins
+            self._steps = 0
         every = getattr(trainer, "log_every_n_steps", 1) or 0
         return self._steps < _CHECKED or bool(every and (self._steps + 1) % every == 0)
 
@@ -68,7 +68,7 @@ class Looks:
         Raises:
             RuntimeError: they are not those of a weighted sum of all parts.
         """
-        if total != total or abs(total) == float("inf"):
+        if not all(map(math.isfinite, losses.values())):
             return True  # weigh tells of a loss that is not finite, or skips it
         if self._manual and weights and all(weight < 0 for weight in weights.values()):
             self._opposed = True  # from now on every total is looked at
@@ -135,7 +135,8 @@ class Looks:
                 off = weight is not None and weight.item() == 0
                 found = f"is {'0' if off else 'there'}, but the loss does not depend on it"
             else:
-                found = "was never reached"
+                suffixed = isinstance(part, Logged) and part.key.endswith(("_step", "_epoch"))
+                found = f"was never reached{' (Lightning adds _step and _epoch by itself)' * suffixed}"
             why.append(f"'{part}' {found}")
         return "; ".join(why)
 

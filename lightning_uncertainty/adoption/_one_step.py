@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ class OneBatch:
         return 1
 
     def __iter__(self) -> Iterator[Any]:
-        yield self._batch
+        yield copy.deepcopy(self._batch)  # a host may change it
 
 
 def has_loaders(data: Any) -> bool:

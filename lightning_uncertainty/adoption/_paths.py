@@ -94,9 +94,11 @@ def replaced(root: Any, keys: Keys, value: Any, what: str) -> Iterator[None]:
         with replaced(root, keys[:-1], made, what):
             yield
         return
+    if item and isinstance(owner, nn.ParameterList | nn.ParameterDict):  # would make a parameter of what it is given
+        item, key = False, str(key % len(owner) if isinstance(key, int) else key)
     slots: MutableMapping[str, Any] | None = _slots(owner, str(key)) if not item else None
     inherited = slots is None and not item and _is_inherited(owner, str(key))
-    old = fetch(owner, (keys[-1],), what)
+    old = fetch(owner, ((item, key),), what)
     try:
         _put(owner, item, key, slots, value)
     except (AttributeError, TypeError, ValueError) as error:

@@ -152,5 +152,5 @@ def _is_expected(total: Tensor, terms: Terms, expected: Expected) -> bool:
     weights = dict(zip(terms.weights, numbers[2 + len(tasks) :], strict=True))
     size = abs(numbers[0]) + sum(abs(losses[task] * weights[task]) for task in tasks)
     eps = max(torch.finfo(value.dtype).eps for value in values)
-    small = abs(numbers[1]) <= (_ROUNDINGS if eps < 1e-4 else 4) * eps * size + 1e-30
+    small = math.isfinite(numbers[1]) and abs(numbers[1]) <= (_ROUNDINGS if eps < 1e-4 else 4) * eps * size + 1e-30
     return expected(numbers[0], losses, weights, 0.0 if small else numbers[1])

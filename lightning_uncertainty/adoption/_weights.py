@@ -78,7 +78,7 @@ def _leaf(old: Any, like: Any, what: str) -> Tensor:
                 "longer get; name the loss itself, as the host logs it or as a call returns it"
             )
         value = old.detach().clone()
-        value = value if value.is_floating_point() else value.to(like.dtype)
+        value = value.to(torch.promote_types(value.dtype, like.dtype))
     elif isinstance(old, Real) and not isinstance(old, bool):
         value = torch.full((), float(old), dtype=like.dtype, device=like.device)  # no copy from the host to a device
     else:

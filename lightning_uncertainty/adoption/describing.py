@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty.adoption._hosts import check_host
+from lightning_uncertainty.adoption._naming import as_part
 from lightning_uncertainty.adoption._one_step import Looked, OneBatch, has_loaders, quietly, trainer_of
 from lightning_uncertainty.adoption._probing import Probe
+from lightning_uncertainty.adoption._watch import Plan, Watch
 from lightning_uncertainty.adoption._weights import candidates, weight_of
 from lightning_uncertainty.adoption.adopting import is_adopted, unadopt
 from lightning_uncertainty.adoption.description import Candidate, Description
+from lightning_uncertainty.adoption.parts import Part
 
 __all__ = ["describe"]
 
@@ -129,6 +132,18 @@ class _Seen:
             if why or f"log:{key}" not in used:
                 self.unusable[key] = why or "it is the loss itself, or the loss does not depend on it"
 
+    def keep(self, reached: Callable[[dict[str, Part]], set[str]]) -> None:
+        """Keep those names of calls and functions that a step shows when it is watched for them."""
+        names = [name for found in self.candidates for name in found.names if not name.startswith("log:")]
+        shown = reached({name: as_part(name) for name in names})
+        kept = [
+            Candidate(
+                tuple(name for name in found.names if name not in names or name in shown), found.loss, found.weight
+            )
+            for found in self.candidates
+        ]
+        self.candidates = [found for found in kept if found.names]
+
     def _order(self, name: str) -> tuple[bool, int, bool, int]:
         """Return what the most natural names are first by; last are those that take follow=True."""
         kind, _, rest = name.partition(":")
@@ -154,20 +169,32 @@ def _probed(kind: Any, seen: _Seen, weights: bool, stop: bool) -> Any:
         if seen.probe is not None:
             return kind.training_step(self, *args, **kwargs)
         seen.probe, state = Probe(self), torch.get_rng_state()
-        before = copy.deepcopy(self.state_dict()) if weights and not self.automatic_optimization else {}
+        given = copy.deepcopy((args, kwargs))  # a host may change its batch
+        before = {} if self.automatic_optimization else copy.deepcopy(self.state_dict())
         with seen.probe.on():
             returned = kind.training_step(self, *args, **kwargs)
         if self.automatic_optimization:
-            seen.take(returned["loss"] if isinstance(returned, Mapping) else returned)
-        if weights:
-            for path, old in candidates(self):
-                with torch.random.fork_rng():
-                    torch.set_rng_state(state)  # the same dropout
-                    if not self.automatic_optimization:
-                        self.load_state_dict(before)  # it has stepped
-                    trial = _trial_of(self, kind, path, args, kwargs, seen)
-                if trial is not None:
-                    seen.add_weight(path, trial, old)
+            seen.take(_loss_of(returned))
+
+        def again() -> list[Any]:
+            """Run the step once more, and return its losses."""
+            args, kwargs = copy.deepcopy(given)
+            with torch.random.fork_rng():
+                torch.set_rng_state(state)  # the same dropout
+                if not self.automatic_optimization:
+                    self.load_state_dict(before)  # it has stepped
+                seen.trial = []
+                try:
+                    returned = kind.training_step(self, *args, **kwargs)
+                    return seen.trial if not self.automatic_optimization else [_loss_of(returned)]
+                finally:
+                    seen.trial = None
+
+        seen.keep(lambda parts: _reached(self, parts, again))
+        for path, old in candidates(self) if weights else ():
+            loss = weight_of(self, path, again)
+            if loss is not None:
+                seen.add_weight(path, loss, old)
         if stop:
             raise Looked
         return returned
@@ -189,17 +216,15 @@ def _probed(kind: Any, seen: _Seen, weights: bool, stop: bool) -> Any:
     return new_class(kind.__name__, (kind,), {}, lambda names: names.update(members))
 
 
-def _trial_of(self: Any, kind: Any, path: str, args: Any, kwargs: Any, seen: _Seen) -> float | None:
-    """Return the loss that a number of a host's multiplies; None where it multiplies none."""
-    seen.trial = []
+def _loss_of(returned: Any) -> Any:
+    return returned.get("loss") if isinstance(returned, Mapping) else returned
 
-    def step() -> list[Any]:
-        returned = kind.training_step(self, *args, **kwargs)
-        if not self.automatic_optimization:
-            return seen.trial or []
-        return [returned["loss"] if isinstance(returned, Mapping) else returned]
 
+def _reached(host: Any, parts: Mapping[str, Part], again: Callable[[], Any]) -> set[str]:
+    """Return which parts a step shows when it is watched for them: a function may be held where nobody looks."""
     try:
-        return weight_of(self, path, step)
-    finally:
-        seen.trial = None
+        with Watch(host, Plan(parts)) as watch:
+            again()
+    except Exception:
+        return set(parts)
+    return {name for name in parts if watch.reached(name)}

@@ -610,3 +610,38 @@ class Metered(Host):
 def test_a_metric_that_is_logged_is_no_loss():
     with pytest.raises(RuntimeError, match="'log:depth_loss' was seen as a MeanMetric, a metric; name it otherwise"):
         adopt(seeded(Metered), TASKS, LOG).training_step(rows()[0], 0)
+
+
+class Endless(Host):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + torch.tensor(torch.inf) * (batch_idx == 0)
+
+
+def test_a_rest_that_is_not_finite_is_told():
+    with pytest.raises(RuntimeError, match=r"found inf, of which inf no part explains"):
+        adopt(seeded(Endless), TASKS, LOG).training_step(rows()[0], 0)
+
+
+class Switched(Host):
+    product = False
+
+    def training_step(self, batch, batch_idx):
+        total = super().training_step(batch, batch_idx)
+        return total * total if self.product else total
+
+
+def test_every_fit_is_looked_at_from_its_first_step():
+    host = adopt(seeded(Switched), TASKS, LOG)
+    fit = trainer(log_every_n_steps=1000, max_epochs=2)
+    fit.fit(host, Loader(rows()))
+    host.product = True
+    fit.fit_loop.max_epochs = 4
+    with pytest.raises(RuntimeError, match="found a second derivative"):
+        fit.fit(host, Loader(rows()))
+
+
+def test_keys_with_lightnings_endings_are_hinted_at():
+    with pytest.raises(
+        RuntimeError, match=r"'log:height_loss_step' was never reached \(Lightning adds _step and _epoch"
+    ):
+        adopt(seeded(Host), TASKS, both("log:depth_loss", "log:height_loss_step")).training_step(rows()[0], 0)

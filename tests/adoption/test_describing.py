@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 from lightning_uncertainty import adopt
 from lightning_uncertainty.adoption import describe, unadopt
 from tests._nets import trainer
-from tests.adoption._hosts import PARTS, TASKS, Host, host_of, rows
+from tests.adoption._hosts import PARTS, TASKS, Host, host_of, rows, squares
 from tests.adoption.test_adopting import Loader, Other
 
 
@@ -213,3 +213,27 @@ def test_a_host_may_be_run_by_a_trainer_of_its_own():
     found = describe(Host().double(), run=run)
     assert names_of(found) >= {"log:depth_loss", "log:height_loss"}
     assert steps == [0]
+
+
+class Holding(Host):
+    """Holds a function where nobody looks, calls forward itself, and changes its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept, self.beta = {"squares": squares}, 0.25
+
+    def training_step(self, batch, batch_idx):
+        depth, height = batch.pop("depth"), batch["height"].div_(2.0)
+        made = self.head(self.trunk(batch["x"]))
+        return self.far.forward(made[:, 0], depth) + self.beta * self.kept["squares"](made[:, 1], height)
+
+
+def test_what_is_listed_can_be_named():
+    batch = rows()[0]
+    before = {name: value.clone() for name, value in batch.items()}
+    found = describe(Holding().double(), batch)
+    near, tall = found.candidates
+    assert set(near.names) == {"function:torch.nn.functional.l1_loss@0"}
+    assert set(tall.names) == {"weight:beta", "function:torch.nn.functional.mse_loss@0"}
+    assert batch.keys() == before.keys()
+    assert all(torch.equal(batch[name], value) for name, value in before.items())

@@ -165,3 +165,15 @@ def test_what_the_program_makes_of_a_value_meanwhile_stays():
     with replaced(owner, keys_of("number", "it"), torch.ones(()), "it"):
         owner.number = 7.0
     assert owner.number == 7.0
+
+
+def test_parameters_in_lists_are_replaced_and_stay_parameters():
+    owner = nn.Module()
+    owner.list = nn.ParameterList([nn.Parameter(torch.ones(()), requires_grad=False)])
+    owner.dict = nn.ParameterDict({"a": nn.Parameter(torch.ones(()), requires_grad=False)})
+    for path in ("list[0]", "list[-1]", "dict['a']"):
+        keys = keys_of(path, "it")
+        before = fetch(owner, keys, "it")
+        with replaced(owner, keys, value := torch.zeros(()), "it"):
+            assert fetch(owner, keys, "it") is value
+        assert fetch(owner, keys, "it") is before

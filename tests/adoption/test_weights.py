@@ -80,3 +80,11 @@ def test_what_is_no_weight_is_told(path, found):
     with pytest.raises(RuntimeError, match=found), ExitStack() as stack:
         WeightLeaves(owner, {"task": HostWeight(path)}, stack)
     assert dict(vars(owner)) == before
+
+
+def test_a_half_weight_is_as_wide_as_the_host():
+    owner = Owner()
+    owner.half = torch.ones((), dtype=torch.float16)
+    with ExitStack() as stack:
+        assert WeightLeaves(owner, {"task": HostWeight("half")}, stack).leaves[0].dtype == torch.float64
+    assert owner.half.dtype == torch.float16
