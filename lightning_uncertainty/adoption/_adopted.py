@@ -14,7 +14,7 @@ from lightning_uncertainty import _step as steps
 from lightning_uncertainty._step import is_training
 from lightning_uncertainty.adoption._adoption import Adoption
 from lightning_uncertainty.adoption._host_shaped import HostShaped
-from lightning_uncertainty.adoption._optimizers import check_made
+from lightning_uncertainty.adoption._optimizers import check_made, one_group_more
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 __all__ = ["NAMES", "Adopted", "adopted_class"]
@@ -48,7 +48,8 @@ class Adopted(HostShaped, MultiTaskMixin):
         """
         beside = self._adoption.options.beside
         with steps.own_group(self.task_weighting, beside=None if beside is None else self.get_submodule(beside)):
-            made = super().configure_optimizers()  # type: ignore[misc]
+            with one_group_more(self.task_weighting):
+                made = super().configure_optimizers()  # type: ignore[misc]
             check_made(made, list(self.task_weighting.parameters()), beside)
             return made
 

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["check_made"]
+__all__ = ["check_made", "one_group_more"]
+
+
+@contextmanager
+def one_group_more(weighting: nn.Module) -> Iterator[None]:
+    """Say what may be wrong where a host's optimizers or schedulers count groups.
+
+    Raises:
+        RuntimeError: building them fails, and there are log-variances.
+    """
+    try:
+        yield
+    except (ValueError, IndexError) as error:
+        if not any(True for _ in weighting.parameters()):
+            raise
+        raise RuntimeError(
+            "a host's configure_optimizers should bear one parameter group more, that of the log-variances: found that "
+            f"it raises: {error}; if it has a list with a number for every group, take AnalyticUncertaintyWeighting(), "
+            "which has nothing to be optimized"
+        ) from error
 
 
 def check_made(made: Any, own: list[nn.Parameter], beside: str | None) -> None:

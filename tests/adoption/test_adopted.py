@@ -266,6 +266,20 @@ def test_an_optimizer_that_the_host_was_given_is_told():
     fit(host(), 4)
 
 
+class Scheduled(Host):
+    """Has a number for every group."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda epoch: 1.0])]
+
+
+def test_schedulers_that_count_groups_are_told():
+    with pytest.raises(RuntimeError, match=r"found that it raises: Expected 2 lr_lambdas, but got 1; if it has a list"):
+        fit(adopt(seeded(Scheduled), TASKS, LOG, weighting=UncertaintyWeighting()), 2)
+    fit(adopt(seeded(Scheduled), TASKS, LOG), 2)
+
+
 class Opposed(Host):
     """Two players on one loss: the first makes it small, the second large."""
 
