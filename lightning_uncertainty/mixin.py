@@ -27,6 +27,7 @@ from lightning_uncertainty._step import (
     all_sound,
     check_losses,
     check_optimizers,
+    check_rates,
     check_resumed,
     check_shards,
     clip_separately,
@@ -200,10 +201,12 @@ class MultiTaskMixin(Predicting, _Host):
 
         Raises:
             RuntimeError: no tasks are registered.
-            ValueError: a parameter is in two of `groups`, or none of the network's.
+            ValueError: a parameter is in two of `groups`, or none of the network's; or a rate is no number.
         """
         self._require_tasks("parameter_groups")
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
+        check_rates(lr=lr, weight_decay=weight_decay)
+        check_rates(log_variance_lr=FACTOR if log_variance_lr is None else log_variance_lr)
         own_lr = FACTOR * lr if log_variance_lr is None else log_variance_lr
         options = {**group, "lr": lr, "weight_decay": weight_decay}
         of_own = {"betas": BETAS, **group, "lr": own_lr, "weight_decay": 0.0}

@@ -1,7 +1,7 @@
 """The parts of a training step that know the Trainer and the optimizer, and how losses become vectors."""
 
 from lightning_uncertainty._step.kpis import hearing
-from lightning_uncertainty._step.logs import log_evaluation, log_metrics
+from lightning_uncertainty._step.logs import log_evaluation, log_metrics, log_prefix
 from lightning_uncertainty._step.losses import TaskLossValue, graph_of, stack_losses
 from lightning_uncertainty._step.optimizers import (
     BETAS,
@@ -16,7 +16,7 @@ from lightning_uncertainty._step.optimizers import (
 )
 from lightning_uncertainty._step.own_group import own_group
 from lightning_uncertainty._step.plain import OWN_PARTS, own_prefixes, plain_checkpoint, without
-from lightning_uncertainty._step.rates import restore_rates
+from lightning_uncertainty._step.rates import check_rates, restore_rates
 from lightning_uncertainty._step.skipping import Skip
 from lightning_uncertainty._step.trainers import (
     FitState,
@@ -40,6 +40,7 @@ __all__ = [
     "all_sound",
     "check_losses",
     "check_optimizers",
+    "check_rates",
     "check_resumed",
     "check_shards",
     "clip_separately",
@@ -49,6 +50,7 @@ __all__ = [
     "is_training",
     "log_evaluation",
     "log_metrics",
+    "log_prefix",
     "own_group",
     "own_prefixes",
     "plain_checkpoint",

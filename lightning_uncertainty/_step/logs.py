@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from lightning_uncertainty._step.trainers import all_dataloaders, logging_module
 from lightning_uncertainty.metrics import ObservedMetric
 from lightning_uncertainty.metrics.forms import Selected, select
 from lightning_uncertainty.tasks import Task
+from lightning_uncertainty.tasks.metrics import TaskMetrics
 
-__all__ = ["log_evaluation", "log_metrics"]
+__all__ = ["log_evaluation", "log_metrics", "log_prefix"]
 
 
 @torch.compiler.disable
@@ -21,11 +22,11 @@ def log_evaluation(module: Any, stage: str, tasks: Mapping[str, Task], sums: Ten
     """Log the losses of a step in evaluation, sums and counts `[T]`, and the balanced loss, in one update for all."""
     whole = module.task_metrics[f"{stage}/balanced_loss"]
     if not whole.update_called:  # Lightning keeps metrics until the epoch ends: once an epoch is enough
-        for key in (*(f"{stage}/{name}/loss" for name in tasks), f"{stage}/balanced_loss"):
-            metric = module.task_metrics[key]
+        keys = [*(f"{stage}/{name}/loss" for name in tasks), f"{stage}/balanced_loss"]
+        for metric in map(module.task_metrics.__getitem__, keys):
             if not metric.update_called:
                 metric.reset()  # states made in the inference mode of `Trainer.validate` could not be updated in a fit
-            _log(module, key)
+        _log(module, keys)
     whole.update(sums, counts)
 
 
@@ -54,8 +55,7 @@ def log_metrics(module: Any, stage: str, tasks: Mapping[str, Task], outputs: Map
 def _update_owned(module: Any, key: str, metric: ObservedMetric, selected: Selected) -> None:
     if not metric.update_called:
         metric.reset()
-        for own in module.task_metrics.logged(key, metric.names(*selected.given)):
-            _log(module, own)
+        _log(module, module.task_metrics.logged(key, metric.names(*selected.given)))
     try:
         metric.update(*selected.given)
     except (ValueError, RuntimeError, TypeError, IndexError) as error:
@@ -67,10 +67,19 @@ def _update_owned(module: Any, key: str, metric: ObservedMetric, selected: Selec
     metric.leave_out(selected.left_out)
 
 
-def _log(module: Any, key: str) -> None:
+def log_prefix(host: Any, module: Any) -> str:
+    """What stands before the keys under which a module logs: of several with tasks in what a Trainer runs, its path."""
+    several = sum(isinstance(part, TaskMetrics) for part in host.modules()) > 1
+    return path_in(host, module).replace(".", "/") if several else ""
+
+
+def _log(module: Any, keys: Iterable[str]) -> None:
     host = logging_module(module)
     if host is None:
         return
-    attribute = f"{path_in(host, module)}task_metrics.{key}"
+    path, prefix = path_in(host, module), log_prefix(host, module)
     with all_dataloaders(trainer_of(module)):
-        host.log(key, module.task_metrics[key], on_step=False, on_epoch=True, metric_attribute=attribute)
+        for key in keys:
+            attribute = f"{path}task_metrics.{key}"
+            metric = module.task_metrics[key]
+            host.log(f"{prefix}{key}", metric, on_step=False, on_epoch=True, metric_attribute=attribute)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_uncertainty._step.optimizers import BETAS, FACTOR, NAME
-from lightning_uncertainty._step.rates import RATIO, with_ratio
+from lightning_uncertainty._step.rates import RATIO, check_rates, with_ratio
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["own_group"]
@@ -44,6 +44,7 @@ def own_group(
 
     Raises:
         TypeError: it is no weighting.
+        ValueError: the rate is no number.
         RuntimeError: no optimizer was built within, or none that holds what they should be beside.
 
     Example:
@@ -62,6 +63,8 @@ def own_group(
         raise TypeError(
             f"own_group takes a weighting: found a {type(weighting).__name__}; give it `self.task_weighting`"
         )
+    if log_variance_lr is not None:
+        check_rates(log_variance_lr=log_variance_lr)
     own = list(weighting.parameters())
     if not own:
         yield

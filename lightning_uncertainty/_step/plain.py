@@ -46,6 +46,7 @@ def plain_checkpoint(
         ValueError: an optimizer holds log-variances, and nothing tells which of its parameters they are.
     """
     plain = dict(checkpoint)
+    prefixes += _prefixes_in(plain)
     for key in _STATES:
         if key in plain:
             plain[key] = without(plain[key], prefixes)
@@ -64,6 +65,13 @@ def plain_checkpoint(
     if "lr_schedulers" in plain and any(gone):
         plain["lr_schedulers"] = [_plain_scheduler(state, states, gone) for state in plain["lr_schedulers"]]
     return plain
+
+
+def _prefixes_in(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return how keys of a checkpoint begin that are ours, wherever in its module one of us is."""
+    mark = f"{OWN_PARTS[0]}._extra_state"
+    keys = [key for name in _STATES for key in checkpoint.get(name, ()) if f".{key}".endswith(f".{mark}")]
+    return tuple(f"{key.removesuffix(mark)}{part}." for key in dict.fromkeys(keys) for part in OWN_PARTS)
 
 
 def _needs(value: Any, package: str) -> bool:

@@ -6,12 +6,28 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["RATIO", "restore_rates", "with_ratio"]
+from torch import Tensor
+
+from lightning_uncertainty._tensors import is_number
+
+__all__ = ["RATIO", "check_rates", "restore_rates", "with_ratio"]
 
 RATIO = "lr_ratio"
 """Of a parameter group: its learning rate over that of the network."""
 
 _FINDER, _SEARCH, _AVERAGING = "LearningRateFinder", "_LRCallback", "StochasticWeightAveraging"  # of both packages
+
+
+def check_rates(**rates: Any) -> None:
+    """Look whether rates, by the names of their arguments, are numbers.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, rate in rates.items():
+        if not (isinstance(rate, Tensor) or is_number(rate)):
+            mend = "; a file of YAML has to say 1.0e-3, as 1e-3 is a text there" if isinstance(rate, str) else ""
+            raise ValueError(f"{name} should be a number: found {rate!r}{mend}")
 
 
 def with_ratio(group: Mapping[str, Any], network_lr: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real)
 
 
-def by_name(values: Any, what: str) -> dict[str, Any]:
+def by_name(values: Any, what: str, form: str = "{'depth': 1.0}") -> dict[str, Any]:
     """Return a mapping as a dict, empty where it is None.
 
     Raises:
@@ -32,5 +32,5 @@ def by_name(values: Any, what: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, Mapping):
-        raise ValueError(f"{what} should be given by task name, as in {{'depth': 1.0}}: found {values!r}")
+        raise ValueError(f"{what} should be given by task name, as in {form}: found {values!r}")
     return dict(values)

@@ -17,6 +17,7 @@ from lightning_uncertainty.balancing.solvers.gramian import SOLVERS, as_solver
 from lightning_uncertainty.balancing.step import Step
 from lightning_uncertainty.likelihoods import Likelihood
 from lightning_uncertainty.weightings import FixedWeighting, Weighted, Weighting
+from lightning_uncertainty.weightings.uncertainty import as_weighting
 
 __all__ = ["GradientBalancing"]
 
@@ -90,18 +91,16 @@ class GradientBalancing(BalancingWeighting):
         on: Literal["features", "parameters"] = "features",
         every_n_steps: int = 1,
     ) -> None:
-        for name, value, known in (
-            ("heads", heads, ("unweighted", "weighted")),
-            ("on", on, ("features", "parameters")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} should be {known[0]!r} or {known[1]!r}: found {value!r}")
+        known = {"heads": ("unweighted", "weighted"), "on": ("features", "parameters")}
+        for name, value in (("heads", heads), ("on", on)):
+            if value not in known[name]:
+                raise ValueError(f"{name} should be {' or '.join(map(repr, known[name]))}: found {value!r}")
         if every_n_steps < 1 or (every_n_steps > 1 and on == "features"):
             raise ValueError(
                 f"every_n_steps should be at least 1, and 1 with on='features', where solving costs next to nothing: "
                 f"found {every_n_steps} with on={on!r}"
             )
-        weighting = weighting or FixedWeighting()
+        weighting = FixedWeighting() if weighting is None else as_weighting(weighting)
         if isinstance(weighting, BalancingWeighting):
             raise ValueError(
                 f"a weighting within GradientBalancing should weigh losses, not gradients: found {weighting!r}; give "

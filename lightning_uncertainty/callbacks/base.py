@@ -12,9 +12,10 @@ import torch
 from pytorch_lightning import Callback
 from torch import nn
 
+from lightning_uncertainty._step import log_prefix
 from lightning_uncertainty.mixin import MultiTaskMixin
 
-__all__ = ["AnyCallback", "TaskCallback", "is_last_step", "offer", "require_tasks", "warn_of_no_rows"]
+__all__ = ["AnyCallback", "TaskCallback", "is_last_step", "offer", "require_tasks", "validated", "warn_of_no_rows"]
 
 if find_spec("lightning") is not None:
     from lightning.pytorch import Callback as OtherCallback
@@ -156,3 +157,15 @@ def warn_of_no_rows(trainer: Any) -> None:
             "whole batches, so that loggers and history get no row; give the Trainer log_every_n_steps=1",
             stacklevel=3,
         )
+
+
+def validated(trainer: Any, pl_module: Any, net: MultiTaskMixin) -> dict[str, float]:
+    """Return what a validation found of a module's tasks, by their own keys; one copy to the host."""
+    computed = trainer._logger_connector.metrics["callback"]  # callback_metrics has those of earlier epochs too
+    prefix = log_prefix(pl_module, net)
+    keys = [key for key in net.task_metrics if key.startswith("val/") and f"{prefix}{key}" in computed]
+    if not keys:
+        return {}
+    device = trainer.strategy.root_device
+    values = torch.cat([computed[f"{prefix}{key}"].to(device).reshape(1) for key in keys])
+    return dict(zip(keys, values.tolist(), strict=True))

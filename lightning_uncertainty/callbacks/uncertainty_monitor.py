@@ -6,14 +6,12 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-import torch
-
 from lightning_uncertainty.callbacks._dominance import dominance
 from lightning_uncertainty.callbacks._kept import KeptRows
 from lightning_uncertainty.callbacks._lateness import lateness
 from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_rows
 from lightning_uncertainty.callbacks._total import TotalWatch, monitored, total_monitored
-from lightning_uncertainty.callbacks.base import offer, warn_of_no_rows
+from lightning_uncertainty.callbacks.base import offer, validated, warn_of_no_rows
 from lightning_uncertainty.dashboards.loggers import log_config, log_row, refusable
 from lightning_uncertainty.dashboards.tensorboard import log_tensorboard_layout, sigma_optima
 from lightning_uncertainty.dashboards.wandb import log_task_table
@@ -148,14 +146,10 @@ class UncertaintyMonitor(KeptRows):
         """Keep a row of what this validation found; one copy to the host."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        computed = trainer._logger_connector.metrics["callback"]  # callback_metrics has those of earlier epochs too
         self._tell_of_total(self._totals["val"].close(trainer.callback_metrics))
-        keys = [key for key in self.tasks_of(pl_module).task_metrics if key.startswith("val/") and key in computed]
-        if keys:
-            device = trainer.strategy.root_device
-            values = torch.cat([computed[key].to(device).reshape(1) for key in keys]).tolist()
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped
-            self.evaluations.append(step, dict(zip(keys, values, strict=True)))
+        values = validated(trainer, pl_module, self.tasks_of(pl_module))
+        if values:
+            self.evaluations.append(trainer.fit_loop.epoch_loop._batches_that_stepped, values)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Have the latest values ready, where the epoch ended before its last batch."""

@@ -142,9 +142,6 @@ class MetricPart(Metric):
         super().__init__()
         self._whole, self.name = (whole,), name  # within a tuple: it is no child of this
 
-    def __hash__(self) -> int:
-        return object.__hash__(self)  # torchmetrics makes one of the states, which this has not: all parts were one
-
     @property
     def higher_is_better(self) -> bool | None:  # type: ignore[override]
         """What the metric says of itself."""

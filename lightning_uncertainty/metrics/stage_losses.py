@@ -89,9 +89,6 @@ class LossPart(Metric):
         self._whole, self.name = (whole,), name  # within a tuple: it is no child of this
         self._since = whole.updates
 
-    def __hash__(self) -> int:
-        return object.__hash__(self)  # torchmetrics makes one of the states, which this has not: all parts were one
-
     @property
     def update_called(self) -> bool:
         """Whether it, or the whole, was updated since the latest reset."""

@@ -189,7 +189,7 @@ def check_renamed(renamed: Mapping[str, str], tasks: Mapping[str, Task]) -> dict
     Raises:
         ValueError: a new name is no task, or an old one is.
     """
-    renamed = by_name(renamed, "renamed")
+    renamed = by_name(renamed, "renamed", "{'old': 'new'}")
     wrong = [f"{old!r} to {new!r}" for old, new in renamed.items() if old in tasks or new not in list(tasks)]
     if wrong:
         raise ValueError(

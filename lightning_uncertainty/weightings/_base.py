@@ -94,7 +94,11 @@ class Weighting(TaskVectors, ABC):
                 normalised, or that of a constant term, where the weighting takes none; or a weighting of your own does
                 not keep the contract.
             TypeError: its `weigh` does not return a `Weighted`.
+            RuntimeError: its `__init__` does not call that of the base class.
         """
+        if "_base_weights" not in vars(self):
+            kind = type(self).__name__
+            raise RuntimeError(f"{kind}.__init__ should begin with super().__init__(): found that it never calls it")
         if self.tasks:
             raise ValueError(
                 f"a weighting belongs to one module: found one bound to {', '.join(self.tasks)}; build a new one"

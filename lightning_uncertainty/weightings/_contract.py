@@ -96,7 +96,7 @@ def as_weighted(weighted: object, kind: str) -> Weighted:
     """Return what `weigh` returned, without graphs of weights and log-variances.
 
     Raises:
-        TypeError: it is no `Weighted`.
+        TypeError: it is no `Weighted`, or not of tensors.
     """
     if not isinstance(weighted, Weighted):
         raise TypeError(
@@ -104,6 +104,9 @@ def as_weighted(weighted: object, kind: str) -> Weighted:
             "log_variances are None where there are none"
         )
     total, weights, log_variances = weighted
+    for what, part in (("total", total), ("weights", weights), ("log_variances", log_variances)):
+        if not (isinstance(part, Tensor) or (part is None and what == "log_variances")):
+            raise TypeError(f"{what} of {kind}.weigh should be a tensor: found a {type(part).__name__}; make one of it")
     if weights.requires_grad or (log_variances is not None and log_variances.requires_grad):
         return Weighted(total, weights.detach(), None if log_variances is None else log_variances.detach())
     return weighted

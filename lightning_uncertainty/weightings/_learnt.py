@@ -211,7 +211,7 @@ class LearntWeighting(RunningMeans):
         total, weights = self.objective(fixed, losses, present)
         if self.memory is not None and s.requires_grad:
             slope = torch.where(seen, self.slope(fixed, weights, mean_loss, steps, seen), 0.0)
-            total = total + keep_for_backward(slope.to(s.dtype)).dot(s - fixed)
+            total = total + slope.to(s.dtype).dot(s - fixed)
         if self.learning:
             self.mean_loss.copy_(mean_loss)
             self.steps.copy_(steps)
@@ -269,7 +269,7 @@ class LearntWeighting(RunningMeans):
         """Return the start, from which is taken what moved tasks that no loss asked to move; training stays there."""
         offset = self.offset.detach()
         drift = offset - self.last_offset
-        start = keep_for_backward(torch.where(self.present_since > 0, self.start, self.start - drift))
+        start = torch.where(self.present_since > 0, self.start, self.start - drift)
         if self.learning:
             self._all_present = False
             since = self.present_since * (drift == 0)
@@ -284,7 +284,6 @@ class LearntWeighting(RunningMeans):
         whose = self.pooled(started.to(raw.dtype))  # one starts for all; who joins those that have takes theirs over
         theirs = self.pooled(raw.detach() * started) / whose.clamp(min=1)
         first = torch.where(whose > 0, theirs.to(mean_loss), self.first_raw(mean_loss, steps).to(mean_loss))
-        first = keep_for_backward(first)
         new = (self.pooled((seen | started).to(raw.dtype)) > 0) & ~started
         if not self.learning:
             new = new & (self.pooled(self.labels) == 0)

@@ -1,6 +1,7 @@
 """Checkpoints as the host alone would have written them: the oracle is the host alone."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +10,14 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_uncertainty import FixedWeighting, MultiTaskMixin, UncertaintyMonitor, UncertaintyWeighting, callbacks
+from lightning_uncertainty import (
+    FixedWeighting,
+    MultiTaskMixin,
+    UncertaintyMonitor,
+    UncertaintyWeighting,
+    callbacks,
+    own_group,
+)
 from lightning_uncertainty._step.plain import OWN_CALLBACKS, OWN_PARTS
 from tests._nets import Owning, trainer, tuples
 
@@ -157,6 +165,37 @@ class Outer(Weighed):
 
 def test_those_within_are_plain_too():
     assert not [key for key in Outer().plain_state_dict() if "task_" in key]
+
+
+class Around(LightningModule):
+    """Runs a part that has the tasks, and is none of us itself."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.other = part(), nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        losses = self.part.losses(batch)
+        return self.part.weigh(losses) if isinstance(self.part, MultiTaskMixin) else sum(losses.values())
+
+    def configure_optimizers(self):
+        tasks = getattr(self.part, "task_weighting", None)
+        with nullcontext() if tasks is None else own_group(tasks):
+            return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+def test_a_part_makes_the_checkpoint_of_what_is_around_it_plain():
+    fits = {}
+    for kind in (Weighed, Host):
+        torch.manual_seed(0)
+        fits[kind] = trainer(max_epochs=1, logger=False)
+        fits[kind].fit(Around(kind), tuples())
+    whole = fits[Weighed].lightning_module
+    plain = whole.part.plain_checkpoint(fits[Weighed]._checkpoint_connector.dump_checkpoint())
+    alone = fits[Host]._checkpoint_connector.dump_checkpoint()
+    assert list(plain["state_dict"]) == list(alone["state_dict"])
+    groups = [[group["params"] for group in each["optimizer_states"][0]["param_groups"]] for each in (plain, alone)]
+    assert groups[0] == groups[1]
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint has nothing of")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_uncertainty import own_group
 from lightning_uncertainty._step.rates import RATIO, restore_rates, with_ratio
 from tests._nets import Plain
 
@@ -40,6 +41,26 @@ def test_a_group_knows_its_ratio_where_it_has_one():
     assert with_ratio({"lr": torch.tensor(0.5)}, torch.tensor(0.25)) == {"lr": torch.tensor(0.5), RATIO: 2.0}
     for group, lr in (({"lr": 0.1}, 0.0), ({}, 0.1), ({"lr": 0.1}, None)):
         assert with_ratio(group, lr) == group
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"lr": "1e-3"}, "lr should be a number: found '1e-3'; a file of YAML has to say 1.0e-3"),
+        ({"lr": None}, "lr should be a number: found None"),
+        ({"lr": [0.1]}, r"lr should be a number: found \[0\.1\]$"),
+        ({"lr": 0.1, "weight_decay": "1e-2"}, "weight_decay should be a number: found '1e-2'"),
+        ({"lr": 0.1, "log_variance_lr": "1e-2"}, "log_variance_lr should be a number: found '1e-2'"),
+    ],
+)
+def test_a_rate_is_a_number(options, found):
+    net = Plain()
+    with pytest.raises(ValueError, match=found):
+        net.parameter_groups(**options)
+    if "log_variance_lr" in options:
+        with pytest.raises(ValueError, match=found), own_group(net.task_weighting, log_variance_lr="1e-2"):
+            pass
+    assert net.parameter_groups(lr=torch.tensor([0.1]))[1]["lr"] == 1.0
 
 
 def test_a_finder_of_any_package_is_known_and_its_search_left_alone():

@@ -439,6 +439,12 @@ def test_a_frozen_trunk_is_told_once():
         ({"every_n_steps": 0, "on": "parameters"}, "every_n_steps should be at least 1"),
         ({"every_n_steps": 2}, "and 1 with on='features'"),
         ({"weighting": GradientBalancing()}, "should weigh losses, not gradients"),
+        ({"weighting": UncertaintyWeighting}, r"weighting should be a Weighting: .*as in UncertaintyWeighting\(\)"),
+        ({"weighting": "uncertainty"}, "weighting should be a Weighting: found 'uncertainty'"),
+        (
+            {"solver": UncertaintyWeighting()},
+            r"found UncertaintyWeighting\(\), which weighs losses; .* GradientBalancing\('mgda', Uncert",
+        ),
     ],
 )
 def test_options_that_make_no_sense(options, match):

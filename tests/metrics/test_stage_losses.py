@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from lightning_uncertainty import MultiTaskModule, Task
 from lightning_uncertainty.metrics import BalancedLoss, TaskLoss
-from lightning_uncertainty.metrics.observed import MetricPart, ObservedMetric
 from lightning_uncertainty.metrics.stage_losses import LossPart, StageLosses
 from lightning_uncertainty.tasks.metrics import TaskMetrics
 from tests._nets import trainer
@@ -105,13 +104,6 @@ def test_parts_of_a_copy_are_parts_of_the_copy(again):
     assert value(twin["val/mass/loss"]) == 1.0
     assert not metrics["val/mass/loss"].update_called
     assert metrics.state_dict() == {}
-
-
-def test_a_search_through_modules_finds_every_part():
-    whole, parts = made()
-    inner = ObservedMetric(TaskLoss())
-    several = nn.ModuleList([whole, *parts.values(), inner, MetricPart(inner, "0"), MetricPart(inner, "1")])
-    assert len(list(several.children())) == len(several)
 
 
 class Same(nn.Module):

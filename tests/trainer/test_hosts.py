@@ -1,6 +1,7 @@
 """Where a module with tasks is not what a Trainer runs: Fabric, a plain loop, a part of another module."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -231,6 +232,54 @@ def test_of_several_parts_each_has_a_monitor_that_names_it():
     one, other = (monitor.history.rows for monitor in monitors)
     assert [row["one/sigma/depth"] for row in one] == [row["other/sigma/depth"] for row in other]
     assert {"one/sigma/depth", "other/sigma/height"} <= fitted.callback_metrics.keys()
+
+
+class Evaluated(Two):
+    """Evaluates both, of which each has the keys of the other."""
+
+    def validation_step(self, batch, batch_idx):
+        for part in (self.one, self.other):
+            part.step(batch, "val")
+
+
+def test_of_several_parts_each_logs_its_evaluation_below_its_path(expected):
+    monitors = [UncertaintyMonitor(f"{name}/", module=name, table=False) for name in ("one", "other")]
+    fitted = fit(Evaluated(), *monitors)
+    own = {key for key in expected[1] if key.startswith("val/")}
+    assert {key for key in fitted.callback_metrics if "val/" in key} == {
+        f"{name}/{key}" for name in ("one", "other") for key in own
+    }
+    for name, monitor in zip(("one", "other"), monitors, strict=True):
+        last = monitor.evaluations.rows[-1]
+        assert {key for key in last if key != "step"} == own
+        assert all(last[key] == fitted.callback_metrics[f"{name}/{key}"] for key in own)
+
+
+class Teacher(Lightning):
+    """Has another of us deep within it, whose keys are its path's, and its own are as ever."""
+
+    def __init__(self, weighting=None, **options):
+        super().__init__(weighting, **options)
+        self.held = nn.ModuleDict({"teacher": make(Plain)})
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.held["teacher"].step(batch, "val")
+
+
+def test_one_of_us_within_another_logs_below_its_path_and_the_outer_as_ever(expected):
+    net = make(Teacher)
+    net.held.requires_grad_(False)
+    net.held["teacher"]._task_fit.trainer = None
+    fitted = trainer(max_epochs=1, num_sanity_val_steps=0)
+    net.held["teacher"]._task_fit.trainer = weakref.ref(fitted)
+    net.configure_optimizers = lambda: torch.optim.Adam(
+        [parameter for parameter in net.parameters() if parameter.requires_grad], 1e-2
+    )
+    fitted.fit(net, batches(), batches())
+    own = {key for key in expected[1] if key.startswith("val/")}
+    found = {key for key in fitted.callback_metrics if "val/" in key}
+    assert found == own | {f"held/teacher/{key}" for key in own}
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,31 @@ SLIPS = {
         TypeError,
         "found a tuple",
     ),
+    "weights in a list": (
+        {"returned": lambda self, total, weights, log_variances: Weighted(total, weights.tolist(), log_variances)},
+        TypeError,
+        r"^weights of Other\.weigh should be a tensor: found a list; make one of it",
+    ),
+    "a number for a total": (
+        {"returned": lambda self, total, weights, log_variances: Weighted(total.item(), weights, log_variances)},
+        TypeError,
+        r"^total of Other\.weigh should be a tensor: found a float",
+    ),
+    "no weights": (
+        {"returned": lambda self, total, weights, log_variances: Weighted(total, None, log_variances)},
+        TypeError,
+        r"^weights of Other\.weigh should be a tensor: found a NoneType",
+    ),
+    "log-variances in a dict": (
+        {"returned": lambda self, total, weights, log_variances: Weighted(total, weights, {"depth": 1.0})},
+        TypeError,
+        r"^log_variances of Other\.weigh should be a tensor: found a dict",
+    ),
+    "an __init__ that stands alone": (
+        {"__init__": lambda self: None},
+        RuntimeError,
+        r"Other\.__init__ should begin with super\(\)\.__init__\(\): found that it never calls it",
+    ),
     "a total for each task": (
         {"returned": lambda self, total, weights, log_variances: Weighted(total * weights, weights, log_variances)},
         ValueError,

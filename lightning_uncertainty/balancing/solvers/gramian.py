@@ -11,6 +11,7 @@ from lightning_uncertainty.balancing.solvers.imtl_g import IMTLG
 from lightning_uncertainty.balancing.solvers.mgda import MGDA, FrankWolfe
 from lightning_uncertainty.balancing.solvers.pcgrad import PCGrad
 from lightning_uncertainty.balancing.solvers.torchjd_solver import TorchJDSolver
+from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["IMTLG", "MGDA", "SOLVERS", "FrankWolfe", "GramianSolver", "PCGrad", "TorchJDSolver", "as_solver"]
 
@@ -30,6 +31,11 @@ def as_solver(solver: str | GramianSolver | Any) -> GramianSolver:
     """
     if isinstance(solver, GramianSolver):
         return solver
+    if isinstance(solver, Weighting):
+        raise ValueError(
+            f"a solver should weigh gradients: found {solver!r}, which weighs losses; give it as weighting=, as in "
+            f"GradientBalancing('mgda', {type(solver).__name__}(...))"
+        )
     if isinstance(solver, nn.Module):
         return TorchJDSolver(solver)
     if not isinstance(solver, str) or solver not in SOLVERS:
