@@ -47,7 +47,10 @@ class Adopted(HostShaped, MultiTaskMixin):
             RuntimeError: they have none, or several optimizers may have it.
         """
         beside = self._adoption.options.beside
-        with steps.own_group(self.task_weighting, beside=None if beside is None else self.get_submodule(beside)):
+        holder = None if beside is None else dict(self.named_modules()).get(beside)
+        if holder is None and beside is not None:
+            raise RuntimeError(f"beside should name a module of the host: found no {beside}")
+        with steps.own_group(self.task_weighting, beside=holder):
             with one_group_more(self.task_weighting):
                 made = super().configure_optimizers()  # type: ignore[misc]
             check_made(made, list(self.task_weighting.parameters()), beside)

@@ -57,7 +57,8 @@ class Adoption(Looks):
         if plan is None:
             plan = self._plans[evaluating] = Plan(dict(self.options.validation) if evaluating else self._parts)
         self.watch = Watch(host, plan, follow=self.options.follow, evaluating=evaluating)
-        self._batch = args[0] if args else next(iter(kwargs.values()), None)
+        batch = args[0] if args else next(iter(kwargs.values()), None)
+        self._batch = copy.copy(batch) if isinstance(batch, dict | list) else batch  # a host may take things out
         self._manual, self._asked, self._asked_with = not host.automatic_optimization, False, False
         return self.watch
 
@@ -111,6 +112,8 @@ class Adoption(Looks):
                 "a host's loss should have a graph: found one that depends on nothing that is trained; return it "
                 "undetached"
             )
+        if weighted is None and self._has_no_labels(host, total):
+            return self._weighed(host, {}, total)
         if weighted is None:
             raise RuntimeError(
                 "a host's loss should be made of the tasks' parts: found none of them in it: "
@@ -134,7 +137,14 @@ class Adoption(Looks):
         if alone and not self._manual and isinstance(total, Tensor) and total.requires_grad:
             losses = losses_alone(watch)
         if losses is None:
-            terms = terms_of(total, watch, remainder=options.rest is not None, check=check, expected=self.expect)
+            terms = terms_of(
+                total,
+                watch,
+                remainder=options.rest is not None,
+                check=check,
+                constant=not options.keep_host_weights,
+                expected=self.expect,
+            )
             if terms is None:
                 return None
             losses = self._losses(terms)
@@ -151,9 +161,21 @@ class Adoption(Looks):
         self._steps += 1
         if self._steps == LONG:
             self.warn_of_absent()
+        return self._weighed(host, losses, total, None if terms is None else terms.rest)
+
+    def _has_no_labels(self, host: Any, total: Tensor) -> bool:
+        """Whether a batch has none of the parts that others had, and nothing else that nobody explains."""
+        watch = self.watch
+        assert watch is not None
+        if watch.sights or watch.weights.leaves or not self._reached.issuperset(self._parts):
+            return False
+        return self.options.rest == PLAIN or not (self.is_checked(host) and total.item())
+
+    def _weighed(self, host: Any, losses: Mapping[str, Any], total: Tensor, rest: Tensor | None = None) -> Tensor:
         weighted: Tensor = host.weigh(counted(losses, self.options, self._batch), stage="train")
-        rest = None if terms is None or options.rest != PLAIN else terms.rest
-        return weighted if rest is None else weighted + rest
+        if not losses:
+            return weighted + (total if self.options.rest == PLAIN else 0.0 * total)
+        return weighted if rest is None or self.options.rest != PLAIN else weighted + rest
 
     def evaluate(self, host: Any) -> None:
         """Log the losses of a step of validation."""

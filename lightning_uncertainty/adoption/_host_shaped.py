@@ -64,6 +64,15 @@ class HostShaped(nn.Module):
         self._check_optimizers_of(checkpoint)
         if KEY in checkpoint:
             self._load_own_state(checkpoint[KEY])
+            for average in self._averages():  # whose state has the host's shape, too
+                average._load_own_state(checkpoint[KEY])
+
+    def _averages(self) -> Iterator[HostShaped]:
+        """Yield the averages of this module that callbacks keep, as WeightAveraging does."""
+        for callback in getattr(getattr(self, "_trainer", None), "callbacks", ()):
+            average = getattr(getattr(callback, "_average_model", None), "module", None)
+            if isinstance(average, HostShaped):
+                yield average
 
     def _check_optimizers_of(self, checkpoint: Mapping[str, Any]) -> None:
         """Look whether the optimizers of a checkpoint that is resumed have log-variances as ours do.
@@ -121,8 +130,10 @@ def _own_of(state: Mapping[str, Any], prefix: str) -> list[str]:
 def _hands_back(module: Any) -> bool:
     """Whether a process that a Trainer spawned is giving the trained module back to the one that did."""
     trainer = getattr(module, "_trainer", None)
-    done = trainer is not None and trainer.state.status == "finished"
-    return done and module._adoption.arrived and parent_process() is not None
+    if trainer is None or trainer.state.status != "finished":
+        return False
+    spawned = "MultiProcessing" in type(trainer.strategy.launcher).__name__
+    return spawned and module._adoption.arrived and parent_process() is not None
 
 
 def _whole(value: Any) -> Any:

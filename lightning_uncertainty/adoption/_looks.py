@@ -93,6 +93,8 @@ class Looks:
             for task, part in self._parts.items()
             if isinstance(part, HostWeight) and losses.get(task) == 0 and task not in options.may_be_absent
         ]
+        if options.rest in options.tasks and not rest:
+            gone.append(str(options.rest))
         if gone and self._steps < _CHECKED:
             raise RuntimeError(
                 f"a weighted loss should be there in the first steps: found exactly 0 for {', '.join(gone)}, as of "

@@ -43,7 +43,9 @@ def losses_alone(watch: Watch) -> dict[str, Tensor] | None:
     return {task: seen[0].value for task, seen in watch.sights.items()}
 
 
-def terms_of(total: Tensor, watch: Watch, *, remainder: bool, check: bool, expected: Expected) -> Terms | None:
+def terms_of(
+    total: Tensor, watch: Watch, *, remainder: bool, check: bool, constant: bool = True, expected: Expected
+) -> Terms | None:
     """Return the terms of a total; None where no part is in it, or it is not the tasks'.
 
     Args:
@@ -51,6 +53,7 @@ def terms_of(total: Tensor, watch: Watch, *, remainder: bool, check: bool, expec
         watch: what its step showed.
         remainder: whether to say what no part explains.
         check: whether to look if the total is linear in its parts, which reads from the device.
+        constant: whether the host's weights should be constants, as they are taken out.
         expected: looks at them where they are read.
 
     Raises:
@@ -71,7 +74,8 @@ def terms_of(total: Tensor, watch: Watch, *, remainder: bool, check: bool, expec
         return None
     if check:
         _check_linear(gradients, inputs)
-        _check_constant([(task, gradient) for (task, _), gradient in zip(seen, gradients, strict=False)])
+        if constant:
+            _check_constant([(task, gradient) for (task, _), gradient in zip(seen, gradients, strict=False)])
     losses, weights = {}, {}
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for (task, sight), gradient in zip(seen, gradients, strict=False):
@@ -128,7 +132,7 @@ def _check_constant(weights: list[tuple[str, Tensor | None]]) -> None:
     if trained:
         raise RuntimeError(
             f"a host's weights should be constants: found that the host trains those of {', '.join(trained)}, which "
-            "would get no gradient any more; switch that off in the host, as two weightings cannot both decide"
+            "would get no gradient any more; switch that off in the host, or say keep_host_weights=True"
         )
 
 

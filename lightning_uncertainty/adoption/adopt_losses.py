@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_uncertainty.adoption._adopted import Adopted
 from lightning_uncertainty.adoption.adopting import adopt
-from lightning_uncertainty.adoption.parts import Part
+from lightning_uncertainty.adoption.parts import HostWeight, Part
 from lightning_uncertainty.callbacks.base import AnyCallback
 from lightning_uncertainty.likelihoods import Likelihood
 from lightning_uncertainty.mixin import OnNonfinite
@@ -20,7 +20,8 @@ __all__ = ["AdoptLosses"]
 class AdoptLosses(AnyCallback):
     """Adopt what the Trainer runs, before its optimizers are built, so that a project's own program needs no code.
 
-    It may stand before or after `UncertaintyMonitor`. The module stays adopted when the fit is over.
+    It may stand before or after `UncertaintyMonitor`. The module stays adopted when the fit is over;
+    under a strategy that spawns processes it is so in these alone, and comes back as the host: `adopt` it before.
 
     Args:
         tasks: as for `adopt`, and so are all others.
@@ -56,14 +57,14 @@ class AdoptLosses(AnyCallback):
     def __init__(
         self,
         tasks: Mapping[str, str | Likelihood | Task],
-        parts: Mapping[str, str | Part] | str,
+        parts: Mapping[str, str | Part] | HostWeight | str,
         weighting: Weighting | None = None,
         *,
         rest: str | None = None,
         count: Callable[[Any], Any] | str | None = None,
         divisor: Callable[[Any], Any] | str | None = None,
         keep_host_weights: bool = False,
-        may_be_absent: Iterable[str] = (),
+        may_be_absent: str | list[str] | tuple[str, ...] = (),
         follow: bool = False,
         shared: str | list[str] | None = None,
         beside: str | None = None,
@@ -80,7 +81,7 @@ class AdoptLosses(AnyCallback):
             "count": count,
             "divisor": divisor,
             "keep_host_weights": keep_host_weights,
-            "may_be_absent": tuple(may_be_absent),
+            "may_be_absent": may_be_absent,
             "follow": follow,
             "shared": shared,
             "beside": beside,

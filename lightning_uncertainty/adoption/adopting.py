@@ -32,7 +32,7 @@ def adopt(
     count: Count = None,
     divisor: Count = None,
     keep_host_weights: bool = False,
-    may_be_absent: Collection[str] = (),
+    may_be_absent: str | Collection[str] = (),
     follow: bool = False,
     shared: str | Iterable[str] | None = None,
     beside: str | None = None,

@@ -81,7 +81,7 @@ def describe(
     kind: Any = type(host)
     seen = _Seen()
     host.__class__ = _probed(kind, seen, weights, stop=run is not None)
-    with quietly():
+    with quietly(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         if run is not None:
             with suppress(Looked):
                 run(host)

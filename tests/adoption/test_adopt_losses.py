@@ -68,7 +68,7 @@ CONFIG = {
                     "weighting": {"class_path": "lightning_uncertainty.AnalyticUncertaintyWeighting"},
                     "count": "tests.adoption.test_adopting.labels",
                     "divisor": "tests.adoption.test_adopting.labels",
-                    "may_be_absent": ["height"],
+                    "may_be_absent": "height",
                     "validation": {"depth": "log:val_depth"},
                     "shared": ["trunk"],
                 },

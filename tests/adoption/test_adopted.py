@@ -156,6 +156,7 @@ def test_an_average_of_weights_is_the_hosts():
     assert found["state_dict"].keys() == found["current_model_state"].keys() == host.state_dict().keys()
     other = adopt(seeded(Host), TASKS, LOG)
     fit(other, 8, WeightAveraging(), ckpt_path="net.ckpt")
+    assert all(value > 0 for value in other.sigma().values())
 
 
 def test_validation_is_logged_beside_the_hosts_own_keys():

@@ -645,3 +645,56 @@ def test_keys_with_lightnings_endings_are_hinted_at():
         RuntimeError, match=r"'log:height_loss_step' was never reached \(Lightning adds _step and _epoch"
     ):
         adopt(seeded(Host), TASKS, both("log:depth_loss", "log:height_loss_step")).training_step(rows()[0], 0)
+
+
+class Popping(Host):
+    def training_step(self, batch, batch_idx):
+        return super().training_step({name: batch.pop(name) for name in list(batch)}, batch_idx)
+
+
+def test_labels_are_counted_in_the_batch_as_it_came():
+    host = adopt(seeded(Popping), TASKS, LOG, count=lambda batch: dict.fromkeys(TASKS, len(batch["x"])))
+    host.training_step(rows()[0], 0)
+    assert all(value > 0 for value in host.sigma().values())
+
+
+def test_a_rest_that_is_nothing_is_no_task():
+    tasks = {**TASKS, "size": "gaussian"}
+    with pytest.raises(RuntimeError, match="found exactly 0 for size"):
+        adopt(seeded(Host), tasks, LOG, rest="size").training_step(rows()[0], 0)
+
+
+class Sometimes(Host):
+    """Has batches without any labels, in which it may train something else."""
+
+    other = 0.0
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx:
+            return self.other * self.head(self.trunk(batch["x"])).square().mean()
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_step_without_any_part():
+    host = adopt(seeded(Sometimes), TASKS, LOG)
+    host.training_step(rows()[0], 0)
+    _, found = gradients(Late(host), rows()[0])
+    assert not any(gradient.any() for gradient in found.values())
+    host.other = 1.0
+    with pytest.raises(RuntimeError, match="found none of them in it: 'log:depth_loss' was never reached"):
+        host.training_step(rows()[0], 1)
+    host = adopt(unadopt(host), TASKS, LOG, rest="plain")
+    host.training_step(rows()[0], 0)
+    _, found = gradients(Late(host), rows()[0])
+    assert any(gradient.any() for gradient in found.values())
+
+
+class Late(nn.Module):
+    """Its second batch."""
+
+    def __init__(self, host):
+        super().__init__()
+        self.host = host
+
+    def training_step(self, batch, batch_idx):
+        return self.host.training_step(batch, 1)
