@@ -1555,4 +1555,11 @@ FAULTS = [
         "",
         ("tests/_step/test_own_group.py::test_a_fit_under_a_scheduler_that_cannot_keep_it_warns_once",),
     ),
+    Fault(
+        "constant_terms_need_a_branch",
+        "balancing/splitter.py",
+        ".difference(around)",
+        "",
+        ("tests/weightings/test_constant.py::test_a_term_that_goes_around_the_branches_has_its_own_gradient",),
+    ),
 ]

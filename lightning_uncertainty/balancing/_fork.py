@@ -36,7 +36,7 @@ class Fork:
     Attributes:
         tensors: whether any of the features has a gradient, so that there is something to fork.
         scale: by what gradients of the total arrive multiplied; None before its backward.
-        trained: tasks whose losses have a gradient.
+        trained: tasks whose losses have a gradient, but for constant terms.
         decided: whether backward weighs the gradients by `weights`, `[T]` or None, and takes no Gramian.
     """
 

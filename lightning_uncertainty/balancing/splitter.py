@@ -95,7 +95,9 @@ class Splitter:
             if not fork.tensors:
                 self._warn_of_frozen(own)
                 return step.total
-            fork.trained, fork.take = frozenset(step.parts), partial(self._take, own, step.numbers())
+            around = () if own is None else own.constant  # whose gradient is its own, whichever way it takes
+            fork.trained = frozenset(step.parts).difference(around)
+            fork.take = partial(self._take, own, step.numbers())
         if own is not None:
             return self._balanced(own, fork, step)
         return step.total if fork is None else _tied(fork, step)

@@ -184,6 +184,39 @@ def test_a_solver_does_not_see_it(solver):
     torch.testing.assert_close(net.task_weighting.balance[1:], without.task_weighting.balance)
 
 
+@pytest.mark.parametrize("heads", ["unweighted", "weighted"])
+@pytest.mark.parametrize("owners", [True, False])
+@pytest.mark.parametrize("term", ["of a parameter", "of the features as they are"])
+def test_a_term_that_goes_around_the_branches_has_its_own_gradient(term, owners, heads):
+    """As a penalty on the trunk has, or a KL of the code: nothing of it comes by a head."""
+
+    def of(net):
+        return net.trunk.weight.square().sum() if term == "of a parameter" else net.trunk(x).tanh().square().mean()
+
+    def gradients(tasks):
+        torch.manual_seed(0)
+        net = Net(tasks, GradientBalancing("imtl_g", heads=heads))
+        features = net.trunk(x).tanh()
+        if owners:
+            outputs = net.task_outputs(features)
+        else:
+            branches = net.split_features(features)
+            outputs = {name: head(branches[name]) for name, head in net.task_heads.items()}
+        losses = {
+            "depth": (outputs["depth"][:, 0] - x[:, 0]).square().mean(),
+            "kind": nn.functional.cross_entropy(outputs["kind"], x[:, :3].argmax(1)),
+            "kl": of(net) if "kl" in tasks else None,
+        }
+        net.weigh({name: losses[name] for name in net._tasks}).backward()
+        return net, [parameter.grad for parameter in (net.trunk.weight, *net.task_heads.parameters())]
+
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+    net, (found, *of_heads) = gradients({"kl": "constant"})
+    _, (expected, *without) = gradients({})
+    torch.testing.assert_close(found, expected + torch.autograd.grad(of(net), net.trunk.weight)[0])
+    torch.testing.assert_close(of_heads, without)
+
+
 class VAE(MultiTaskMixin, LightningModule):
     """Sixteen pixels that are two numbers and noise."""
 
