@@ -95,7 +95,7 @@ class Looks:
         ]
         if options.rest in options.tasks and not rest:
             gone.append(str(options.rest))
-        if gone and self._steps < _CHECKED:
+        if gone and options.count is None and self._steps < _CHECKED:  # which tells of labels that are missing
             raise RuntimeError(
                 f"a weighted loss should be there in the first steps: found exactly 0 for {', '.join(gone)}, as of "
                 f"labels that are missing or a total that is not a sum (as a maximum); where labels may be missing, "

@@ -21,7 +21,7 @@ from lightning_uncertainty import (
 from lightning_uncertainty.adoption import unadopt
 from lightning_uncertainty.weightings import DynamicWeightAverage
 from tests._nets import trainer
-from tests.adoption._hosts import PARTS, TASKS, WEIGHTS, ByHand, Host, Loader, both, host_of, rows, seeded
+from tests.adoption._hosts import PARTS, TASKS, WEIGHTS, ByHand, Host, Loader, both, host_of, rows, seeded, squares
 
 LOG = PARTS["log"]
 WEIGHTINGS = [AnalyticUncertaintyWeighting, UncertaintyWeighting, DynamicWeightAverage]
@@ -698,3 +698,11 @@ class Late(nn.Module):
 
     def training_step(self, batch, batch_idx):
         return self.host.training_step(batch, 1)
+
+
+def test_counts_tell_of_labels_that_come_late():
+    host = adopt(seeded(Host), TASKS, PARTS["weight"], count=lambda batch: {"depth": 4, "height": batch["labels"]})
+    host.tall_of = lambda made, batch: squares(made[:, 1], batch["height"]) * (batch["labels"] > 0)
+    for step, batch in enumerate(rows()):
+        host.training_step({**batch, "labels": 4 * (step > 1)}, 0)
+    assert all(value > 0 for value in host.sigma().values())
