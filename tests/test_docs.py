@@ -172,7 +172,7 @@ def test_the_gallery_shows_what_it_says():
     gaps = [row["sigma_gap/height"] for row in late.history.rows]
     assert max(gaps) > 5
     assert gaps[-1] > 0.5
-    with pytest.warns(UserWarning, match="'side' takes"):
+    with pytest.warns(UserWarning, match=r"'side' takes? over"):
         alone = situations["taking_all"].fit()
     first, last = (row["weight/side"] for row in (alone.history.rows[0], alone.history.rows[-1]))
     assert last / first > 1000
