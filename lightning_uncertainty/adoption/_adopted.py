@@ -15,6 +15,7 @@ from lightning_uncertainty._step import is_training
 from lightning_uncertainty.adoption._adoption import Adoption
 from lightning_uncertainty.adoption._host_shaped import HostShaped
 from lightning_uncertainty.adoption._optimizers import check_made, one_group_more
+from lightning_uncertainty.adoption._structure import base_of
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 __all__ = ["NAMES", "Adopted", "adopted_class"]
@@ -111,7 +112,7 @@ def adopted_class(host: type) -> type[Adopted]:
         return host(*args, **kwargs)  # as `type(module).load_from_checkpoint` builds one: it is not adopted
 
     members: dict[str, Any] = {"training_step": training_step, "__new__": new, "_host_class": host}
-    if host.validation_step is not _default(host, "validation_step"):  # type: ignore[attr-defined]
+    if host.validation_step is not base_of(host).validation_step:  # type: ignore[attr-defined]
         members["validation_step"] = _validation_step(host)
     members |= {name: getattr(host, name) for name in ("__module__", "__qualname__", "__doc__")}
     try:
@@ -140,12 +141,6 @@ def _validation_step(host: type) -> Any:
             adoption.end()
 
     return validation_step
-
-
-def _default(host: type, name: str) -> Any:
-    """Return what a LightningModule has under a name that its subclass does not override."""
-    base = next(one for one in host.__mro__ if one.__name__ == "LightningModule")
-    return getattr(base, name)
 
 
 def _bare(host: type) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_uncertainty.adoption._adopted import NAMES, Adopted
+from lightning_uncertainty.adoption._structure import base_of
 from lightning_uncertainty.balancing import GradientBalancing, GradNorm
 from lightning_uncertainty.mixin import MultiTaskMixin
 
@@ -21,7 +22,7 @@ def check_host(module: Any) -> None:
         TypeError: it cannot.
     """
     kind = type(module).__name__
-    base = next((one for one in type(module).__mro__ if one.__name__ == "LightningModule"), None)
+    base = base_of(type(module))
     if base is None or not isinstance(module, nn.Module):
         inner = getattr(module, "_orig_mod", None)
         mend = "; adopt the module itself, and compile the network within it" if inner is not None else ""

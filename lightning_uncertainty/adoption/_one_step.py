@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from lightning_uncertainty.adoption._structure import base_of
+
 __all__ = ["Looked", "OneBatch", "has_loaders", "quietly", "trainer_of"]
 
 
@@ -39,8 +41,7 @@ def has_loaders(data: Any) -> bool:
 
 def trainer_of(kind: type) -> Any:
     """Return a Trainer for one step, of the namespace that the host is of."""
-    base = next(one for one in kind.__mro__ if one.__name__ == "LightningModule")
-    if base.__module__.startswith("lightning."):
+    if base_of(kind).__module__.startswith("lightning."):
         import lightning.pytorch as namespace
     else:
         import pytorch_lightning as namespace  # type: ignore[no-redef]

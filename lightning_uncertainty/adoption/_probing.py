@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from lightning_uncertainty.adoption._functions import Follow
+from lightning_uncertainty.adoption._structure import held_by
 from lightning_uncertainty.adoption.parts import Function
 
 __all__ = ["Probe", "Scalar"]
@@ -154,9 +155,8 @@ class _Heard(TorchFunctionMode):
 def _paths_of(host: nn.Module) -> dict[int, str]:
     """Return the paths of modules, and of other objects that the host holds, by id."""
     paths = {id(part): path for path, part in host.named_modules()}
-    for name, value in vars(host).items():
-        if not name.startswith("_") and hasattr(value, "__dict__") and not isinstance(value, type):
-            paths.setdefault(id(value), name)
+    for name, value in held_by(host):
+        paths.setdefault(id(value), name)
     return paths
 
 

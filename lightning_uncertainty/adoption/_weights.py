@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uncertainty.adoption._paths import Keys, fetch, replaced, split_at_value
+from lightning_uncertainty.adoption._structure import held_by
 from lightning_uncertainty.adoption.parts import HostWeight
 
 __all__ = ["WeightLeaves", "candidates", "numbers_of", "weight_of"]
@@ -115,11 +116,7 @@ def candidates(host: nn.Module) -> Iterator[tuple[str, float]]:
     owners: list[tuple[str, Any]] = [
         (path, part) for path, part in host.named_modules() if not type(part).__module__.startswith("torch.nn")
     ]
-    owners += [
-        (name, value)
-        for name, value in vars(host).items()
-        if not name.startswith("_") and hasattr(value, "__dict__") and not isinstance(value, type)
-    ]
+    owners += held_by(host)
     hyper = getattr(host, "hparams", None)
     found: dict[str, float] = {}
     for path, owner in owners:

@@ -137,6 +137,15 @@ def assert_equal(one: Any, two: Any, at: str = "") -> None:
         assert one == two, at
 
 
+def check_two_are_as_one(found: Callable[[str, int], Any], one: dict[str, Any]) -> None:
+    """Both processes of the cell "ddp" have the σ and the state of one that saw all."""
+    for rank in (0, 1):
+        other = found("ddp", rank)
+        assert other["sigma"] == pytest.approx(one["sigma"], rel=1e-4)
+        for name, value in one["state"].items():
+            torch.testing.assert_close(other["state"][name], value, rtol=1e-3, atol=1e-4)
+
+
 def check_rows(monitor: UncertaintyMonitor, tasks: set[str], sigmas: set[str]) -> dict[str, float]:
     """Every row has a loss and a weight of every task, and a σ where there is one; return the last."""
     assert monitor.history.rows

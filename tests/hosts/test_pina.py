@@ -19,7 +19,7 @@ from pina.weighting import BaseWeighting, ScalarWeighting
 from lightning_uncertainty import AdoptLosses, AnalyticUncertaintyWeighting, UncertaintyMonitor, UncertaintyWeighting
 from lightning_uncertainty.adoption import describe
 from lightning_uncertainty.likelihoods import Gaussian
-from tests.hosts._fits import HOST_WARNS, QUIET, RANKS, check_rows, same
+from tests.hosts._fits import HOST_WARNS, QUIET, RANKS, check_rows, check_two_are_as_one, same
 
 pytestmark = HOST_WARNS
 TASKS = {"equation": "gaussian", "measured": "gaussian"}
@@ -258,8 +258,4 @@ def shared_fit(**options):
 
 @pytest.mark.cells("tests.hosts.test_pina", "ddp")
 def test_two_processes_are_as_one(found):
-    one = shared_fit()
-    for rank in (0, 1):
-        assert found("ddp", rank)["sigma"] == pytest.approx(one["sigma"], rel=1e-4)
-        for name, value in one["state"].items():
-            torch.testing.assert_close(found("ddp", rank)["state"][name], value, rtol=1e-3, atol=1e-4)
+    check_two_are_as_one(found, shared_fit())

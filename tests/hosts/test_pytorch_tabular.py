@@ -16,7 +16,17 @@ from pytorch_tabular.models.category_embedding import CategoryEmbeddingModel
 
 from lightning_uncertainty import AdoptLosses, UncertaintyMonitor, UncertaintyWeighting, adopt
 from lightning_uncertainty.adoption import describe
-from tests.hosts._fits import HOST_WARNS, QUIET, RANK, RANKS, check_gradients, check_rows, gradients, same
+from tests.hosts._fits import (
+    HOST_WARNS,
+    QUIET,
+    RANK,
+    RANKS,
+    check_gradients,
+    check_rows,
+    check_two_are_as_one,
+    gradients,
+    same,
+)
 
 pytestmark = HOST_WARNS
 TASKS = {"mass": "gaussian", "length": "gaussian"}
@@ -181,8 +191,4 @@ def shared_fit(**options):
 
 @pytest.mark.cells("tests.hosts.test_pytorch_tabular", "ddp")
 def test_two_processes_are_as_one(found):
-    one = shared_fit()
-    for rank in (0, 1):
-        assert found("ddp", rank)["sigma"] == pytest.approx(one["sigma"], rel=1e-4)
-        for name, value in one["state"].items():
-            torch.testing.assert_close(found("ddp", rank)["state"][name], value, rtol=1e-3, atol=1e-4)
+    check_two_are_as_one(found, shared_fit())
