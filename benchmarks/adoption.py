@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from _measure import begin, differences, estimate, interleave, judge, ratios, table
-from lightning_step import Stopwatch, fit
+from lightning_step import RESNET_STEPS, Plain, Stopwatch, fit, resnet18
 from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ from lightning_uncertainty import AnalyticUncertaintyWeighting, MultiTaskMixin, 
 TASKS = ("depth", "normals", "albedo")
 STEPS = 100  # timed in a fit, after the first two logging steps of 50
 BOUNDS = {"log": 1.08, "call": 1.08, "weight": 1.15, "function": 1.20}  # of the step written by hand
-BY_HAND, HOST, FOLLOWED = "by hand", "the host alone", "log, follow=True"
+BY_HAND, HOST, FOLLOWED, RESNET = "by hand", "the host alone", "log, follow=True", "ResNet-18"
 
 
 class Host(LightningModule):
     """Three losses, each by a loss module, each logged, each with a weight of its own."""
 
-    def __init__(self, layers: int = 28, width: int = 96) -> None:
+    def __init__(self, layers: int = 6, width: int = 96) -> None:
         super().__init__()
         self.trunk = nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(width, width), nn.ReLU())))
         self.heads = nn.ModuleDict({name: nn.Linear(width, 1) for name in TASKS})
@@ -85,33 +85,38 @@ def main() -> None:
     seconds = begin("Adopted modules", __doc__, 150.0, ["torch", "pytorch-lightning"])
     batches = [(torch.randn(64, 96), torch.randn(64, 1)) for _ in range(10)]
     data = DataLoader(batches * (2 * STEPS // 10), batch_size=None)
+    images = DataLoader([(torch.randn(16, 3, 64, 64), torch.randn(16, 1))] * (1 + RESNET_STEPS), batch_size=None)
 
     def sample(variant: str) -> float:
+        if variant == RESNET:
+            return fit(Plain(resnet18(), 512), DummyLogger(), images, Stopwatch(1, RESNET_STEPS))
         return fit(module_of(variant), DummyLogger(), data, Stopwatch(STEPS, STEPS))
 
     variants = [HOST, BY_HAND, *PARTS]
     for variant in variants:  # to warm up
         sample(variant)
-    samples = interleave({variant: (lambda variant=variant: sample(variant)) for variant in variants}, seconds)
+    samples = interleave(
+        {variant: (lambda variant=variant: sample(variant)) for variant in (*variants, RESNET)}, seconds
+    )
 
     rows = []
     for variant in variants:
-        share = estimate(ratios(samples[variant], samples[BY_HAND]))
-        added = estimate(differences(samples[variant], samples[BY_HAND]))
+        row = [variant, estimate(samples[variant]).text()]
+        if variant != BY_HAND:
+            share = estimate(ratios(samples[variant], samples[BY_HAND]))
+            added = differences(samples[variant], samples[BY_HAND])
+            percent = estimate(100 * part for part in ratios(added, samples[RESNET]))
+            row += [estimate(added).text(), share.text(3), percent.text(2)]
         bound = BOUNDS.get(variant)
-        claim = "" if bound is None else f"at most {bound}: {judge(share, at_most=bound)}"
-        own = variant == BY_HAND
-        rows.append(
-            [
-                variant,
-                estimate(samples[variant]).text(),
-                "" if own else added.text(),
-                "" if own else share.text(3),
-                claim,
-            ]
-        )
-    print(f"{len(TASKS)} tasks, {len(samples[HOST])} rounds; `log_every_n_steps=50`, on which the total is checked.\n")
-    table(["", "us / step", "us more than by hand", "/ by hand", "claim"], rows)
+        if bound is not None:
+            row.append(f"at most {bound}: {judge(share, at_most=bound)}")
+        rows.append(row + [""] * (6 - len(row)))
+    print(
+        f"{len(TASKS)} tasks, {len(samples[HOST])} rounds; `log_every_n_steps=50`, on which the total is checked. The "
+        f"last share is of a ResNet-18 step with {len(TASKS)} heads, 16 images of 3x64x64: "
+        f"{estimate(samples[RESNET]).text()} us in the same rounds.\n"
+    )
+    table(["", "us / step", "us more than by hand", "/ by hand", "% of ResNet-18", "claim"], rows)
 
 
 if __name__ == "__main__":

@@ -60,12 +60,6 @@ class Adopted(HostShaped, MultiTaskMixin):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make no subclass known to the host: a registry of its own would take it for another model."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in NAMES:  # a host may guard its attributes
-            nn.Module.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the modules that were named as shared.
 
@@ -114,6 +108,9 @@ def adopted_class(host: type) -> type[Adopted]:
     members: dict[str, Any] = {"training_step": training_step, "__new__": new, "_host_class": host}
     if host.validation_step is not base_of(host).validation_step:  # type: ignore[attr-defined]
         members["validation_step"] = _validation_step(host)
+    write: Any = host.__setattr__
+    if write is not nn.Module.__setattr__:  # Lightning writes forty attributes a step
+        members["__setattr__"] = _setattr(write)
     members |= {name: getattr(host, name) for name in ("__module__", "__qualname__", "__doc__")}
     try:
         return new_class(host.__name__, (Adopted, host), {}, lambda names: names.update(members))
@@ -122,6 +119,15 @@ def adopted_class(host: type) -> type[Adopted]:
             f"a host's class should allow a subclass of its name: found that {host.__name__} does not: {error}; its "
             "metaclass keeps a registry that a module cannot be adopted beside"
         ) from error
+
+
+def _setattr(theirs: Any) -> Any:
+    """Return what writes our own attributes past a host that guards its own."""
+
+    def write(self: Any, name: str, value: Any) -> None:
+        (nn.Module.__setattr__ if name in NAMES else theirs)(self, name, value)
+
+    return write
 
 
 def _validation_step(host: type) -> Any:

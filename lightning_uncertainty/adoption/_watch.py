@@ -86,7 +86,7 @@ class Watch:
         with ExitStack() as stack:
             self.weights = WeightLeaves(self._host, plan.weights, stack, plan.like(self._host))
             for task, part in plan.calls:
-                stack.enter_context(self._calls(task, part))
+                self._hear(task, part, stack)
             for found, wanted in plan.functions.items():
                 stack.enter_context(patched(found, self._recording(found, wanted)))
             if plan.torch_functions:
@@ -170,11 +170,12 @@ class Watch:
         self.sights.setdefault(task, []).append(Sight(edge, value.reshape(()) if value.dim() else value))
 
     def _see_entry(self, task: str, part: Call, returned: Any) -> None:
-        what = f"the entry of '{part}', the part of task {task!r},"
-        self._see(task, fetch(returned, part.entries, what) if part.entries else returned)
+        if part.entries:
+            returned = fetch(returned, part.entries, f"the entry of '{part}', the part of task {task!r},")
+        self._see(task, returned)
 
-    @contextmanager
-    def _calls(self, task: str, part: Call) -> Iterator[None]:
+    def _hear(self, task: str, part: Call, stack: ExitStack) -> None:
+        """Hear what a call returns, until the stack is left."""
         what = f"'{part}', the part of task {task!r},"
         target = fetch(self._host, part.keys, what)
         count = -1
@@ -187,10 +188,7 @@ class Watch:
 
         if isinstance(target, nn.Module):
             handle = target.register_forward_hook(lambda module, args, returned: record(returned))
-            try:
-                yield
-            finally:
-                handle.remove()
+            stack.callback(handle.remove)
             return
         if not callable(target):
             raise RuntimeError(f"{what} should be something that is called: found a {type(target).__name__}")
@@ -201,8 +199,7 @@ class Watch:
             record(returned)
             return returned
 
-        with replaced(self._host, part.keys, recorded, what):
-            yield
+        stack.enter_context(replaced(self._host, part.keys, recorded, what))
 
     def _counter(self, wanted: list[tuple[str, Function]]) -> Callable[[Any], None]:
         """Return what sees the results of a function, call by call."""
