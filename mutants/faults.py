@@ -1514,6 +1514,20 @@ FAULTS = [
         ("tests/adoption/test_adopting.py::test_it_is_its_host_still",),
     ),
     Fault(
+        "names_that_a_host_takes_later",
+        "adoption/_names.py",
+        "return now is before or",
+        "return True or",
+        ("tests/adoption/test_adopted.py::test_names_that_a_host_takes_later_are_told_before_an_optimizer_moves",),
+    ),
+    Fault(
+        "a_module_that_is_compiled_after_its_adoption",
+        "adoption/_adopted.py",
+        "            check_uncompiled(self)\n",
+        "            pass\n",
+        ("tests/adoption/test_adopted.py::test_a_module_that_is_compiled_whole_is_told",),
+    ),
+    Fault(
         "losses_of_tasks_reset_with_the_balanced",
         "metrics/stage_losses.py",
         "        self.of_tasks = kept\n",

@@ -15,7 +15,7 @@ from lightning_uncertainty._step import is_training
 from lightning_uncertainty.adoption._adoption import Adoption
 from lightning_uncertainty.adoption._host_shaped import HostShaped
 from lightning_uncertainty.adoption._optimizers import check_made, one_group_more
-from lightning_uncertainty.adoption._structure import base_of
+from lightning_uncertainty.adoption._structure import base_of, check_uncompiled
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 __all__ = ["NAMES", "Adopted", "adopted_class"]
@@ -23,6 +23,18 @@ __all__ = ["NAMES", "Adopted", "adopted_class"]
 
 class Adopted(HostShaped, MultiTaskMixin):
     """What an adopted module does otherwise than its host."""
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        """Set up as the host does, and look at what was made of it since it was adopted.
+
+        Raises:
+            TypeError: it was compiled whole.
+            RuntimeError: it has taken a name of ours.
+        """
+        if "fit" in (*args, *kwargs.values()):
+            check_uncompiled(self)
+        super().setup(*args, **kwargs)  # type: ignore[misc]
+        self._check_names()
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log as the host does, and take note of a part."""
@@ -45,8 +57,9 @@ class Adopted(HostShaped, MultiTaskMixin):
         """Build the host's optimizers, with the log-variances in a group of their own.
 
         Raises:
-            RuntimeError: they have none, or several optimizers may have it.
+            RuntimeError: they have none, or several optimizers may have it; or the host has taken a name of ours.
         """
+        self._check_names()
         beside = self._adoption.options.beside
         holder = None if beside is None else dict(self.named_modules()).get(beside)
         if holder is None and beside is not None:
@@ -74,6 +87,19 @@ class Adopted(HostShaped, MultiTaskMixin):
             )
         return [parameter for path in paths for parameter in self.get_submodule(path).parameters()]
 
+    def _check_names(self) -> None:
+        """Look whether the names that this one needs are its own still; a host may take them when a fit begins.
+
+        Raises:
+            RuntimeError: one is not.
+        """
+        taken = self._adoption.names.taken(self)
+        if taken:
+            raise RuntimeError(
+                "a host should leave the names of MultiTaskMixin free, after it was adopted, too: found that "
+                f"{self._host_class.__name__} has set {', '.join(taken)} since; rename it in a copy of the host's class"
+            )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         made = super().__reduce_ex__(protocol)
         if made[1] and made[1][0] is type(self):
@@ -91,6 +117,8 @@ def adopted_class(host: type) -> type[Adopted]:
         adoption: Adoption = self._adoption
         if adoption.watch is not None or not (torch.is_grad_enabled() and is_training(self, None)):
             return step(self, *args, **kwargs)  # a step of validation calls this one
+        if adoption.names.begins(self):
+            self._check_names()
         try:
             with adoption.begin(self, args, kwargs) as watch, watch.told():
                 returned = step(self, *args, **kwargs)
@@ -138,6 +166,8 @@ def _validation_step(host: type) -> Any:
         adoption: Adoption = self._adoption
         if not adoption.options.validation or adoption.watch is not None:
             return step(self, *args, **kwargs)
+        if adoption.names.begins(self):
+            self._check_names()
         try:
             with adoption.begin(self, args, kwargs, evaluating=True):
                 returned = step(self, *args, **kwargs)
@@ -163,7 +193,7 @@ def _names() -> frozenset[str]:
     return frozenset(name for name in found | registered if not name.startswith("__"))
 
 
-_HOSTS = {"log", "manual_backward", "configure_optimizers", "on_save_checkpoint", "on_load_checkpoint"}
+_HOSTS = {"setup", "log", "manual_backward", "configure_optimizers", "on_save_checkpoint", "on_load_checkpoint"}
 
 NAMES = _names() - _HOSTS
 """That no host may have."""

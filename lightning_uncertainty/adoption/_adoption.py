@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_uncertainty._tensors import world_size
 from lightning_uncertainty.adoption._counts import counted, of_all_ranks, size_of
 from lightning_uncertainty.adoption._looks import IDLE, LONG, Looks
+from lightning_uncertainty.adoption._names import OwnNames
 from lightning_uncertainty.adoption._options import PLAIN, Options
 from lightning_uncertainty.adoption._terms import Terms, losses_alone, terms_of
 from lightning_uncertainty.adoption._watch import Plan, Watch
@@ -27,14 +28,15 @@ class Adoption(Looks):
 
     Attributes:
         options: what was asked for.
-        given: what stood in the host before.
+        names: what stands under those that the host has to leave free.
         watch: the step that is on; None between steps, as no graph may outlive its step.
         arrived: whether the module is a copy, as one that came from another process, where it was adopted.
     """
 
-    def __init__(self, options: Options, given: set[str]) -> None:
+    names: OwnNames
+
+    def __init__(self, options: Options) -> None:
         self.options = options
-        self.given = given
         self.watch: Watch | None = None
         self.arrived = False
         self._manual = self._opposed = self._told = False

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_uncertainty.adoption._adopted import NAMES, Adopted
-from lightning_uncertainty.adoption._structure import base_of
+from lightning_uncertainty.adoption._structure import base_of, check_uncompiled
 from lightning_uncertainty.balancing import GradientBalancing, GradNorm
 from lightning_uncertainty.mixin import MultiTaskMixin
 
@@ -27,16 +27,12 @@ def check_host(module: Any) -> None:
         inner = getattr(module, "_orig_mod", None)
         mend = "; adopt the module itself, and compile the network within it" if inner is not None else ""
         raise TypeError(f"adopt takes a LightningModule: found a {kind}{mend}")
+    check_uncompiled(module)
     if isinstance(module, Adopted):
         return
     if isinstance(module, MultiTaskMixin):
         raise TypeError(
             f"adopt is for models whose code is not yours: found {kind}, a MultiTaskMixin; call weigh in its step"
-        )
-    if "training_step" in vars(module):
-        raise TypeError(
-            f"a host's training_step should be its class's: found one on the {kind} itself, as torch.compile of a "
-            "whole LightningModule puts there; compile the network within it instead"
         )
     if type(module).training_step is base.training_step:  # type: ignore[attr-defined]
         raise TypeError(f"a host should have a training_step: found none in {kind}; adopt the module that is trained")

@@ -7,12 +7,35 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["base_of", "held_by"]
+__all__ = ["base_of", "check_uncompiled", "held_by"]
 
 
 def base_of(host: type) -> Any:
     """Return the LightningModule of either namespace that a class is of; None where it is of none."""
     return next((one for one in host.__mro__ if one.__name__ == "LightningModule"), None)
+
+
+def check_uncompiled(module: Any) -> None:
+    """Look whether a module's own step is traced by a compiler, which cannot see what adoption does in it.
+
+    Raises:
+        TypeError: it is.
+    """
+    found = None
+    if "training_step" in vars(module):
+        found = f"one on the {type(module).__name__} itself, as torch.compile of a whole LightningModule puts there"
+    elif vars(module).get("_compiled_call_impl") is not None and _is_called(module):
+        found = f"that {type(module).__name__}.compile() was called, under a strategy that calls the module"
+    if found is not None:
+        raise TypeError(
+            f"a host's training_step should be its class's: found {found}; compile the network within it instead"
+        )
+
+
+def _is_called(module: Any) -> bool:
+    """Whether a Trainer runs steps by calling the module, as where DDP is around it."""
+    strategy = getattr(getattr(module, "_trainer", None), "strategy", None)
+    return any(kind.__name__ == "ParallelStrategy" for kind in type(strategy).__mro__)
 
 
 def held_by(host: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from lightning_uncertainty.adoption._adopted import NAMES, Adopted, adopted_clas
 from lightning_uncertainty.adoption._adoption import Adoption
 from lightning_uncertainty.adoption._host_shaped import shape_states, unshape_states
 from lightning_uncertainty.adoption._hosts import check_host, check_optimizer, check_shared
+from lightning_uncertainty.adoption._names import OwnNames
 from lightning_uncertainty.adoption._naming import Parts, as_part, as_parts
 from lightning_uncertainty.adoption._options import PLAIN, Count, Options
 from lightning_uncertainty.adoption.parts import Function, HostWeight, Part
@@ -154,13 +155,13 @@ def adopt(
         raise RuntimeError(
             "a module should have one adoption: found one that asks for something else; call unadopt(module) first"
         )
-    given = {*vars(module), *module._modules}
     host: Any = type(module)
     module.__class__ = adopted_class(host)
     try:
         shape_states(module)
-        module._adoption = Adoption(options, given)
+        module._adoption = Adoption(options)
         module.register_tasks(specified, weighting=weighting, renamed=renamed, on_nonfinite=on_nonfinite)
+        module._adoption.names = OwnNames(module, NAMES)
         check_optimizer(module)
         check_shared(module)
     except BaseException:
@@ -194,11 +195,10 @@ def unadopt(module: Any) -> Any:
             f"unadopt takes a module that is adopted: found a {type(module).__name__}"
             + ("; its class was changed since, as fully_shard does" if isinstance(module, Adopted) else "")
         )
-    given = getattr(getattr(module, "_adoption", None), "given", None)
-    host = module._host_class
-    if given is not None:
-        for name in [name for name in (*module._modules, *vars(module)) if name in NAMES and name not in given]:
-            delattr(module, name)
+    host, names = module._host_class, getattr(getattr(module, "_adoption", None), "names", None)
+    kept = [] if names is None else names.taken(module)  # by the host, since
+    for name in [name for name in (*module._modules, *vars(module)) if name in NAMES and name not in kept]:
+        delattr(module, name)
     unshape_states(module)
     module.__class__ = host
     return module

@@ -1,5 +1,7 @@
 """Checkpoints of adopted modules: of the host's shape, to and fro."""
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -464,3 +466,85 @@ def test_a_part_that_is_not_in_validation_is_told():
         pytest.warns(UserWarning, match="no label of height"),
     ):
         trainer().validate(host, Loader(rows()))
+
+
+# -- what a host does to itself after it was adopted -------------------------------------------------------------------
+
+
+class InSetup(Host):
+    def setup(self, stage):
+        self.sigma = 3.0
+
+
+class InConfigureModel(Host):
+    def configure_model(self):
+        self.task_heads = torch.nn.ModuleDict({"depth": torch.nn.Linear(1, 1)})
+
+
+class InFitStart(Host):
+    def on_fit_start(self):
+        self._tasks = {"depth": 1}
+
+
+class InEpochStart(Host):
+    def on_train_epoch_start(self):
+        self.weigh = torch.ones(2)
+
+
+class OfValidation(Host):
+    def on_validation_start(self):
+        self.task_step = None
+
+
+LATE = {
+    InSetup: "sigma",
+    InConfigureModel: "task_heads",
+    InFitStart: "_tasks",
+    InEpochStart: "weigh",
+    OfValidation: "task_step",
+}
+
+
+@pytest.mark.parametrize("beforehand", [True, False])
+@pytest.mark.parametrize("kind", LATE)
+def test_names_that_a_host_takes_later_are_told_before_an_optimizer_moves(kind, beforehand):
+    host = seeded(kind)
+    before = {name: value.clone() for name, value in host.state_dict().items()}
+    validation = {"depth": "log:val_depth", "height": "log:val_height"}
+    if beforehand:
+        adopt(host, TASKS, LOG, validation=validation)
+    callbacks = [] if beforehand else [AdoptLosses(TASKS, LOG, validation=validation)]
+    with pytest.raises(
+        RuntimeError,
+        match=f"after it was adopted, too: found that {kind.__name__} has set {LATE[kind]} since; rename it",
+    ):
+        trainer(callbacks=callbacks, num_sanity_val_steps=2).fit(host, Loader(rows()), Loader(rows()))
+    assert all(torch.equal(host.state_dict()[name], value) for name, value in before.items())
+    assert LATE[kind] in {**vars(unadopt(host)), **host._modules, **host._buffers}
+
+
+def test_names_are_its_own_in_copies_and_within_what_wraps_a_module():
+    host = adopt(seeded(Host), TASKS, LOG)
+    fit(host, 2)
+    for net in (copy.deepcopy(host), pickle.loads(pickle.dumps(host))):
+        net.task_heads = torch.nn.ModuleDict({"wrapped": net.task_heads})
+        fit(net, 4)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_module_that_is_compiled_whole_is_told(late):
+    host = seeded(Host)
+    net = adopt(host, TASKS, LOG) if late else host
+    compiled = torch.compile(net, backend="eager")
+    with pytest.raises(TypeError, match=r"found one on the Host itself, as torch.compile of a whole LightningModule"):
+        fit(compiled, 2, *([] if late else [AdoptLosses(TASKS, LOG)]))
+    assert host.global_step == 0
+
+
+def test_a_module_that_compiles_its_forward_trains_but_where_steps_are_called():
+    host = adopt(seeded(Host), TASKS, LOG)
+    host.compile(backend="eager")
+    fit(host, 2)
+    host.trainer = trainer(strategy="ddp")
+    with pytest.raises(TypeError, match=r"found that Host.compile\(\) was called, under a strategy that calls the mod"):
+        host.setup("fit")
