@@ -1528,6 +1528,20 @@ FAULTS = [
         ("tests/adoption/test_adopted.py::test_a_module_that_is_compiled_whole_is_told",),
     ),
     Fault(
+        "a_checkpoint_that_says_what_torch_says",
+        "adoption/_saying.py",
+        '    "CheckpointError": (',
+        '    "no such": (',
+        ("tests/adoption/test_adopted.py::test_weights_where_no_leaf_can_be_are_told_before_an_optimizer_moves",),
+    ),
+    Fault(
+        "what_is_compiled_is_taken_for_trained",
+        "adoption/_terms.py",
+        "if any(leaf.numel() for leaf in leaves) or",
+        "if leaves or",
+        ("tests/adoption/test_adopted.py::test_losses_may_be_added_up_by_what_is_compiled",),
+    ),
+    Fault(
         "losses_of_tasks_reset_with_the_balanced",
         "metrics/stage_losses.py",
         "        self.of_tasks = kept\n",

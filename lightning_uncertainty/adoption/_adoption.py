@@ -139,16 +139,19 @@ class Adoption(Looks):
         if alone and not self._manual and isinstance(total, Tensor) and total.requires_grad:
             losses = losses_alone(watch)
         if losses is None:
-            terms = terms_of(
-                total,
-                watch,
-                remainder=options.rest is not None,
-                check=check,
-                constant=not options.keep_host_weights,
-                expected=self.expect,
-            )
+            with watch.told():
+                terms = terms_of(
+                    total,
+                    watch,
+                    remainder=options.rest is not None,
+                    check=check,
+                    constant=not options.keep_host_weights,
+                    expected=self.expect,
+                )
             if terms is None:
                 return None
+            if check:
+                self.require_graphs(terms.losses)
             losses = self._losses(terms)
         else:
             terms = None

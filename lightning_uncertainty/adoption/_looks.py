@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from lightning_uncertainty.adoption._options import Options
 from lightning_uncertainty.adoption._watch import Watch
 from lightning_uncertainty.adoption.parts import HostWeight, Logged, Part
@@ -60,6 +62,21 @@ class Looks:
                 f"{self.unseen(never)}; name it otherwise (`describe` of lightning_uncertainty.adoption lists the "
                 f"ways), or, only where its labels may be missing in a batch, say may_be_absent="
                 f"{sorted({*never, *absent})!r}"
+            )
+
+    def require_graphs(self, losses: Mapping[str, Tensor]) -> None:
+        """Look whether the losses that weights multiply can be gone back from.
+
+        Raises:
+            RuntimeError: one cannot.
+        """
+        of_weights = [task for task in losses if isinstance(self._parts.get(task), HostWeight)]
+        bare = [task for task in of_weights if not losses[task].requires_grad and losses[task].item()]
+        if bare:
+            raise RuntimeError(
+                f"a loss that a weight multiplies should have a graph: found none for {', '.join(bare)}, as of a "
+                "function that is differentiable once; name the loss itself, as the host logs it or as a call returns "
+                "it"
             )
 
     def expect(self, total: float, losses: dict[str, float], weights: dict[str, float], rest: float) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_uncertainty.adoption._watch import Watch
+from lightning_uncertainty.adoption._watch import Sight, Watch
 
 __all__ = ["Expected", "Terms", "losses_alone", "terms_of"]
 
@@ -75,7 +75,7 @@ def terms_of(
     if check:
         _check_linear(gradients, inputs)
         if constant:
-            _check_constant([(task, gradient) for (task, _), gradient in zip(seen, gradients, strict=False)])
+            _check_constant(total, seen, gradients)
     losses, weights = {}, {}
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for (task, sight), gradient in zip(seen, gradients, strict=False):
@@ -122,18 +122,36 @@ def _check_linear(found: tuple[Tensor | None, ...], inputs: list[Any]) -> None:
         )
 
 
-def _check_constant(weights: list[tuple[str, Tensor | None]]) -> None:
+def _check_constant(total: Tensor, seen: list[tuple[str, Sight]], weights: tuple[Tensor | None, ...]) -> None:
     """Look whether the host's weights are trained.
 
     Raises:
         RuntimeError: they are.
     """
-    trained = [task for task, weight in weights if weight is not None and weight.requires_grad]
+    parts = {sight.edge.node for _, sight in seen if sight.edge is not None}
+    trained = {}
+    for (task, _), weight in zip(seen, weights, strict=False):
+        leaves = _leaves_of(weight, parts)
+        if any(leaf.numel() for leaf in leaves) or (leaves and any(leaf.numel() for leaf in _leaves_of(total, parts))):
+            trained[task] = True  # what is compiled says of its gradients an empty leaf alone
     if trained:
         raise RuntimeError(
             f"a host's weights should be constants: found that the host trains those of {', '.join(trained)}, which "
             "would get no gradient any more; switch that off in the host, or say keep_host_weights=True"
         )
+
+
+def _leaves_of(value: Tensor | None, parts: set[Any]) -> list[Tensor]:
+    """Return the leaves of a graph, but for those of its parts."""
+    seen, leaves = set(parts), []
+    nodes: list[Any] = [] if value is None or value.grad_fn is None else [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            leaves += [node.variable] if hasattr(node, "variable") else []
+            nodes += [following for following, _ in node.next_functions if following is not None]
+    return leaves
 
 
 def _unlike(gradient: Tensor, place: int) -> Tensor:

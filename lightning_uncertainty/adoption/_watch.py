@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from lightning_uncertainty.adoption._functions import Follow, TorchFunctions, is_of_torch, patched
 from lightning_uncertainty.adoption._paths import fetch, replaced
+from lightning_uncertainty.adoption._saying import saying
 from lightning_uncertainty.adoption._weights import WeightLeaves, numbers_of
 from lightning_uncertainty.adoption.parts import Call, Function, HostWeight, Logged, Part
 
@@ -100,23 +101,9 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         self._stack.__exit__(*error)  # type: ignore[arg-type]
 
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        """Say what it means where a host changes a weight in place.
-
-        Raises:
-            RuntimeError: it does.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            if self._plan.weights and "a leaf Variable that requires grad is being used in an in-place" in str(error):
-                named = ", ".join(f"'{part}'" for part in self._plan.weights.values())
-                raise RuntimeError(
-                    f"a host's weight should not be changed in place in the step that it weighs: found that one of "
-                    f"{named} is; name the loss itself, as the host logs it or as a call returns it"
-                ) from error
-            raise
+    def told(self) -> AbstractContextManager[None]:
+        """Within, errors of torch's say what they mean for the parts."""
+        return saying(self._plan.parts, self._plan.weights)
 
     @contextmanager
     def resting(self) -> Iterator[None]:

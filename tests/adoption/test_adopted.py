@@ -548,3 +548,119 @@ def test_a_module_that_compiles_its_forward_trains_but_where_steps_are_called():
     host.trainer = trainer(strategy="ddp")
     with pytest.raises(TypeError, match=r"found that Host.compile\(\) was called, under a strategy that calls the mod"):
         host.setup("fit")
+
+
+# -- losses that are made where a graph is another's -------------------------------------------------------------------
+
+
+class Criterion(torch.nn.Module):
+    def __init__(self, wa=0.5, wb=0.02):
+        super().__init__()
+        self.wa, self.wb = wa, wb
+
+    def forward(self, near, tall):
+        return self.wa * near + self.wb * tall
+
+    def squared(self, near, tall):
+        return self.wa * near * tall
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, loss):
+        ctx.save_for_backward(weight, loss)
+        return weight * loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        weight, loss = ctx.saved_tensors
+        return gradient * loss, gradient * weight
+
+
+class Adding(Host):
+    """Adds its losses up as it is told."""
+
+    def __init__(self, way, backend="aot_eager"):
+        super().__init__()
+        self.criterion, self.way = Criterion(), way
+        self.compiled = torch.compile(self.criterion, backend=backend)
+        self.product = torch.compile(self.criterion.squared, backend=backend)
+        self.learnt = torch.nn.Parameter(torch.zeros(2))
+        self.trained = torch.compile(lambda a, b, v: (v.softmax(0) * torch.stack([a, b])).sum(), backend=backend)
+
+    def training_step(self, batch, batch_idx):
+        near, tall = self.losses(batch)
+        self.log_dict({"depth_loss": near, "height_loss": tall})
+        return self.way(self, near, tall, batch)
+
+
+def compiled(host, near, tall, batch):
+    return host.compiled(near, tall)
+
+
+def checkpointed(host, near, tall, batch):
+    def whole(batch):
+        return host.criterion(*host.losses(batch))
+
+    return torch.utils.checkpoint.checkpoint(whole, batch, use_reentrant=False)
+
+
+def once(host, near, tall, batch):
+    weights = [torch.as_tensor(weight, dtype=near.dtype) for weight in (host.criterion.wa, host.criterion.wb)]
+    return sum(Once.apply(weight, loss) for weight, loss in zip(weights, (near, tall), strict=True))
+
+
+BY_WEIGHT = {"depth": "weight:criterion.wa", "height": "weight:criterion.wb"}
+ADDED = {
+    "compiled": (
+        compiled,
+        BY_WEIGHT,
+        r"differentiable twice: found that for one of 'weight:criterion.wa', .*uncompiled",
+    ),
+    "checkpoint": (
+        checkpointed,
+        BY_WEIGHT,
+        r"within a checkpoint.* found that one of 'weight:criterion.wa', .*name the",
+    ),
+    "once": (once, BY_WEIGHT, "should have a graph: found none for depth, height, as of a function that is differ"),
+    "a product": (
+        lambda host, near, tall, batch: host.product(near, tall),
+        LOG,
+        "differentiable twice: found that for one of 'log:depth_loss', 'log:height_loss' it is compiled",
+    ),
+    "trained": (
+        lambda host, near, tall, batch: host.trained(near, tall, host.learnt),
+        LOG,
+        "found that the host trains those of depth, height, which",
+    ),
+}
+
+
+BY_DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+
+
+@BY_DYNAMO
+@pytest.mark.parametrize("name", ADDED)
+def test_weights_where_no_leaf_can_be_are_told_before_an_optimizer_moves(name):
+    way, parts, found = ADDED[name]
+    host = adopt(seeded(Adding, way), TASKS, parts)
+    before = {key: value.clone() for key, value in host.state_dict().items()}
+    with pytest.raises(RuntimeError, match=found):
+        fit(host, 2)
+    assert all(torch.equal(host.state_dict()[key], value) for key, value in before.items())
+    assert (host.criterion.wa, host.criterion.wb) == (0.5, 0.02)
+
+
+PATHS = {"depth": "weight:compiled.wa", "height": "weight:compiled._orig_mod.wb"}
+
+
+@BY_DYNAMO
+@pytest.mark.parametrize(("backend", "parts"), [("aot_eager", LOG), ("eager", LOG), ("eager", PATHS)])
+def test_losses_may_be_added_up_by_what_is_compiled(backend, parts):
+    host, plain = adopt(seeded(Adding, compiled, backend), TASKS, parts), adopt(seeded(Host), TASKS, LOG)
+    for net in (host, plain):
+        net.trunk[2] = torch.nn.Identity()
+        fit(net, 6)
+    assert host.sigma() == pytest.approx(plain.sigma(), rel=1e-12)
+    assert (host.criterion.wa, host.criterion.wb) == (0.5, 0.02)
