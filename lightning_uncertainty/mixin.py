@@ -616,15 +616,19 @@ class MultiTaskMixin(Predicting, _Host):
     def _refuse_or_skip(self, values: Tensor) -> Tensor:
         """Raise for an unsound loss: negative, NaN or inf; where steps are skipped, for one that is negative."""
         found = check_losses(self.task_weighting, values, allow_nonfinite=self._skips)
+        return self._skip_batch(f"its loss is not finite: {found}", values.device)
+
+    def _skip_batch(self, why: str, device: torch.device) -> Tensor:
+        """Return a total that moves nothing, and count the step; warn once in a fit."""
         if not self._task_fit.warned:
             self._task_fit.warned = True
             warnings.warn(
-                f"a training step is skipped, as its loss is not finite: {found}; skipped_steps counts this and others",
-                stacklevel=3,
+                f"a training step is skipped, as {why}; skipped_steps counts this and others",
+                stacklevel=4,
             )
         self.skipped_steps += 1
         self._task_fit.skip = Skip(self, trainer_of(self))
-        return self._task_fit.skip.total(values.device)
+        return self._task_fit.skip.total(device)
 
 
 def told_parts(module: nn.Module) -> Iterator[nn.Module]:

@@ -1542,6 +1542,27 @@ FAULTS = [
         ("tests/adoption/test_adopted.py::test_losses_may_be_added_up_by_what_is_compiled",),
     ),
     Fault(
+        "a_part_may_hold_another",
+        "adoption/_terms.py",
+        "        if held:\n",
+        "        if not held:\n",
+        ("tests/adoption/test_adopting.py::test_a_part_within_another_is_told_as_such",),
+    ),
+    Fault(
+        "a_judges_total_is_weighed",
+        "adoption/_looks.py",
+        "            if other and before & now:\n",
+        "            if other and before == now:\n",
+        ("tests/adoption/test_adopted.py::test_a_criterion_that_another_optimizers_loss_is_made_by_is_told",),
+    ),
+    Fault(
+        "a_rest_that_is_not_finite_is_added",
+        "adoption/_adoption.py",
+        "if plain is not None and self.is_broken(",
+        "if plain is None and self.is_broken(",
+        ("tests/adoption/test_adopting.py::test_a_step_whose_rest_is_not_finite_is_skipped",),
+    ),
+    Fault(
         "losses_of_tasks_reset_with_the_balanced",
         "metrics/stage_losses.py",
         "        self.of_tasks = kept\n",

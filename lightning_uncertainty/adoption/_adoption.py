@@ -43,6 +43,7 @@ class Adoption(Looks):
         self._parts, self._plans = dict(options.parts), dict[bool, Plan]()
         self._batch: Any = None
         self._steps, self._idle, self._reached = 0, 0, set[str]()
+        self._totals = list[set[str]]()
         self._asked = self._asked_with = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -62,6 +63,7 @@ class Adoption(Looks):
         batch = args[0] if args else next(iter(kwargs.values()), None)
         self._batch = copy.copy(batch) if isinstance(batch, dict | list) else batch  # a host may take things out
         self._manual, self._asked, self._asked_with = not host.automatic_optimization, False, False
+        self._totals = []
         return self.watch
 
     def end(self) -> None:
@@ -156,6 +158,7 @@ class Adoption(Looks):
         else:
             terms = None
         self.require_parts(losses)
+        self.require_same(host, losses)
         self._reached.update(losses)
         if check and self._steps == 0 and options.count is None and world_size() > 1:
             warnings.warn(
@@ -177,10 +180,15 @@ class Adoption(Looks):
         return self.options.rest == PLAIN or not (self.is_checked(host) and total.item())
 
     def _weighed(self, host: Any, losses: Mapping[str, Any], total: Tensor, rest: Tensor | None = None) -> Tensor:
+        plain = (rest if losses else total) if self.options.rest == PLAIN else None
+        if plain is not None and self.is_broken(host, plain, losses):
+            host._task_fit.end_skip()
+            skipped: Tensor = host._skip_batch("the rest of the host's loss is not finite", plain.device)
+            return skipped
         weighted: Tensor = host.weigh(counted(losses, self.options, self._batch), stage="train")
-        if not losses:
-            return weighted + (total if self.options.rest == PLAIN else 0.0 * total)
-        return weighted if rest is None or self.options.rest != PLAIN else weighted + rest
+        if plain is None:
+            return weighted if losses else weighted + 0.0 * total
+        return weighted + plain
 
     def evaluate(self, host: Any) -> None:
         """Log the losses of a step of validation."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lightning_uncertainty.adoption._options import Options
+from lightning_uncertainty._tensors import reads_values, world_size
+from lightning_uncertainty.adoption._options import PLAIN, Options
 from lightning_uncertainty.adoption._watch import Watch
-from lightning_uncertainty.adoption.parts import HostWeight, Logged, Part
+from lightning_uncertainty.adoption.parts import Call, Function, HostWeight, Logged, Part
 
 __all__ = ["IDLE", "LONG", "Looks"]
 
@@ -36,6 +39,7 @@ class Looks:
     _opposed: bool
     _steps: int
     _reached: set[str]
+    _totals: list[set[str]]
 
     def is_checked(self, host: Any) -> bool:
         """Whether this step's total is looked at: in a fit's first steps, and where a step is logged anyway."""
@@ -61,8 +65,40 @@ class Looks:
                 f"every task's part should be in the host's loss: found none for {', '.join(never)}: "
                 f"{self.unseen(never)}; name it otherwise (`describe` of lightning_uncertainty.adoption lists the "
                 f"ways), or, only where its labels may be missing in a batch, say may_be_absent="
-                f"{sorted({*never, *absent})!r}"
+                f"{sorted({*never, *absent})!r}{self._by_number(losses) if self._manual else ''}"
             )
+
+    def require_same(self, host: Any, losses: Collection[str]) -> None:
+        """Look whether a total has the parts of those before it in its step; another optimizer's may have some.
+
+        Raises:
+            RuntimeError: it has others.
+        """
+        now = set(losses)
+        for before in self._totals:
+            other = (before ^ now) - {*self.options.may_be_absent}
+            if other and before & now:
+                raise RuntimeError(
+                    f"the totals of a step that have a part in common should be of the same parts: found one of "
+                    f"{', '.join(sorted(before))} and one of {', '.join(sorted(now))}, as where another optimizer's "
+                    f"loss is made by the same call; where both are the tasks', say may_be_absent="
+                    f"{sorted({*other, *self.options.may_be_absent})!r}{self._by_number(before & now)}"
+                )
+        self._totals.append(now)
+        hint, optimizers = self._by_number(now), len(getattr(getattr(host, "_trainer", None), "optimizers", ()))
+        if len(self._totals) == 2 and hint and optimizers > 1 and self._steps < _CHECKED:
+            warnings.warn(
+                f"with {optimizers} optimizers a part should be one call's: found 2 totals of {', '.join(sorted(now))} "
+                f"in a step, each of which is weighed, whichever optimizer it is of{hint}",
+                stacklevel=4,
+            )
+
+    def _by_number(self, losses: Collection[str]) -> str:
+        """Say how to name the call that is meant, of losses that any call makes."""
+        calls = [
+            part for task in losses if isinstance(part := self._parts.get(task), Call | Function) and part.n is None
+        ]
+        return f"; or name the one that is meant, as in '{replace(calls[0], n=0)}'" if calls else ""
 
     def require_graphs(self, losses: Mapping[str, Tensor]) -> None:
         """Look whether the losses that weights multiply can be gone back from.
@@ -92,6 +128,8 @@ class Looks:
             return False
         options = self.options
         self.require_parts(losses)
+        if not math.isfinite(rest) and options.rest == PLAIN and options.on_nonfinite == "raise":
+            raise _not_finite(rest)
         if rest and options.rest is None:
             raise RuntimeError(
                 f"a host's loss should be a weighted sum of its parts: found {total:.4g}, of which {rest:.4g} no part "
@@ -127,6 +165,22 @@ class Looks:
             )
         return True
 
+    def is_broken(self, host: Any, rest: Tensor, losses: Mapping[str, Any]) -> bool:
+        """Whether a rest that is added is NaN or infinite on any process, where the losses are not.
+
+        Raises:
+            RuntimeError: it is, and no step is to be skipped.
+        """
+        if not (host._skips or reads_values(rest)):
+            return False
+        means = [loss[0] if isinstance(loss, tuple) else loss for loss in losses.values()]
+        broken = torch.stack([~rest.isfinite().all(), *(mean.isfinite().all() for mean in means)]).all().float()
+        if world_size() > 1:
+            torch.distributed.all_reduce(broken)
+        if broken and not host._skips:
+            raise _not_finite(rest.item())
+        return bool(broken)
+
     def warn_of_absent(self) -> None:
         never = [task for task in self.options.may_be_absent if task not in self._reached and task in self._parts]
         if never:
@@ -158,6 +212,14 @@ class Looks:
                 found = f"was never reached{' (Lightning adds _step and _epoch by itself)' * suffixed}"
             why.append(f"'{part}' {found}")
         return "; ".join(why)
+
+
+def _not_finite(rest: float) -> RuntimeError:
+    """Return what is said of a rest that is added."""
+    return RuntimeError(
+        f"the rest of a host's loss, which no part explains, should be finite: found {rest:.4g} where the tasks' "
+        "losses are; look at what the host adds to them, or say on_nonfinite='skip_step'"
+    )
 
 
 def _by_name(numbers: Mapping[str, float]) -> str:

@@ -73,6 +73,7 @@ def terms_of(
     if all(gradient is None for gradient in gradients):
         return None
     if check:
+        _check_apart(watch, [each for each, gradient in zip(seen, gradients, strict=False) if gradient is not None])
         _check_linear(gradients, inputs)
         if constant:
             _check_constant(total, seen, gradients)
@@ -100,6 +101,41 @@ def _mean_of(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return the weight of what was seen several times, and its mean by the weights."""
     weight = torch.stack([weight for weight, _ in found]).sum()
     return weight, torch.stack([weight * value for weight, value in found]).sum() / weight
+
+
+def _check_apart(watch: Watch, seen: list[tuple[str, Sight]]) -> None:
+    """Look whether a part that was seen is made of another, or of what a weight multiplies.
+
+    Raises:
+        RuntimeError: it is.
+    """
+    inputs = [sight.edge for _, sight in seen] + watch.weights.leaves
+    if not seen or len(inputs) < 2:
+        return
+    values = [sight.value for _, sight in seen]
+    by = [_unlike(value, place) for place, value in enumerate(values, 1)]
+    found = _derivatives(values, inputs, by)
+    of_others = [each.reshape(()) - own for each, own in zip(found, by, strict=False)]
+    of_others += [
+        each for task in watch.weights.places if (each := watch.weights.of(task, found[len(seen) :])) is not None
+    ]
+    if not torch.stack([each.double() for each in of_others]).any():
+        return
+    for at, (task, sight) in enumerate(seen):
+        within = _derivatives([sight.value], inputs, [torch.ones_like(sight.value)])
+        inner = [(seen[to][0], each) for to, each in enumerate(within[: len(seen)]) if to != at]
+        inner += [(name, watch.weights.of(name, within[len(seen) :])) for name in watch.weights.places]
+        held = [name for name, each in inner if each is not None and each.any()]
+        if held:
+            raise RuntimeError(
+                f"a part should not hold another, whose loss would count twice: found that {watch.named(task)}, holds "
+                f"{watch.named(held[0])}; name what is added to that (`describe` of lightning_uncertainty.adoption "
+                f"lists the ways), or say rest={task!r} in place of its part"
+            )
+
+
+def _derivatives(values: list[Tensor], inputs: list[Any], by: list[Tensor]) -> list[Any]:
+    return list(torch.autograd.grad(values, inputs, by, allow_unused=True, retain_graph=True))
 
 
 def _check_linear(found: tuple[Tensor | None, ...], inputs: list[Any]) -> None:

@@ -125,6 +125,10 @@ class Watch:
         for task, part in self._plan.of_step:
             self._see_entry(task, part, returned)
 
+    def named(self, task: str) -> str:
+        """Return how a task's part is named."""
+        return f"'{self._plan.parts[task]}', the part of task {task!r}"
+
     def reached(self, task: str) -> bool:
         """Whether anything of a task was seen."""
         return task in self.sights or task in self.useless

@@ -664,3 +664,68 @@ def test_losses_may_be_added_up_by_what_is_compiled(backend, parts):
         fit(net, 6)
     assert host.sigma() == pytest.approx(plain.sigma(), rel=1e-12)
     assert (host.criterion.wa, host.criterion.wb) == (0.5, 0.02)
+
+
+class SharedCriterion(TwoOptimizers):
+    """The judge's loss is made by the generator's criterion, before it or after."""
+
+    def __init__(self, first=False, alone=False):
+        super().__init__(FORMS["list"])
+        self.first, self.alone = first, alone
+
+    def of_judge(self, batch):
+        judge = self.optimizers()[0]
+        judge.zero_grad()
+        self.manual_backward(self.far(self.judge(batch["depth"][:, None]), batch["height"][:, None]))
+        judge.step()
+
+    def training_step(self, batch, batch_idx):
+        generator = self.optimizers()[1]
+        if self.first:
+            self.of_judge(batch)
+        near, tall = self.losses(batch)
+        generator.zero_grad()
+        self.manual_backward(near + (0.0 if self.alone else self.scale.value * tall))
+        generator.step()
+        if not self.first:
+            self.of_judge(batch)
+
+
+def test_a_criterion_that_another_optimizers_loss_is_made_by_is_told():
+    parts = {"depth": "call:far", "height": "weight:scale.value"}
+    with pytest.raises(
+        RuntimeError,
+        match=r"found one of depth, height and one of depth, .*=\['height'\]; or name the one .* as in 'call:far@0'",
+    ):
+        fit(adopt(seeded(SharedCriterion), TASKS, parts), 4)
+    with pytest.raises(RuntimeError, match=r"found none for height: .*=\['height'\]; or name the one .* 'call:far@0'"):
+        fit(adopt(seeded(SharedCriterion, True), TASKS, parts), 4)
+    for first in (False, True):
+        host = adopt(seeded(SharedCriterion, first), TASKS, {**parts, "depth": f"call:far@{int(first)}"})
+        before = host.judge.weight.item()
+        fit(host, 4)
+        assert host.judge.weight.item() != before
+        assert all(value > 0 for value in host.sigma().values())
+
+
+def test_totals_of_several_optimizers_by_any_call_are_warned_of():
+    tasks = {"depth": "laplace"}
+    with pytest.warns(UserWarning, match=r"2 optimizers .* found 2 totals of depth in a step, .* as in 'call:far@0'"):
+        fit(adopt(seeded(SharedCriterion, alone=True), tasks, {"depth": "call:far"}), 4)
+    fit(adopt(seeded(SharedCriterion, alone=True), tasks, {"depth": "call:far@0"}), 4)
+
+
+def test_totals_of_parts_of_their_own_pass():
+    class Apart(TwoOptimizers):
+        def training_step(self, batch, batch_idx):
+            generator = self.optimizers()[1]
+            near, tall = self.losses(batch)
+            self.log_dict({"depth_loss": near, "height_loss": tall})
+            generator.zero_grad()
+            self.manual_backward(near, retain_graph=True)
+            self.manual_backward(tall)
+            generator.step()
+
+    host = adopt(seeded(Apart, FORMS["list"]), TASKS, LOG, may_be_absent=TASKS)
+    fit(host, 4)
+    assert all(value > 0 for value in host.sigma().values())

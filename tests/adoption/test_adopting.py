@@ -285,7 +285,11 @@ def test_an_optimizer_that_is_built_elsewhere_takes_no_log_variances():
 BAD = [
     ("log:no_such", RuntimeError, "'log:no_such' was never reached"),
     ("log:number", RuntimeError, "'log:number' was seen as a float"),
-    ("log:train_loss", RuntimeError, "no part explains"),
+    (
+        "log:train_loss",
+        RuntimeError,
+        "found that 'log:train_loss', .* holds 'log:depth_loss', the part of task 'depth'",
+    ),
     ("weight:trunk[0].weight", RuntimeError, "not trained: found one that requires a gradient"),
     ("weight:hparams.lr", RuntimeError, "'weight:hparams.lr' is there, but the loss does not depend on it"),
     ("weight:no_such", RuntimeError, "found no attribute 'no_such' in a Host"),
@@ -706,3 +710,89 @@ def test_counts_tell_of_labels_that_come_late():
     for step, batch in enumerate(rows()):
         host.training_step({**batch, "labels": 4 * (step > 1)}, 0)
     assert all(value > 0 for value in host.sigma().values())
+
+
+class Nested(Host):
+    """Logs, or hands on, sums of its losses."""
+
+    def sums(self, loss):
+        return loss
+
+    def training_step(self, batch, batch_idx):
+        near, tall = self.losses(batch)
+        total = self.sums(near) + self.scale.value * tall
+        self.log_dict({"near": near, "again": near, "tall": tall, "total": total, "double": 2 * total})
+        return self.sums(total)
+
+
+NESTED = {
+    "a total": (both("log:near", "log:total"), r"'log:total', .*'height', holds 'log:near', .*rest='height'"),
+    "the first": (both("log:total", "log:tall"), r"'log:total', .*'depth', holds 'log:tall', .*rest='depth'"),
+    "by weight": (both("log:total", "weight:scale.value"), "'log:total', .* holds 'weight:scale.value'"),
+    "the same": (both("log:near", "log:again"), "'log:near', .* holds 'log:again'"),
+    "by calls": (both("call:sums", "weight:scale.value"), "'call:sums', .* holds 'call:sums'"),
+}
+
+
+@pytest.mark.parametrize("rest", [None, "plain"])
+@pytest.mark.parametrize("name", NESTED)
+def test_a_part_within_another_is_told_as_such(name, rest):
+    parts, found = NESTED[name]
+    with pytest.raises(RuntimeError, match=f"a part should not hold another, .* found that {found}"):
+        adopt(seeded(Nested), TASKS, parts, rest=rest).training_step(rows()[0], 0)
+
+
+def test_the_rest_of_a_total_is_a_task_in_place_of_its_part():
+    one = adopt(seeded(Nested), TASKS, {"depth": "log:near"}, rest="height")
+    two = adopt(seeded(Nested), TASKS, both("log:near", "log:tall"), keep_host_weights=True)
+    for batch in rows():
+        assert gradients(one, batch)[0] == pytest.approx(gradients(two, batch)[0], rel=1e-12)
+
+
+class Broken(Host):
+    """Adds something that is not finite at times."""
+
+    def __init__(self, when, spoilt=False):
+        super().__init__()
+        self.trunk[2] = nn.Identity()
+        self.when, self.spoilt = when, spoilt
+
+    def training_step(self, batch, batch_idx):
+        near, tall = self.losses(batch)
+        near = near * float("nan") if self.spoilt and batch_idx in self.when else near
+        self.log_dict({"depth_loss": near, "height_loss": tall})
+        rest = 1e-3 * self.head.weight.square().sum()
+        return near + tall + (rest * float("nan") if batch_idx in self.when else rest)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_step_whose_rest_is_not_finite_is_skipped(spoilt):
+    host = adopt(seeded(Broken, {0, 3, 5}, spoilt), TASKS, LOG, rest="plain", on_nonfinite="skip_step")
+    found = "as its loss is not finite: {'depth'" if spoilt else "as the rest of the host's loss is not finite"
+    with pytest.warns(UserWarning, match=f"a training step is skipped, .*{found}"):
+        trainer(max_epochs=1).fit(host, Loader(rows(32)))
+    other = adopt(seeded(Broken, set()), TASKS, LOG, rest="plain")
+    trainer(max_epochs=1).fit(other, Loader(batch for step, batch in enumerate(rows(32)) if step not in {0, 3, 5}))
+    assert host.skipped_steps == 3
+    assert host.sigma() == other.sigma()
+    for one, two in zip(host.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=2e-2, atol=1e-2)  # Adam's own count of steps runs on
+
+
+@pytest.mark.parametrize("when", [0, 5])
+def test_a_rest_that_is_not_finite_is_told_before_an_optimizer_moves(when):
+    host = adopt(seeded(Broken, {when}), TASKS, LOG, rest="plain")
+    with pytest.raises(
+        RuntimeError, match=r"the rest of a host's loss, .*, should be finite: found nan where the tasks"
+    ):
+        trainer(max_epochs=1).fit(host, Loader(rows(32)))
+    assert host.global_step == when
+    assert all(parameter.isfinite().all() for parameter in host.parameters())
+
+
+def test_batches_without_any_part_have_a_rest_that_is_looked_at():
+    host = adopt(seeded(Sometimes), TASKS, LOG, rest="plain")
+    host.training_step(rows()[0], 0)
+    host.other = float("nan")
+    with pytest.raises(RuntimeError, match="the rest of a host's loss"):
+        host.training_step(rows()[0], 1)
