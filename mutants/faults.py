@@ -1563,6 +1563,13 @@ FAULTS = [
         ("tests/adoption/test_adopting.py::test_a_step_whose_rest_is_not_finite_is_skipped",),
     ),
     Fault(
+        "a_cycle_of_one_rate",
+        "_step/own_group.py",
+        "        known = self._restore_lists(ratio, _PEAKS)\n",
+        "        known = False\n",
+        ("tests/_step/test_own_group.py::test_schedulers_that_are_built_within_keep_the_ratio_of_rates",),
+    ),
+    Fault(
         "losses_of_tasks_reset_with_the_balanced",
         "metrics/stage_losses.py",
         "        self.of_tasks = kept\n",

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_uncertainty._step.optimizers import BETAS, FACTOR, NAME
 from lightning_uncertainty._step.rates import RATIO, check_rates, with_ratio
@@ -17,7 +18,12 @@ from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["own_group"]
 
-_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are those of OneCycleLR
+_BEGIN = ("lr", "initial_lr")
+_OF_GROUP = ("max_lr", "min_lr", "swa_lr")
+"""What OneCycleLR and SWALR keep in a group."""
+
+_BASES, _PEAKS, _FLOORS = "base_lrs", "max_lrs", "min_lrs"
+"""What schedulers keep in lists: all, CyclicLR and ReduceLROnPlateau."""
 
 
 @contextmanager
@@ -34,7 +40,8 @@ def own_group(
     before a scheduler sees the optimizer. Log-variances that the optimizer was given among others are taken out of
     these; those that it was never given are added. A group that is named "log_variances" is left as it is.
 
-    A `OneCycleLR` within, which sets one rate for all groups, gets their ratio back.
+    A scheduler within that sets one rate for all groups gets their ratio back: `OneCycleLR`, `CyclicLR`, `SWALR`, and
+    the floor of `ReduceLROnPlateau`. The `eta_min` of a cosine stays one for all.
 
     Args:
         weighting: the module's `task_weighting`; one without parameters needs no group, and nothing is changed.
@@ -81,11 +88,35 @@ def own_group(
 
     Optimizer.__init__ = init_with_group  # type: ignore[method-assign]
     try:
-        yield
+        with _noting(placing.schedulers):
+            yield
     finally:
         Optimizer.__init__ = init  # type: ignore[method-assign]
     placing.check()
     placing.restore()
+
+
+@contextmanager
+def _noting(made: list[Any]) -> Iterator[None]:
+    """Take note of the schedulers that are made within."""
+    kinds: tuple[Any, ...] = (LRScheduler, ReduceLROnPlateau)
+    inits = [kind.__init__ for kind in kinds]
+
+    def noted(init: Any) -> Any:
+        @wraps(init)
+        def init_and_note(self: Any, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            made.append(self)
+
+        return init_and_note
+
+    for kind, init in zip(kinds, inits, strict=True):
+        kind.__init__ = noted(init)
+    try:
+        yield
+    finally:
+        for kind, init in zip(kinds, inits, strict=True):
+            kind.__init__ = init
 
 
 class _Placing:
@@ -95,6 +126,7 @@ class _Placing:
         self.own, self.ids, self.lr, self.beside = own, {id(parameter) for parameter in own}, lr, beside
         self.given: list[bool] = []  # of each optimizer built, whether it was given own parameters
         self.holder: int | None = None  # the one that got the group
+        self.schedulers: list[Any] = []
         self.group: dict[str, Any] = {}
         self.other: dict[str, Any] = {}  # the group that it is beside, in the same optimizer
 
@@ -167,9 +199,20 @@ class _Placing:
     def restore(self) -> None:
         """Give the group its rate back where a scheduler set one for all groups; warn where that cannot be."""
         ratio, begin = self.group.get(RATIO, 1.0), self.group.get("initial_lr")
-        if ratio == 1 or not begin or begin != self.other.get("initial_lr"):
+        if ratio == 1:
             return
-        if "max_lr" not in self.group:
+        self._restore_lists(ratio, _FLOORS)
+        known = self._restore_lists(ratio, _PEAKS)
+        for key in _OF_GROUP:
+            if self.group.get(key) and self.group[key] == self.other.get(key):
+                self.group[key] *= ratio
+                known = True
+        if known:
+            self._restore_lists(ratio, _BASES)
+            for key in _BEGIN:
+                if self.group.get(key) and self.group[key] == self.other.get(key):
+                    self.group[key] *= ratio
+        elif begin and begin == self.other.get("initial_lr"):
             warnings.warn(
                 f"the log-variances should have a learning rate {ratio:g} times that of the network: found a "
                 "scheduler that gives both one rate; give it rates by group, or take own_group(..., "
@@ -177,10 +220,20 @@ class _Placing:
                 stacklevel=4,
             )
             self.group[RATIO] = 1.0  # as it is now: the first step of a fit need not tell it again
-            return
-        for key in _RATES:
-            if key in self.group:
-                self.group[key] *= ratio
+
+    def _restore_lists(self, ratio: float, name: str) -> bool:
+        """Give a list of schedulers its ratio back where it has one rate for both; return whether there was one."""
+        found = False
+        for scheduler in {id(scheduler): scheduler for scheduler in self.schedulers}.values():
+            groups = [id(group) for group in scheduler.optimizer.param_groups]
+            rates = list(getattr(scheduler, name, ()))
+            if id(self.group) in groups and len(rates) == len(groups):
+                own, other = groups.index(id(self.group)), groups.index(id(self.other))
+                if rates[own] and rates[own] == rates[other]:
+                    rates[own] = rates[own] * ratio
+                    setattr(scheduler, name, rates)
+                    found = True
+        return found
 
 
 def _parameter(member: Any) -> Any:

@@ -67,7 +67,7 @@ class Adopted(HostShaped, MultiTaskMixin):
         with steps.own_group(self.task_weighting, beside=holder):
             with one_group_more(self.task_weighting):
                 made = super().configure_optimizers()  # type: ignore[misc]
-            check_made(made, list(self.task_weighting.parameters()), beside)
+            check_made(made, self.task_weighting, beside)
             return made
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

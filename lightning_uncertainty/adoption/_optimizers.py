@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 __all__ = ["check_made", "one_group_more"]
 
@@ -31,15 +31,28 @@ def one_group_more(weighting: nn.Module) -> Iterator[None]:
         ) from error
 
 
-def check_made(made: Any, own: list[nn.Parameter], beside: str | None) -> None:
+def check_made(made: Any, weighting: Any, beside: str | None) -> None:
     """Look at what a host's configure_optimizers returned.
 
     Raises:
-        RuntimeError: no optimizer was built there, or there are several and nobody said which.
+        RuntimeError: an optimizer evaluates a batch several times; or there are log-variances, and no optimizer was
+            built there, or several were and nobody said which.
     """
+    own = list(weighting.parameters())
     ids = {id(parameter) for parameter in own}
     optimizers = list({id(optimizer): optimizer for optimizer in _optimizers_in(made)}.values())
-    if not own or not optimizers:
+    if weighting.remembers and any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise RuntimeError(
+            "a weighting that learns or remembers should have optimizers that evaluate a batch once a step: found the "
+            "host's LBFGS, which does so many times, each a step of the weighting; adopt with weighting=FixedWeighting"
+            "(...), or have the host take another optimizer where it can be chosen"
+        )
+    if own and not optimizers:
+        raise RuntimeError(
+            "log-variances should be in an optimizer: found none that the host's configure_optimizers returns; take "
+            "AnalyticUncertaintyWeighting(), which has nothing to be optimized"
+        )
+    if not own:
         return
     holds = [any(id(p) in ids for group in each.param_groups for p in group["params"]) for each in optimizers]
     if beside is None and not any(holds):

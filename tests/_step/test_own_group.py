@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
+from torch.optim import lr_scheduler as schedulers
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.swa_utils import SWALR
 
 from lightning_uncertainty import AnalyticUncertaintyWeighting, UncertaintyMonitor, UncertaintyWeighting, own_group
 from lightning_uncertainty.likelihoods import as_likelihood
@@ -81,11 +83,13 @@ def test_an_optimizer_without_two_betas_gets_none_and_a_rate_may_be_named(net, w
 
 def test_torch_is_as_it_was_afterwards_even_after_an_error(net, weighting):
     before = torch.optim.Optimizer.__init__
+    of_schedulers = LRScheduler.__init__, ReduceLROnPlateau.__init__
     with own_group(weighting):
         AdamW(net.parameters())
     with pytest.raises(ZeroDivisionError), own_group(weighting):
         raise ZeroDivisionError
     assert torch.optim.Optimizer.__init__ is before
+    assert (LRScheduler.__init__, ReduceLROnPlateau.__init__) == of_schedulers
     assert held(AdamW(net.parameters())) == [ids(net)]
 
 
@@ -171,8 +175,20 @@ def rates_of(scheduler, net, weighting, steps=20):
     for _ in range(steps):
         rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
-        schedule.step()
+        schedule.step(*([1.0] if isinstance(schedule, ReduceLROnPlateau) else []))
     return rates
+
+
+class OneRate(LRScheduler):
+    """Has a number of its own for all groups."""
+
+    def __init__(self, optimizer):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [0.5 * 0.9**self.last_epoch for _ in self.optimizer.param_groups]
 
 
 @pytest.mark.parametrize(
@@ -181,17 +197,33 @@ def rates_of(scheduler, net, weighting, steps=20):
         lambda optimizer: LambdaLR(optimizer, lambda step: min(1.0, step / 10)),
         lambda optimizer: OneCycleLR(optimizer, max_lr=0.5, total_steps=21),
         lambda optimizer: OneCycleLR(optimizer, max_lr=0.5, total_steps=21, cycle_momentum=False, three_phase=True),
+        lambda optimizer: CyclicLR(optimizer, 0.01, 0.1, step_size_up=4, cycle_momentum=False),
+        lambda optimizer: SWALR(optimizer, 0.05, anneal_epochs=5),
+        lambda optimizer: ReduceLROnPlateau(optimizer, factor=0.1, patience=2, min_lr=4e-4),
+        lambda optimizer: schedulers.SequentialLR(
+            optimizer,
+            [
+                schedulers.LinearLR(optimizer, 0.1, 1.0, 5),
+                CyclicLR(optimizer, 0.01, 0.1, step_size_up=4, cycle_momentum=False),
+            ],
+            milestones=[5],
+        ),
     ],
-    ids=["warm-up from 0", "OneCycleLR", "three phases"],
+    ids=["warm-up from 0", "OneCycleLR", "three phases", "CyclicLR", "SWALR", "a plateau's floor", "a sequence"],
 )
 def test_schedulers_that_are_built_within_keep_the_ratio_of_rates(scheduler, net, weighting):
     for network, own in rates_of(scheduler, net, weighting):
         assert own == pytest.approx(10 * network)
 
 
+def test_rates_by_group_stay_as_they_are_given(net, weighting):
+    for network, own in rates_of(lambda optimizer: CyclicLR(optimizer, [0.01, 0.02], [0.1, 0.2], 4), net, weighting):
+        assert own == pytest.approx(2 * network)
+
+
 def test_a_scheduler_that_cannot_keep_it_warns(net, weighting):
     with pytest.warns(UserWarning, match="should have a learning rate 10 times that of the network.*rates by group"):
-        rates_of(lambda optimizer: CyclicLR(optimizer, 0.01, 0.1), net, weighting)
+        rates_of(OneRate, net, weighting)
 
 
 @pytest.mark.parametrize("callbacks", [[], [UncertaintyMonitor(table=False)]], ids=["alone", "monitored"])
@@ -200,7 +232,7 @@ def test_a_fit_under_a_scheduler_that_cannot_keep_it_warns_once(callbacks):
         def configure_optimizers(self):
             with own_group(self.task_weighting):
                 optimizer = torch.optim.SGD(self.parameters(), 1e-2, momentum=0.9)
-                return [optimizer], [{"scheduler": CyclicLR(optimizer, 1e-2, 1e-1), "interval": "step"}]
+                return [optimizer], [{"scheduler": OneRate(optimizer), "interval": "step"}]
 
     with pytest.warns(UserWarning, match="learning rate") as told:
         trainer(max_epochs=2, callbacks=callbacks, log_every_n_steps=1).fit(Library(), tuples())

@@ -6,10 +6,20 @@ import warnings
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
+from torch.optim.swa_utils import SWALR
 
-from lightning_uncertainty import AdoptLosses, MultiTaskMixin, UncertaintyMonitor, UncertaintyWeighting, adopt
+from lightning_uncertainty import (
+    AdoptLosses,
+    FixedWeighting,
+    MultiTaskMixin,
+    UncertaintyMonitor,
+    UncertaintyWeighting,
+    adopt,
+)
 from lightning_uncertainty.adoption import unadopt
 from tests._nets import trainer
 from tests.adoption._hosts import PARTS, TASKS, Host, Loader, rows, seeded
@@ -281,6 +291,60 @@ def test_schedulers_that_count_groups_are_told():
     with pytest.raises(RuntimeError, match=r"found that it raises: Expected 2 lr_lambdas, but got 1; if it has a list"):
         fit(adopt(seeded(Scheduled), TASKS, LOG, weighting=UncertaintyWeighting()), 2)
     fit(adopt(seeded(Scheduled), TASKS, LOG), 2)
+
+
+class Configured(Host):
+    """Has what it is told to have."""
+
+    def __init__(self, optimizer, scheduler=None):
+        super().__init__()
+        self.optimizer, self.scheduler = optimizer, scheduler
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer(self)
+        if self.scheduler is None:
+            return optimizer
+        return [optimizer], [{"scheduler": self.scheduler(optimizer), "interval": "step"}]
+
+
+class Rates(Callback):
+    """Takes note of the rate of log-variances over the network's in every step."""
+
+    def __init__(self):
+        self.ratios = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        network, own = optimizer.param_groups
+        self.ratios.append(own["lr"] / network["lr"])
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda optimizer: CyclicLR(optimizer, 1e-3, 1e-2, 5),
+        lambda optimizer: SWALR(optimizer, 0.05, anneal_epochs=5),
+        lambda optimizer: OneCycleLR(optimizer, 1e-2, total_steps=30),
+    ],
+    ids=["CyclicLR", "SWALR", "OneCycleLR"],
+)
+def test_log_variances_keep_their_rate_under_a_scheduler_of_one_rate(scheduler):
+    host, rates = seeded(Configured, lambda net: torch.optim.Adam(net.parameters(), 1e-2), scheduler), Rates()
+    fit(adopt(host, TASKS, LOG, weighting=UncertaintyWeighting()), 20, rates)
+    assert rates.ratios == pytest.approx([10.0] * 20)
+
+
+def test_optimizers_that_no_weighting_fits_are_told_with_what_an_adopter_can_do():
+    def lbfgs(net):
+        return torch.optim.LBFGS(net.parameters(), 1e-2)
+
+    for options in ({}, {"weighting": UncertaintyWeighting()}):
+        with pytest.raises(
+            RuntimeError, match=r"found the host's LBFGS.*adopt with weighting=FixedWeighting\("
+        ):
+            fit(adopt(seeded(Configured, lbfgs), TASKS, LOG, **options), 2)
+    fit(adopt(seeded(Configured, lbfgs), TASKS, LOG, weighting=FixedWeighting()), 2)
+    with pytest.raises(RuntimeError, match=r"found none that the host's configure_optimizers returns; take Analytic"):
+        fit(adopt(seeded(Configured, lambda net: None), TASKS, LOG, weighting=UncertaintyWeighting()), 2)
 
 
 class Opposed(Host):

@@ -14,7 +14,7 @@ from tests._nets import trainer
 from tests.adoption._hosts import PARTS, TASKS, Host, Loader, rows, seeded
 
 KINDS = ("log", "weight", "call", "function")
-CELLS = [*KINDS, "learnt", "counted"]
+CELLS = [*KINDS, "learnt", "counted", "broken"]
 
 
 class Dealt(Host):
@@ -50,13 +50,23 @@ class Counting(Dealt):
         return Host.training_step(self, batch, batch_idx)
 
 
+class Breaking(Dealt):
+    """Adds to its loss on the last rank what is not a number, in one step."""
+
+    def training_step(self, batch, batch_idx):
+        total = super().training_step(batch, batch_idx)
+        broken = batch_idx == 2 and self.global_rank == self.trainer.world_size - 1
+        return total + self.head.weight.square().sum() * (float("nan") if broken else 1.0)
+
+
 def fit(cell, strategy="auto", devices=1, *, before=False):
     """Fit a module that a callback adopts, or that was adopted before."""
     kind = cell if cell in KINDS else "log"
     weighting = UncertaintyWeighting() if cell == "learnt" else None
     counted = cell == "counted"
-    host = seeded(Counting, unequal=True) if counted else seeded(Dealt)
+    host = seeded(Counting, unequal=True) if counted else seeded(Breaking if cell == "broken" else Dealt)
     options = {"weighting": weighting, "count": labels if counted else None}
+    options |= {"rest": "plain", "on_nonfinite": "skip_step"} if cell == "broken" else {}
     monitor = UncertaintyMonitor(table=False)
     if before:
         adopt(host, TASKS, PARTS[kind], **options)
@@ -67,7 +77,8 @@ def fit(cell, strategy="auto", devices=1, *, before=False):
         trainer(callbacks=callbacks, **options).fit(host, Loader(copy.deepcopy(rows(16))))
     warned = [str(one.message) for one in told if "means count alike" in str(one.message)]
     own = host._own_state() if isinstance(host, MultiTaskMixin) else {}
-    return {"state": {**host.state_dict(), **own}, "rows": monitor.history.rows, "warned": warned}
+    skipped = getattr(host, "skipped_steps", 0)
+    return {"state": {**host.state_dict(), **own}, "rows": monitor.history.rows, "warned": warned, "skipped": skipped}
 
 
 def run(cells):

@@ -40,6 +40,7 @@ def close(found, expected, **tolerance):
 def test_two_processes_train_as_one(cell, found):
     expected = fit(cell)
     close(found(cell), expected, rtol=1e-9, atol=1e-9)
+    assert found(cell)["skipped"] == expected["skipped"] == (3 if cell == "broken" else 0)
     assert len(found(cell)["rows"]) == len(expected["rows"]) > 0
     assert len(found(cell)["warned"]) == (cell != "counted")
     assert expected["warned"] == []
