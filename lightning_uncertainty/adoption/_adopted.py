@@ -15,7 +15,7 @@ from lightning_uncertainty._step import is_training
 from lightning_uncertainty.adoption._adoption import Adoption
 from lightning_uncertainty.adoption._host_shaped import HostShaped
 from lightning_uncertainty.adoption._optimizers import check_made, one_group_more
-from lightning_uncertainty.adoption._structure import base_of, check_uncompiled
+from lightning_uncertainty.adoption._structure import base_of, check_uncompiled, module_at, require_modules
 from lightning_uncertainty.mixin import MultiTaskMixin
 
 __all__ = ["NAMES", "Adopted", "adopted_class"]
@@ -58,12 +58,12 @@ class Adopted(HostShaped, MultiTaskMixin):
 
         Raises:
             RuntimeError: they have none, or several optimizers may have it; or the host has taken a name of ours.
+            ValueError: `shared=` or `beside=` names no module.
         """
         self._check_names()
+        require_modules(self)
         beside = self._adoption.options.beside
-        holder = None if beside is None else dict(self.named_modules()).get(beside)
-        if holder is None and beside is not None:
-            raise RuntimeError(f"beside should name a module of the host: found no {beside}")
+        holder = None if beside is None else module_at(self, beside)
         with steps.own_group(self.task_weighting, beside=holder):
             with one_group_more(self.task_weighting):
                 made = super().configure_optimizers()  # type: ignore[misc]

@@ -8,11 +8,14 @@ from typing import Any
 from torch import nn
 
 from lightning_uncertainty.adoption._adopted import NAMES, Adopted
-from lightning_uncertainty.adoption._structure import base_of, check_uncompiled
+from lightning_uncertainty.adoption._structure import base_of, check_uncompiled, require_modules
 from lightning_uncertainty.balancing import GradientBalancing, GradNorm
 from lightning_uncertainty.mixin import MultiTaskMixin
 
-__all__ = ["check_host", "check_optimizer", "check_shared"]
+__all__ = ["check_host", "check_optimizer", "check_paths", "check_shared"]
+
+_MAKING = ("setup", "configure_model")
+"""Hooks in which a host may make modules."""
 
 
 def check_host(module: Any) -> None:
@@ -74,13 +77,19 @@ def check_shared(module: Any) -> None:
     """
     weighting, paths = module.task_weighting, module._adoption.options.shared
     kind = type(weighting).__name__
-    if isinstance(weighting, GradientBalancing | GradNorm):
-        if weighting.on == "features" or not paths:
-            raise ValueError(
-                f"{kind} should look at parameters that the tasks of an adopted module share: found on="
-                f"{weighting.on!r} and shared={list(paths)}; say {kind}(on='parameters') and name the modules, as in "
-                "shared='encoder'"
-            )
-        missing = [path for path in paths if path not in dict(module.named_modules())]
-        if missing:
-            raise ValueError(f"shared should name modules of the host: found no {', '.join(missing)}")
+    if isinstance(weighting, GradientBalancing | GradNorm) and (weighting.on == "features" or not paths):
+        raise ValueError(
+            f"{kind} should look at parameters that the tasks of an adopted module share: found on="
+            f"{weighting.on!r} and shared={list(paths)}; say {kind}(on='parameters') and name the modules, as in "
+            "shared='encoder'"
+        )
+
+
+def check_paths(module: Any) -> None:
+    """Look whether what `shared=` and `beside=` name is there; what a host makes when a fit begins is looked for then.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not any(getattr(module._host_class, hook) is not getattr(base_of(type(module)), hook) for hook in _MAKING):
+        require_modules(module)

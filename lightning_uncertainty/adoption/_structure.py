@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["base_of", "check_uncompiled", "held_by"]
+__all__ = ["base_of", "check_uncompiled", "held_by", "module_at", "require_modules"]
 
 
 def base_of(host: type) -> Any:
@@ -30,6 +30,31 @@ def check_uncompiled(module: Any) -> None:
         raise TypeError(
             f"a host's training_step should be its class's: found {found}; compile the network within it instead"
         )
+
+
+def module_at(module: nn.Module, path: str) -> nn.Module | None:
+    """Return the part of a module at a path, by whichever of its names; None where there is none."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def require_modules(module: Any) -> None:
+    """Look whether the modules that an adoption names are there.
+
+    Raises:
+        ValueError: one is not.
+    """
+    options = module._adoption.options
+    for what, paths in {"shared": options.shared, "beside": [options.beside] if options.beside else []}.items():
+        missing = [path for path in paths if module_at(module, path) is None]
+        if missing:
+            parts = [name for name, _ in module.named_children() if not name.startswith("task_")]
+            raise ValueError(
+                f"{what} should name modules of the host: found no {', '.join(missing)}; it has "
+                f"{', '.join(parts) or 'none'}, and what is in them"
+            )
 
 
 def _is_called(module: Any) -> bool:

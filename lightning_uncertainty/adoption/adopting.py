@@ -11,7 +11,7 @@ from lightning_uncertainty._tensors import by_name
 from lightning_uncertainty.adoption._adopted import NAMES, Adopted, adopted_class
 from lightning_uncertainty.adoption._adoption import Adoption
 from lightning_uncertainty.adoption._host_shaped import shape_states, unshape_states
-from lightning_uncertainty.adoption._hosts import check_host, check_optimizer, check_shared
+from lightning_uncertainty.adoption._hosts import check_host, check_optimizer, check_paths, check_shared
 from lightning_uncertainty.adoption._names import OwnNames
 from lightning_uncertainty.adoption._naming import Parts, as_part, as_parts
 from lightning_uncertainty.adoption._options import PLAIN, Count, Options
@@ -164,6 +164,7 @@ def adopt(
         module._adoption.names = OwnNames(module, NAMES)
         check_optimizer(module)
         check_shared(module)
+        check_paths(module)
     except BaseException:
         unadopt(module)
         raise

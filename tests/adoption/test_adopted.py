@@ -338,9 +338,7 @@ def test_optimizers_that_no_weighting_fits_are_told_with_what_an_adopter_can_do(
         return torch.optim.LBFGS(net.parameters(), 1e-2)
 
     for options in ({}, {"weighting": UncertaintyWeighting()}):
-        with pytest.raises(
-            RuntimeError, match=r"found the host's LBFGS.*adopt with weighting=FixedWeighting\("
-        ):
+        with pytest.raises(RuntimeError, match=r"found the host's LBFGS.*adopt with weighting=FixedWeighting\("):
             fit(adopt(seeded(Configured, lbfgs), TASKS, LOG, **options), 2)
     fit(adopt(seeded(Configured, lbfgs), TASKS, LOG, weighting=FixedWeighting()), 2)
     with pytest.raises(RuntimeError, match=r"found none that the host's configure_optimizers returns; take Analytic"):

@@ -242,6 +242,15 @@ def test_what_cannot_be_adopted_is_told_and_stays_as_it_is(module, found):
         ({"tasks": {"depth": "laplace", "height": "nothing"}}, "likelihood"),
         ({"tasks": {"depth": "laplace", "height": Task("gaussian", head=nn.Linear(1, 1))}}, "found some for height"),
         ({"parts": {"depth": "log:a"}}, "every task should have a part"),
+        (
+            {"shared": "trunc"},
+            r"shared should name modules of the host: found no trunc; it has trunk, head",
+        ),
+        ({"shared": ["trunk", "trunk.7"]}, r"found no trunk\.7; it has"),
+        (
+            {"beside": "generator"},
+            r"beside should name modules of the host: found no generator; it has trunk",
+        ),
         ({"rest": "width"}, r"rest should be 'plain' or a task \(depth, height\): found 'width'"),
         ({"may_be_absent": "width"}, "tasks should be among depth, height: found width"),
         ({"count": 3}, "count should be a function of the batch, or its dotted name: found a int"),
@@ -796,3 +805,28 @@ def test_batches_without_any_part_have_a_rest_that_is_looked_at():
     host.other = float("nan")
     with pytest.raises(RuntimeError, match="the rest of a host's loss"):
         host.training_step(rows()[0], 1)
+
+
+class MadeLater(Host):
+    """Makes its network when a fit begins; and has a second name for a part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = self.trunk, self.head
+        del self.trunk, self.head
+
+    def configure_model(self):
+        self.trunk, self.head = self.made
+        self.alias = nn.ModuleDict({"trunk": self.trunk})
+
+
+def test_modules_that_are_made_later_may_be_named():
+    host = adopt(seeded(MadeLater), TASKS, LOG, shared="alias.trunk", beside="trunk", weighting=UncertaintyWeighting())
+    host.made = tuple(part.double() for part in host.made)
+    trainer(max_epochs=1).fit(host, Loader(rows()))
+    assert len(host.shared_parameters()) == 2
+    for options in ({"shared": "encoder"}, {"beside": "encoder"}):
+        host = adopt(seeded(MadeLater), TASKS, LOG, **options)
+        with pytest.raises(ValueError, match=r"should name modules .*: found no encoder; it has far, tr"):
+            trainer(max_epochs=1).fit(host, Loader(rows()))
+        assert host.global_step == 0
