@@ -1570,6 +1570,13 @@ FAULTS = [
         ("tests/_step/test_own_group.py::test_schedulers_that_are_built_within_keep_the_ratio_of_rates",),
     ),
     Fault(
+        "an_epoch_in_which_nothing_was_weighed",
+        "adoption/_idling.py",
+        "if needed and self._idle >= _IDLE:",
+        "if not needed and self._idle >= _IDLE:",
+        ("tests/adoption/test_adopted.py::test_parts_that_are_in_no_loss_of_manual_optimization_are_told",),
+    ),
+    Fault(
         "losses_of_tasks_reset_with_the_balanced",
         "metrics/stage_losses.py",
         "        self.of_tasks = kept\n",

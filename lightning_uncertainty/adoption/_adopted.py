@@ -53,6 +53,15 @@ class Adopted(HostShaped, MultiTaskMixin):
         with adoption.watch.resting():
             super().manual_backward(loss if weighted is None else weighted, *args, **kwargs)  # type: ignore[misc]
 
+    def on_train_epoch_end(self) -> None:
+        """End an epoch as the host does, and look whether anything was weighed.
+
+        Raises:
+            RuntimeError: under manual optimization nothing was.
+        """
+        super().on_train_epoch_end()  # type: ignore[misc]
+        self._adoption.note_epoch()
+
     def configure_optimizers(self) -> Any:
         """Build the host's optimizers, with the log-variances in a group of their own.
 
@@ -193,7 +202,15 @@ def _names() -> frozenset[str]:
     return frozenset(name for name in found | registered if not name.startswith("__"))
 
 
-_HOSTS = {"setup", "log", "manual_backward", "configure_optimizers", "on_save_checkpoint", "on_load_checkpoint"}
+_HOSTS = {
+    "setup",
+    "on_train_epoch_end",
+    "log",
+    "manual_backward",
+    "configure_optimizers",
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+}
 
 NAMES = _names() - _HOSTS
 """That no host may have."""

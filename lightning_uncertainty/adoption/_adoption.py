@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import world_size
 from lightning_uncertainty.adoption._counts import counted, of_all_ranks, size_of
-from lightning_uncertainty.adoption._looks import IDLE, LONG, Looks
+from lightning_uncertainty.adoption._idling import Idling
+from lightning_uncertainty.adoption._looks import LONG
 from lightning_uncertainty.adoption._names import OwnNames
 from lightning_uncertainty.adoption._options import PLAIN, Options
 from lightning_uncertainty.adoption._terms import Terms, losses_alone, terms_of
@@ -23,7 +24,7 @@ from lightning_uncertainty.likelihoods import Counted
 __all__ = ["Adoption"]
 
 
-class Adoption(Looks):
+class Adoption(Idling):
     """The adoption of a host.
 
     Attributes:
@@ -42,6 +43,7 @@ class Adoption(Looks):
         self._manual = self._opposed = self._told = False
         self._parts, self._plans = dict(options.parts), dict[bool, Plan]()
         self._batch: Any = None
+        self._idle_told, self._why = False, ""
         self._steps, self._idle, self._reached = 0, 0, set[str]()
         self._totals = list[set[str]]()
         self._asked = self._asked_with = False
@@ -84,30 +86,6 @@ class Adoption(Looks):
         changed: Any = {**returned} if type(returned) is dict else _copied(returned)
         changed["loss"] = total
         return changed
-
-    def note_idle(self) -> None:
-        """Look, under manual optimization, at a step that is over.
-
-        Raises:
-            RuntimeError: parts were seen, and `manual_backward` was given nothing.
-        """
-        watch = self.watch
-        assert watch is not None
-        if watch.sights and not self._asked_with and not self._reached:
-            found = "gives it nothing before these are seen" if self._asked else "calls it never"
-            raise RuntimeError(
-                "a host under manual optimization should call self.manual_backward after its losses are logged or "
-                f"returned, as its loss is what is weighed: found a step that has the tasks' parts and {found}; name "
-                "parts that are made before, as by call: or weight:, or, where it calls loss.backward() itself, write "
-                "a step that calls weigh"
-            )
-        self._idle += not self._reached
-        if self._idle == IDLE:
-            warnings.warn(
-                f"the tasks' parts should be in a loss that manual_backward is given: found none in {IDLE} steps: "
-                f"{self.unseen(self._parts)}; nothing is weighed",
-                stacklevel=2,
-            )
 
     def _required(self, host: Any, total: Tensor) -> Tensor:
         weighted = self.weigh(host, total)

@@ -16,12 +16,12 @@ from lightning_uncertainty.adoption._options import PLAIN, Options
 from lightning_uncertainty.adoption._watch import Watch
 from lightning_uncertainty.adoption.parts import Call, Function, HostWeight, Logged, Part
 
-__all__ = ["IDLE", "LONG", "Looks"]
+__all__ = ["LONG", "Looks"]
 
 _CHECKED = 3
 
-IDLE, LONG = 10, 100
-"""Steps after which a warning says what has not been found."""
+LONG = 100
+"""Steps after which a warning says which task has not been found."""
 
 
 class Looks:
@@ -210,6 +210,8 @@ class Looks:
             else:
                 suffixed = isinstance(part, Logged) and part.key.endswith(("_step", "_epoch"))
                 found = f"was never reached{' (Lightning adds _step and _epoch by itself)' * suffixed}"
+                near = watch.near(part.key) if isinstance(part, Logged) and not suffixed else []
+                found += f" (logged was {', '.join(near)})" * bool(near)
             why.append(f"'{part}' {found}")
         return "; ".join(why)
 

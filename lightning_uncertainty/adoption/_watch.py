@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from difflib import get_close_matches
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +25,10 @@ OfKind = TypeVar("OfKind", bound=Part)
 
 STEP = "training_step"
 """A call that the adopted class shows by itself."""
+
+
+_MOST = 64
+"""Keys that are remembered for what is said."""
 
 
 class Sight(NamedTuple):
@@ -54,6 +59,7 @@ class Plan:
             found = part.found()
             kind = self.torch_functions if is_of_torch(found) else self.functions
             kind.setdefault(found, []).append((task, part))
+        self.heard: set[str] = set()
         self._like: tuple[Any, Tensor] | None = None
 
     def like(self, host: nn.Module) -> Tensor | None:
@@ -117,8 +123,14 @@ class Watch:
     def see_logged(self, key: str, value: Any) -> None:
         """Take note of what a host logs."""
         task = self._plan.logged.get(key)
+        if len(self._plan.heard) < _MOST:
+            self._plan.heard.add(key)
         if task is not None:
             self._see(task, value if self._follow is None else self._follow.source_of(value))
+
+    def near(self, key: str) -> list[str]:
+        """Return keys that the host logs, those like another first."""
+        return get_close_matches(key, sorted(self._plan.heard), 5, 0.0)
 
     def see_step(self, returned: Any) -> None:
         """Take note of what the step itself returns."""

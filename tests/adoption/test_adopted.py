@@ -30,7 +30,7 @@ LOG = PARTS["log"]
 def fit(host, steps, *callbacks, ckpt_path=None, **options):
     torch.manual_seed(1)
     quiet = {"enable_checkpointing": any(isinstance(one, ModelCheckpoint) for one in callbacks)}
-    fitted = trainer(max_steps=steps, max_epochs=-1, callbacks=list(callbacks), **{**quiet, **options})
+    fitted = trainer(max_steps=steps, callbacks=list(callbacks), **{"max_epochs": -1, **quiet, **options})
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", ".*does not have a DataLoader|.*without a validation|.*resuming from|Be aware that when"
@@ -386,13 +386,40 @@ def test_an_opponents_loss_of_the_same_parts_passes():
     assert all(value > 0 for value in first.sigma().values())
 
 
+MISTYPED = {"depth": "log:depth_los", "height": "call:judge@1"}
+IDLE = r"'log:depth_los' was never reached \(logged was depth_loss, height_loss\); 'call:judge@1' was never reached"
+
+
 def test_parts_that_are_in_no_loss_of_manual_optimization_are_told():
-    parts = {"depth": "log:no_such", "height": "weight:no_such"}
-    host = adopt(seeded(TwoOptimizers, FORMS["list"]), TASKS, {**parts, "height": "call:judge@1"})
-    with pytest.warns(
-        UserWarning, match=r"found none in 10 steps: 'log:no_such' was never reached; 'call:judge@1' was"
-    ):
-        fit(host, 24)
+    def host(**options):
+        return adopt(seeded(TwoOptimizers, FORMS["list"]), TASKS, MISTYPED, **options)
+
+    with pytest.warns(UserWarning, match=f"found none in 4 steps: {IDLE}; nothing is weighed"):  # a short epoch
+        fit(host(), 8)
+    mend = r"; name them otherwise .* begins in a later epoch, say may_be_absent=\['depth', 'height'\]"
+    for batches, first in ((rows(), 4), (rows(48), 10)):
+        with (
+            pytest.warns(UserWarning, match=f"found none in {first} steps: {IDLE}; nothing is weighed"),
+            pytest.raises(RuntimeError, match=f"found none in 12 steps, to the end of an epoch: {IDLE}{mend}"),
+        ):
+            trainer(max_epochs=4).fit(host(), Loader(batches))
+    with pytest.warns(UserWarning, match="found none in 4 steps"):
+        fit(host(may_be_absent=TASKS), 24)
+
+
+class Later(TwoOptimizers):
+    """Its generator begins in the fourth epoch."""
+
+    def training_step(self, batch, batch_idx):
+        if self.current_epoch > 3:
+            super().training_step(batch, batch_idx)
+
+
+def test_a_generator_may_begin_later_if_told():
+    host = adopt(seeded(Later, FORMS["list"]), TASKS, LOG, may_be_absent=TASKS)
+    with pytest.warns(UserWarning, match="found none in 4 steps"):
+        fit(host, 100, max_epochs=6)
+    assert all(value > 0 for value in host.sigma().values())
 
 
 class Lossless(Host):
