@@ -1577,6 +1577,13 @@ FAULTS = [
         ("tests/adoption/test_adopted.py::test_parts_that_are_in_no_loss_of_manual_optimization_are_told",),
     ),
     Fault(
+        "what_watches_is_compiled",
+        "adoption/_functions.py",
+        "        skip_code(function.__code__)\n",
+        "        skip_code(_seen_through.__code__)\n",
+        ("tests/trainer/test_adopted.py::test_what_is_compiled_is_compiled_once_beside_what_watches_it",),
+    ),
+    Fault(
         "losses_of_tasks_reset_with_the_balanced",
         "metrics/stage_losses.py",
         "        self.of_tasks = kept\n",

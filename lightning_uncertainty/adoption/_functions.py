@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["Follow", "TorchFunctions", "is_of_torch", "patched"]
+
+
+Made = TypeVar("Made", bound=Any)
 
 
 def is_of_torch(function: Callable[..., Any]) -> bool:
@@ -22,6 +25,18 @@ def is_of_torch(function: Callable[..., Any]) -> bool:
     return str(module).split(".")[0] == "torch"
 
 
+def _seen_through(function: Made) -> Made:
+    """Have a compiler look through a function where it compiles a caller, and not compile the function by itself.
+
+    `torch.compiler.disable` would keep it from both: nothing within a mode would be compiled.
+    """
+    with suppress(ImportError):  # it is torch's own
+        from torch._dynamo.eval_frame import skip_code
+
+        skip_code(function.__code__)
+    return function
+
+
 class TorchFunctions(TorchFunctionMode):
     """Shows what functions of torch return."""
 
@@ -29,6 +44,7 @@ class TorchFunctions(TorchFunctionMode):
         super().__init__()
         self._records = records
 
+    @_seen_through
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
         record = self._records.get(func)
@@ -48,6 +64,7 @@ class Follow(TorchFunctionMode):
         super().__init__()
         self._sources: dict[int, tuple[Any, Tensor]] = {}
 
+    @_seen_through
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
         if args and getattr(func, "__name__", "") in self._WAYS:

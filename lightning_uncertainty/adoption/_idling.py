@@ -58,7 +58,8 @@ class Idling(Looks):
             raise RuntimeError(
                 f"the tasks' parts should be in a loss that manual_backward is given: found none in {self._idle} "
                 f"steps, to the end of an epoch: {self._why}; name them otherwise (`describe` of "
-                "lightning_uncertainty.adoption lists the ways), or, where their optimizer begins in a later epoch, say may_be_absent="
+                "lightning_uncertainty.adoption lists the ways), or, where their optimizer begins in a "
+                "later epoch, say may_be_absent="
                 f"{sorted({*needed, *self.options.may_be_absent})!r}"
             )
         self._warn_once()

@@ -177,6 +177,14 @@ class Watch:
             returned = fetch(returned, part.entries, f"the entry of '{part}', the part of task {task!r},")
         self._see(task, returned)
 
+    @torch.compiler.disable
+    def _see_returned(self, task: str, part: Call | Function, returned: Any) -> None:
+        """Take note of what a call returned, outside of what a compiler makes of the call."""
+        if isinstance(part, Call):
+            self._see_entry(task, part, returned)
+        else:
+            self._see(task, returned)
+
     def _hear(self, task: str, part: Call, stack: ExitStack) -> None:
         """Hear what a call returns, until the stack is left."""
         what = f"'{part}', the part of task {task!r},"
@@ -187,7 +195,7 @@ class Watch:
             nonlocal count
             count += not self._resting
             if part.n in (None, count) and not self._resting:
-                self._see_entry(task, part, returned)
+                self._see_returned(task, part, returned)
 
         if isinstance(target, nn.Module):
             handle = target.register_forward_hook(lambda module, args, returned: record(returned))
@@ -215,7 +223,7 @@ class Watch:
             count += 1
             for task, part in wanted:
                 if part.n in (None, count):
-                    self._see(task, returned)
+                    self._see_returned(task, part, returned)
 
         return record
 

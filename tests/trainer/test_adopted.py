@@ -246,6 +246,78 @@ def test_a_network_that_is_compiled():
         torch.testing.assert_close(found[0][name], value, rtol=1e-9, atol=1e-9)
 
 
+def near_of(made, label):
+    return (made - label).abs().mean()
+
+
+class CompiledParts(Host):
+    """Has a network or losses that are compiled, in the way that is asked for."""
+
+    def __init__(self, compiles):
+        super().__init__()
+        self.trunk = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.LayerNorm(4)) for _ in range(6)])
+        self.head = nn.Linear(4, 2)
+        self.far, self.tall = nn.L1Loss(), nn.MSELoss()
+        compiles(self)
+
+    def losses(self, batch):
+        made = self.head(self.trunk(batch["x"]))
+        return self.both_of(made, batch)
+
+    def both_of(self, made, batch):
+        return self.far(made[:, 0], batch["depth"]), self.tall(made[:, 1], batch["height"])
+
+    def own_losses(self, made, batch):
+        return near_of(made[:, 0], batch["depth"]), self.tall(made[:, 1], batch["height"])
+
+
+def whole_network(host):
+    host.trunk.compile(backend="aot_eager")
+
+
+def both_losses(host):
+    host.both_of = torch.compile(host.both_of, backend="aot_eager")
+
+
+def each_loss(host):
+    for loss in (host.far, host.tall):
+        loss.compile(backend="aot_eager")
+
+
+def with_own_function(host):
+    host.both_of = torch.compile(host.own_losses, backend="aot_eager")
+
+
+FUNCTIONS = both("function:torch.nn.functional.l1_loss", "function:torch.nn.functional.mse_loss")
+COMPILED = {
+    "a network, functions": (whole_network, FUNCTIONS, {}, 0),
+    "a network, followed": (whole_network, PARTS["log"], {"follow": True}, 0),
+    "losses, functions": (both_losses, FUNCTIONS, {}, 2),
+    "losses, followed": (both_losses, PARTS["log"], {"follow": True}, 0),
+    "each loss, functions": (each_loss, FUNCTIONS, {}, 0),
+    "each loss, calls": (each_loss, both("call:far", "call:tall"), {}, 2),
+    "own functions": (with_own_function, both(f"function:{__name__}.near_of", FUNCTIONS["height"]), {}, 4),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own, of what it is given
+@pytest.mark.parametrize("name", COMPILED)
+def test_what_is_compiled_is_compiled_once_beside_what_watches_it(name):
+    compiles, parts, options, breaks = COMPILED[name]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    host = adopt(seeded(CompiledParts, compiles), TASKS, parts, **options)
+    plain = adopt(seeded(CompiledParts, lambda net: None), TASKS, PARTS["log"])
+    found = fitted(host)
+    counters = torch._dynamo.utils.counters
+    assert sum(counters["graph_break"].values()) <= breaks
+    assert counters["frames"]["total"] <= 10
+    assert counters["stats"]["unique_graphs"] <= 4
+    expected = fitted(plain)
+    for key, value in expected[0].items():
+        torch.testing.assert_close(found[0][key], value, rtol=1e-9, atol=1e-9)
+
+
 # -- weightings, memory ------------------------------------------------------------------------------------------------
 
 
