@@ -55,7 +55,7 @@ def test_elements_of_one_tensor_have_one_leaf():
         parts = {name: HostWeight(f"matrix[{index}]") for index, name in enumerate("abc")}
         leaves = WeightLeaves(Owner(), parts, stack)
         assert len(leaves.leaves) == 1
-        assert [float(leaves.of(name, list(leaves.leaves))) for name in "abc"] == [0, 1, 2]
+        assert [leaves.of(name, list(leaves.leaves)).item() for name in "abc"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
