@@ -1400,6 +1400,13 @@ FAULTS = [
         ("tests/_step/test_plain.py::test_a_file_is_what_the_host_alone_writes_and_the_host_resumes_from_it",),
     ),
     Fault(
+        "a_product_listed_as_a_sum",
+        "adoption/describing.py",
+        "if why != CURVED:",
+        "if True:",
+        ("tests/adoption/test_describing.py::test_it_says_what_adopt_would_refuse",),
+    ),
+    Fault(
         "a_part_seen_after_it_was_changed",
         "adoption/_watch.py",
         "self._add(task, edge, plain.clone())",

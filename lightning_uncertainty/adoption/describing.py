@@ -18,7 +18,7 @@ from lightning_uncertainty.adoption._probing import Probe
 from lightning_uncertainty.adoption._watch import Plan, Watch
 from lightning_uncertainty.adoption._weights import candidates, weight_of
 from lightning_uncertainty.adoption.adopting import is_adopted, unadopt
-from lightning_uncertainty.adoption.description import Candidate, Description
+from lightning_uncertainty.adoption.description import CURVED, TRAINED, UNUSED, Candidate, Description
 from lightning_uncertainty.adoption.parts import Part
 
 __all__ = ["describe"]
@@ -31,7 +31,8 @@ def describe(
 
     The step runs in a copy of the module, by a Trainer on the CPU, so that module and data stay as they are. A part
     stands there under all its names: what is logged, what a module, method or function returns, and weights that
-    multiply it. Their `Σ weight · loss`, over parts that do not contain each other, is the host's loss.
+    multiply it. Their `Σ weight · loss`, over parts that do not contain each other, is the host's loss; where it is no
+    such sum, as a product, root or norm of losses, these are no parts, and the description says so.
 
     Args:
         module: a LightningModule, adopted or not.
@@ -99,7 +100,7 @@ def _described(kind: type, seen: _Seen) -> Description:
         raise RuntimeError(
             f"a host's step should make a loss: found none in {kind.__name__}; give a batch that it trains on"
         )
-    return Description(kind.__name__, seen.totals[0], tuple(seen.candidates), seen.unusable)
+    return Description(kind.__name__, seen.totals[0], tuple(seen.candidates), seen.unusable, seen.notes)
 
 
 class _Seen:
@@ -111,6 +112,7 @@ class _Seen:
         self.totals: list[float] = []
         self.candidates: list[Candidate] = []
         self.unusable: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
 
     def take(self, total: Any) -> None:
         """Look which numbers of the step a total is made of."""
@@ -120,14 +122,18 @@ class _Seen:
         own = torch.autograd.graph.get_gradient_edge(total)
         scalars = [scalar for scalar in self.probe.scalars if scalar.edge != own]
         self.totals.append(float(total.detach()))
-        found: Any = ()
-        if scalars:
-            found = torch.autograd.grad(total, [s.edge for s in scalars], allow_unused=True, retain_graph=True)
+        edges: list[Any] = [scalar.edge for scalar in scalars]
+        found: Any = torch.autograd.grad(total, edges, allow_unused=True, create_graph=True) if edges else ()
         for scalar, weight in zip(scalars, found, strict=True):
-            if weight is not None:
-                names = tuple(sorted(scalar.names, key=self._order))
-                self.candidates.append(Candidate(names, scalar.value, float(weight)))
-        used = {name for candidate in self.candidates for name in candidate.names}
+            if weight is None:
+                continue
+            names = tuple(sorted(scalar.names, key=self._order))
+            why = _note_on(weight, edges)
+            if why:
+                self.notes[names[0]] = why
+            if why != CURVED:
+                self.candidates.append(Candidate(names, scalar.value, float(weight.detach())))
+        used = {name for candidate in self.candidates for name in candidate.names} | self.notes.keys()
         for key, why in self.probe.logged.items():
             if why or f"log:{key}" not in used:
                 self.unusable[key] = why or "it is the loss itself, or the loss does not depend on it"
@@ -214,6 +220,17 @@ def _probed(kind: Any, seen: _Seen, weights: bool, stop: bool) -> Any:
     training_step.__wrapped__ = kind.training_step  # type: ignore[attr-defined] # Lightning reads the signature
     members = {"training_step": training_step, "log": log, "manual_backward": manual_backward}
     return new_class(kind.__name__, (kind,), {}, lambda names: names.update(members))
+
+
+def _note_on(weight: Tensor, edges: list[Any]) -> str:
+    """Say what `adopt` would say of a part with this weight, given where other parts are; nothing of most."""
+    if not weight.requires_grad:
+        return "" if weight.item() else UNUSED
+    try:
+        again = torch.autograd.grad(weight.sum(), edges, allow_unused=True, retain_graph=True)
+    except RuntimeError:  # of what has no second derivative
+        return CURVED
+    return CURVED if any(curved is not None and bool(curved.any()) for curved in again) else TRAINED
 
 
 def _loss_of(returned: Any) -> Any:

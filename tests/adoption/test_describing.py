@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 from enum import Enum
 
 import pytest
@@ -236,3 +237,53 @@ def test_what_is_listed_can_be_named():
     assert set(tall.names) == {"weight:beta", "function:torch.nn.functional.mse_loss@0"}
     assert batch.keys() == before.keys()
     assert all(torch.equal(batch[name], value) for name, value in before.items())
+
+
+class Joining(Host):
+    """Makes a total of its losses in a way of its own."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.join, self.s = join, nn.Parameter(torch.zeros(2))
+
+    def training_step(self, batch, batch_idx):
+        near, tall = self.losses(batch)
+        self.log_dict({"near": near, "tall": tall})
+        return self.join(near, tall, self.s)
+
+
+CURVED, UNUSED, TRAINED = "is not linear in it", "its weight is 0", "the host trains its weight"
+JOINS = {
+    "root of a product": (lambda a, b, s: (a * b).sqrt(), {"near": CURVED, "tall": CURVED}),
+    "product": (lambda a, b, s: a * b, {"near": CURVED, "tall": CURVED}),
+    "norm": (lambda a, b, s: torch.stack([a, b]).norm(), {"near": CURVED, "tall": CURVED}),
+    "logarithms": (lambda a, b, s: a.log() + b.log(), {"near": CURVED, "tall": CURVED}),
+    "one root": (lambda a, b, s: a + b.sqrt(), {"tall": CURVED}),
+    "maximum": (lambda a, b, s: torch.maximum(a, b), {"near": UNUSED}),
+    "one switched off": (lambda a, b, s: a + 0 * b, {"tall": UNUSED}),
+    "learnt weights": (
+        lambda a, b, s: (a * (-s[0]).exp() + b * (-s[1]).exp()) + s.sum(),
+        {"near": TRAINED, "tall": TRAINED},
+    ),
+    "weights of the losses' size": (lambda a, b, s: a / a.detach() + b / b.detach(), {}),
+    "sum": (lambda a, b, s: 3 * a + 0.1 * b, {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+@pytest.mark.parametrize("join", JOINS)
+def test_it_says_what_adopt_would_refuse(join):
+    total, expected = JOINS[join]
+    found = describe(Joining(total).double(), rows()[0])
+    shown = str(found)
+    assert found.notes.keys() == {f"log:{name}" for name in expected}
+    listed = names_of(found)
+    for name in ("near", "tall"):
+        why = expected.get(name, "")
+        assert why in found.notes.get(f"log:{name}", "")
+        assert not why or why in shown
+        assert (f"log:{name}" in listed) == (why != CURVED)
+        assert name not in found.unusable
+        host = adopt(Joining(total).double(), {"task": "gaussian"}, {"task": f"log:{name}"}, rest="plain")
+        with pytest.raises(RuntimeError, match="a host") if why else nullcontext():
+            host.training_step(rows()[0], 0)
