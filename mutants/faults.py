@@ -1401,10 +1401,17 @@ FAULTS = [
     ),
     Fault(
         "a_product_listed_as_a_sum",
-        "adoption/describing.py",
+        "adoption/_seen.py",
         "if why != CURVED:",
         "if True:",
         ("tests/adoption/test_describing.py::test_it_says_what_adopt_would_refuse",),
+    ),
+    Fault(
+        "a_look_that_draws",
+        "adoption/_one_step.py",
+        "        random.setstate(states[0])\n",
+        "",
+        ("tests/adoption/test_describing.py::test_a_look_draws_nothing_and_leaves_no_trace",),
     ),
     Fault(
         "a_part_seen_after_it_was_changed",

@@ -1,18 +1,21 @@
 import copy
+import random
 from contextlib import nullcontext
 from enum import Enum
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.utilities import CombinedLoader
 from torch import nn
 from torchmetrics import MeanMetric
 
 from lightning_uncertainty import adopt
 from lightning_uncertainty.adoption import describe, unadopt
 from tests._nets import trainer
-from tests.adoption._hosts import PARTS, TASKS, Host, host_of, rows, squares
+from tests.adoption._hosts import PARTS, TASKS, Host, host_of, rows, seeded, squares
 from tests.adoption.test_adopting import Loader, Other
 
 
@@ -88,6 +91,80 @@ class Loading(Host):
         return self.kept
 
 
+class Samples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return rows()[index]
+
+
+def unlike_anything():
+    """Return a class of loaders that nobody knows."""
+    return type("Pipe", (), {"__iter__": lambda self: iter(rows())})()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rows,
+        lambda: tuple(rows()),
+        lambda: Loader(rows()),
+        lambda: iter(rows()),
+        lambda: (batch for batch in rows()),
+        lambda: iter(torch.utils.data.DataLoader(rows(), batch_size=None)),
+        Samples,
+        unlike_anything,
+    ],
+    ids=["list", "tuple", "loader", "iterator", "generator", "iterator of a loader", "dataset", "iterable"],
+)
+def test_data_are_what_a_fit_takes_or_a_batch(data):
+    host = seeded(Host)
+    host.trunk[2].p = 0.0
+    assert str(describe(host, data())) == str(describe(host, rows()[0]))
+
+
+def test_several_loaders():
+    loader = torch.utils.data.DataLoader(rows(), batch_size=None)
+    assert names_of(describe(Joined().double(), CombinedLoader([loader, loader]))) >= {"log:depth_loss"}
+
+
+def test_an_iterator_gives_one_batch_away():
+    batches = iter(rows())
+    describe(Host().double(), batches)
+    assert len(list(batches)) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "error"),
+    [(torch.zeros(3), "Tensor", "TypeError"), (Loader([3.0]), "Loader", "TypeError"), ({"y": 1}, "dict", "KeyError")],
+)
+def test_data_that_a_step_fails_of_are_told(data, kind, error):
+    with pytest.raises(RuntimeError, match=f"found that Host raises {error} on a {kind} as its batch: .* one batch"):
+        describe(Host(), data)
+
+
+def test_what_else_fails_is_not_said_of_the_batch():
+    class Unready(Host):
+        def configure_optimizers(self):
+            raise ValueError("no optimizer today")
+
+    with pytest.raises(ValueError, match="no optimizer today"):
+        describe(Unready().double(), rows())
+    with pytest.raises(RuntimeError, match="describe should be given a batch: found an empty Samples"):
+        describe(Host(), type("Samples", (Samples,), {"__iter__": lambda self: iter(())})())
+
+
+def test_a_host_that_never_steps_is_looked_at_once():
+    class Resting(Manual):
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(self.made(batch["x"]).square().mean())
+
+    assert describe(Resting(), torch.utils.data.DataLoader(rows(), batch_size=None)).total > 0
+    with pytest.raises(RuntimeError, match="a host's step should make a loss"):
+        describe(Resting(), torch.utils.data.DataLoader([None, None], batch_size=None))
+
+
 def test_a_module_that_keeps_a_graph_is_told():
     host = Loading().double()
     trainer(logger=DummyLogger()).fit(host)
@@ -153,12 +230,35 @@ def test_a_step_without_a_loss_is_told():
         describe(nn.Linear(1, 1), rows()[0])
 
 
-def test_a_look_draws_nothing_and_leaves_no_trace():
-    host = Host().double()
+class Drawing(Host):
+    """Draws from every generator, and changes the batch in place."""
+
+    def training_step(self, batch, batch_idx):
+        batch["x"].mul_(random.random() + np.random.rand() + torch.rand(()))  # noqa: NPY002
+        return super().training_step(batch, batch_idx)
+
+
+def drawn_by_numpy():
+    return np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_look_draws_nothing_and_leaves_no_trace(fails):
+    host, batches = Drawing().double(), rows()
     host.trunk = torch.compile(host.trunk, backend="aot_eager")
-    state = torch.get_rng_state()
-    assert names_of(describe(host, rows()[0])) >= {"log:depth_loss", "log:height_loss"}
-    assert torch.equal(torch.get_rng_state(), state)
+    if fails:
+        batches = [{name: value for name, value in batch.items() if name != "height"} for batch in batches]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, shuffle=True)
+    before = [batch["x"].clone() for batch in batches]
+    states = torch.get_rng_state(), random.getstate(), drawn_by_numpy()
+    if fails:
+        with pytest.raises(KeyError):
+            describe(host, loader)
+    else:
+        assert {"weight:scale.value", "weight:weights[0]"} <= names_of(describe(host, loader))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), drawn_by_numpy()) == states[1:]
+    assert all(torch.equal(batch["x"], old) for batch, old in zip(batches, before, strict=True))
 
 
 class Own(str, Enum):
