@@ -48,6 +48,7 @@ def describe(
         RuntimeError: the step made no loss, or does not run on the data, or the module cannot be copied.
 
     Example:
+        >>> import torch
         >>> from pytorch_lightning import LightningModule
         >>> from torch import nn
         >>> from torch.nn import functional as F
