@@ -51,16 +51,23 @@ class Seen:
             if why or f"log:{key}" not in used:
                 self.unusable[key] = why or "it is the loss itself, or the loss does not depend on it"
 
-    def keep(self, reached: Callable[[dict[str, Part]], set[str]]) -> None:
-        """Keep those names of calls and functions that a step shows when it is watched for them."""
-        names = [name for found in self.candidates for name in found.names if not name.startswith("log:")]
+    def keep(self, reached: Callable[[dict[str, Part]], dict[str, list[float]]]) -> None:
+        """Keep those names of calls and functions that a step shows, with these values, when it is watched for them."""
+        assert self.probe is not None
+        every = {name for found in self.candidates for name in found.names}
+        names = {name for name in every if not name.startswith("log:")}
         shown = reached({name: as_part(name) for name in names})
-        kept = [
-            Candidate(
-                tuple(name for name in found.names if name not in names or name in shown), found.loss, found.weight
-            )
-            for found in self.candidates
-        ]
+
+        def shows(name: str, loss: float) -> bool:
+            return any(abs(value - loss) <= 1e-5 * abs(loss) for value in shown.get(name, ()))
+
+        alike = any(shows(name, found.loss) for found in self.candidates for name in found.names)  # a step may change
+        sure = (every - names) | (set() if alike else shown.keys() - self.probe.guessed)
+        kept = []
+        for found in self.candidates:
+            heard = [name for name in found.names if name in sure or shows(name, found.loss)]
+            double = {name.replace("@", ".forward@", 1) for name in heard if name.startswith("call:")}
+            kept.append(Candidate(tuple(name for name in heard if name not in double), found.loss, found.weight))
         self.candidates = [found for found in kept if found.names]
 
     def _order(self, name: str) -> tuple[bool, int, bool, int]:

@@ -188,11 +188,14 @@ def _loss_of(returned: Any) -> Any:
     return returned.get("loss") if isinstance(returned, Mapping) else returned
 
 
-def _reached(host: Any, parts: Mapping[str, Part], again: Callable[[], Any]) -> set[str]:
-    """Return which parts a step shows when it is watched for them: a function may be held where nobody looks."""
+def _reached(host: Any, parts: Mapping[str, Part], again: Callable[[], Any]) -> dict[str, list[float]]:
+    """Return what parts a step shows when it is watched for them: a function may be held where nobody looks."""
     try:
         with Watch(host, Plan(parts)) as watch:
             again()
-    except Exception:
-        return set(parts)
-    return {name for name in parts if watch.reached(name)}
+    except Exception:  # one cannot be watched, or the step not run again
+        alone = [{name: part} for name, part in parts.items()] if len(parts) > 1 else []
+        shown = {name: values for one in alone for name, values in _reached(host, one, again).items()}
+        return shown or ({name: [] for name in parts} if alone else {})
+    sights = {name: [float(sight.value) for sight in watch.sights.get(name, ())] for name in parts}
+    return {name: values for name, values in sights.items() if watch.reached(name)}

@@ -2,6 +2,7 @@ import copy
 import random
 from contextlib import nullcontext
 from enum import Enum
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import nn
 from torchmetrics import MeanMetric
 
-from lightning_uncertainty import adopt
+from lightning_uncertainty import FixedWeighting, adopt
 from lightning_uncertainty.adoption import describe, unadopt
 from tests._nets import trainer
 from tests.adoption._hosts import PARTS, TASKS, Host, host_of, rows, seeded, squares
@@ -333,10 +334,49 @@ def test_what_is_listed_can_be_named():
     before = {name: value.clone() for name, value in batch.items()}
     found = describe(Holding().double(), batch)
     near, tall = found.candidates
-    assert set(near.names) == {"function:torch.nn.functional.l1_loss@0"}
-    assert set(tall.names) == {"weight:beta", "function:torch.nn.functional.mse_loss@0"}
+    assert set(near.names) == {"call:far.forward@0", "function:torch.nn.functional.l1_loss@0"}
+    assert set(tall.names) == {"weight:beta", "call:kept['squares']@0", "function:torch.nn.functional.mse_loss@0"}
     assert batch.keys() == before.keys()
     assert all(torch.equal(batch[name], value) for name, value in before.items())
+
+
+class Keeping(Host):
+    """Keeps functions in every way, and calls one of them by two ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.alone, self.steps, self.table = squares, [self.tall, self.tall_too], {0: partial(squares)}
+
+    def tall(self, made, label):
+        return (made - label).abs().mean()
+
+    def tall_too(self, made, label):
+        return (made - label).square().sum()
+
+    def training_step(self, batch, batch_idx):
+        made, label = self.head(self.trunk(batch["x"])), batch["height"]
+        total = self.tall(made[:, 0], label) + 2 * self.steps[0](made[:, 1], label)
+        total = total + 3 * self.steps[1](made[:, 1], label)
+        return total + 5 * self.alone(made[:, 0], label) + 7 * self.table[0](made[:, 1], label)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+@pytest.mark.parametrize("kind", [Holding, Keeping])
+def test_every_name_that_is_listed_leads_to_its_loss(kind):
+    host = seeded(kind)
+    host.trunk[2].p = 0.0
+    found = describe(host, rows()[0])
+    names = names_of(found)
+    if kind is Keeping:
+        assert {"call:alone@0", "call:table[0]@0", "call:steps[0]@0", "call:steps[1]@0", "call:tall@0"} <= names
+        assert sum(part.weight for part in found.candidates) == pytest.approx(18)
+    for part in found.candidates:
+        for name in part.names:
+            weighting = FixedWeighting()
+            adopted = adopt(copy.deepcopy(host), {"it": "constant"}, {"it": name}, rest="plain", weighting=weighting)
+            batch = rows()[0]
+            total = float(adopted.training_step(batch, 0))
+            assert total == pytest.approx(found.total + (1 - part.weight) * part.loss), name
 
 
 class Joining(Host):
