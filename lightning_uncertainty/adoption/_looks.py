@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_uncertainty.adoption._options import Options
 from lightning_uncertainty.adoption._watch import Watch
-from lightning_uncertainty.adoption.parts import HostWeight, Logged, Part
+from lightning_uncertainty.adoption.parts import Call, Function, HostWeight, Logged, Part
 
 __all__ = ["IDLE", "LONG", "Looks"]
 
@@ -17,6 +17,14 @@ _CHECKED = 3
 
 IDLE, LONG = 10, 100
 """Steps after which a warning says what has not been found."""
+
+
+_UNHEARD: dict[type[Part], str] = {
+    Logged: "heard is what the step hands to the module's own log, and not to one that was kept before",
+    Call: "heard is what is called by this path, and not a method that is kept elsewhere, nor a module's forward() "
+    "itself, which is call:PATH.forward",
+    Function: "heard is what modules hold by this name, and not what the host holds, which is a call:",
+}
 
 
 class Looks:
@@ -138,7 +146,8 @@ class Looks:
                 found = f"is {'0' if off else 'there'}, but the loss does not depend on it"
             else:
                 suffixed = isinstance(part, Logged) and part.key.endswith(("_step", "_epoch"))
-                found = f"was never reached{' (Lightning adds _step and _epoch by itself)' * suffixed}"
+                hint = "Lightning adds _step and _epoch by itself" if suffixed else _UNHEARD.get(type(part), "")
+                found = f"was never reached{f' ({hint})' if hint and not getattr(part, 'n', 0) else ''}"
             why.append(f"'{part}' {found}")
         return "; ".join(why)
 

@@ -379,6 +379,39 @@ def test_every_name_that_is_listed_leads_to_its_loss(kind):
             assert total == pytest.approx(found.total + (1 - part.weight) * part.loss), name
 
 
+class Kept:
+    def __init__(self, log):
+        self.log = log
+
+
+class Unheard(Keeping):
+    def __init__(self):
+        super().__init__()
+        self.kept = Kept(self.log)
+
+    def training_step(self, batch, batch_idx):
+        total = super().training_step(batch, batch_idx)
+        self.kept.log("kept", total)
+        return total + self.far.forward(self.head(self.trunk(batch["x"]))[:, 0], batch["depth"])
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("function:tests.adoption._hosts.squares", "and not what the host holds, which is a call:"),
+        ("call:tall_too", "and not a method that is kept elsewhere"),
+        ("call:far", "nor a module's forward"),
+        ("log:kept", "and not to one that was kept before"),
+    ],
+)
+def test_what_is_called_by_another_way_is_not_listed_and_told(name, why):
+    listed = names_of(describe(seeded(Unheard), rows()[0]))
+    assert not any(one.partition("@")[0] == name for one in listed)
+    with pytest.raises(RuntimeError, match=f"'{name}' was never reached .*{why}"):
+        adopt(seeded(Unheard), {"it": "constant"}, {"it": name}, rest="plain").training_step(rows()[0], 0)
+
+
 class Joining(Host):
     """Makes a total of its losses in a way of its own."""
 
