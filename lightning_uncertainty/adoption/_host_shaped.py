@@ -12,7 +12,7 @@ from torch import nn
 from lightning_uncertainty._step import OWN_PARTS
 from lightning_uncertainty.adoption._adoption import Adoption
 
-__all__ = ["KEY", "HostShaped", "shape_states", "unshape_states"]
+__all__ = ["KEY", "HostShaped", "shape_states", "spawns", "unshape_states"]
 
 KEY = "lightning_uncertainty"
 """Of what is ours in a checkpoint."""
@@ -132,8 +132,12 @@ def _hands_back(module: Any) -> bool:
     trainer = getattr(module, "_trainer", None)
     if trainer is None or trainer.state.status != "finished":
         return False
-    spawned = "MultiProcessing" in type(trainer.strategy.launcher).__name__
-    return spawned and module._adoption.arrived and parent_process() is not None
+    return spawns(trainer) and module._adoption.arrived and parent_process() is not None
+
+
+def spawns(trainer: Any) -> bool:
+    """Whether a Trainer fits in processes of its own making, and the process that made it has a module of its own."""
+    return "MultiProcessing" in type(trainer.strategy.launcher).__name__
 
 
 def _whole(value: Any) -> Any:

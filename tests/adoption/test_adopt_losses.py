@@ -1,6 +1,7 @@
 import pickle
 import sys
 import warnings
+from contextlib import nullcontext
 
 import lightning.pytorch
 import pytest
@@ -47,6 +48,17 @@ def test_one_that_comes_when_the_optimizers_are_there_is_told():
     with pytest.raises(RuntimeError, match="AdoptLosses should be among the Trainer's callbacks before a fit begins"):
         trainer(callbacks=[Late()]).fit(host, Loader(rows()))
     assert type(host) is Host
+
+
+@pytest.mark.parametrize("method", ["ddp_spawn", "ddp_fork", "ddp", "auto"])
+def test_a_fit_in_processes_that_come_back_without_sigma_is_told(method):
+    adoption = AdoptLosses(TASKS, LOG)
+    fits = trainer(strategy=method, devices=1 if method == "auto" else 2)
+    told = pytest.warns(UserWarning, match=r"found one that is adopted in these alone, .*; call adopt\(module, ...\)")
+    with told if method in ("ddp_spawn", "ddp_fork") else nullcontext():
+        adoption.setup(fits, Host(), "fit")
+    adoption.setup(fits, adopt(Host(), TASKS, LOG), "fit")
+    adoption.setup(fits, Host(), "validate")
 
 
 def test_it_is_pickled_before_and_after_a_fit():
