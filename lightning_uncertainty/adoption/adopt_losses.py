@@ -23,7 +23,8 @@ class AdoptLosses(AnyCallback):
     """Adopt what the Trainer runs, before its optimizers are built, so that a project's own program needs no code.
 
     It may stand before or after `UncertaintyMonitor`. The module stays adopted when the fit is over; under a strategy
-    that spawns processes it is so in these alone, and comes back as the host, without σ, which is told: `adopt` it before.
+    that spawns processes it is so in these alone, and comes back as the host, without σ; this is told: `adopt` it
+    before.
 
     Args:
         tasks: as for `adopt`, and so are all others.
