@@ -157,7 +157,10 @@ def _names() -> frozenset[str]:
     return frozenset(name for name in found | registered if not name.startswith("__"))
 
 
-_HOSTS = {"log", "manual_backward", "configure_optimizers", "on_save_checkpoint", "on_load_checkpoint"}
+_HOSTS = {
+    *("log", "manual_backward", "configure_optimizers"),
+    *("on_save_checkpoint", "on_load_checkpoint", "strict_loading"),
+}
 
 NAMES = _names() - _HOSTS
 """That no host may have."""

@@ -192,7 +192,11 @@ def unadopt(module: Any) -> Any:
     if not is_adopted(module):
         raise TypeError(
             f"unadopt takes a module that is adopted: found a {type(module).__name__}"
-            + ("; its class was changed since, as fully_shard does" if isinstance(module, Adopted) else "")
+            + (
+                "; its class was changed since, as fully_shard does: unadopt before"
+                if isinstance(module, Adopted)
+                else ""
+            )
         )
     given = getattr(getattr(module, "_adoption", None), "given", None)
     host = module._host_class

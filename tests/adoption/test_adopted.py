@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -144,8 +145,8 @@ def test_a_state_of_the_host_leaves_sigma_as_it_is():
     sigma = host.sigma()
     host.load_state_dict(seeded(Host).state_dict())
     assert host.sigma() == sigma
-    around = torch.nn.ModuleDict({"net": host})
-    assert set(around.state_dict()) == {f"net.{name}" for name in host.state_dict()}
+    around = torch.nn.ModuleDict({"module": host})
+    assert set(around.state_dict()) == {f"module.{name}" for name in host.state_dict()}
     around.load_state_dict(around.state_dict())
     assert host.sigma() == sigma
 
@@ -464,3 +465,46 @@ def test_a_part_that_is_not_in_validation_is_told():
         pytest.warns(UserWarning, match="no label of height"),
     ):
         trainer().validate(host, Loader(rows()))
+
+
+class Outer(LightningModule):
+    """Trains a module within it, which may be adopted."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def training_step(self, batch, batch_idx):
+        return self.inner.training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+class Silent(Host):
+    def log(self, *args, **kwargs):
+        """Leave that to the outer one."""
+
+
+def test_the_state_of_a_part_of_another_module_keeps_sigma(weighting, tmp_path):
+    def outer():
+        host = seeded(Silent)
+        host.trunk[2] = torch.nn.Identity()
+        return Outer(adopt(host, TASKS, PARTS["call"], weighting=weighting))
+
+    whole, resumed = outer(), outer()
+    fit(whole, 8, ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1))
+    found = torch.load(tmp_path / "step=4.ckpt")["state_dict"]
+    assert {f"inner.{name}" for name in whole.inner._own_state()} <= found.keys()
+    fit(resumed, 8, ckpt_path=tmp_path / "step=4.ckpt")
+    assert bits(resumed.state_dict()) == bits(whole.state_dict())
+    assert resumed.inner.sigma() == whole.inner.sigma()
+    Outer(seeded(Silent)).load_state_dict(found, strict=False)
+    other = outer()
+    other.load_state_dict(Outer(seeded(Silent)).state_dict())  # as a checkpoint of before the adoption
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._forward_module."])
+def test_the_state_of_a_module_in_a_wrapper_has_the_hosts_shape(prefix):
+    host = adopt(seeded(Host), TASKS, LOG)
+    assert host.state_dict(prefix=prefix).keys() == {f"{prefix}{name}" for name in seeded(Host).state_dict()}

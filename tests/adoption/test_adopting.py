@@ -382,7 +382,7 @@ def test_its_class_may_be_changed_again():
     host.__class__ = type(f"FSDP{type(host).__name__}", (type(host),), {})  # as fully_shard does
     assert host.training_step(rows()[0], 0).requires_grad
     assert type(copy.deepcopy(host)).__name__ == "Host"
-    with pytest.raises(TypeError, match="its class was changed since"):
+    with pytest.raises(TypeError, match="its class was changed since, as fully_shard does: unadopt before"):
         unadopt(host)
 
 
