@@ -1428,6 +1428,13 @@ FAULTS = [
         ("tests/adoption/test_describing.py::test_every_name_that_is_listed_leads_to_its_loss",),
     ),
     Fault(
+        "a_late_network_of_another_dtype",
+        "adoption/_adopted.py",
+        "        configure(self)\n        self._take_dtype()",
+        "        configure(self)",
+        ("tests/adoption/test_adopted.py::test_a_network_that_is_made_late_has_sigma_of_its_dtype",),
+    ),
+    Fault(
         "a_part_seen_after_it_was_changed",
         "adoption/_watch.py",
         "self._add(task, edge, plain.clone())",

@@ -114,6 +114,8 @@ def adopted_class(host: type) -> type[Adopted]:
     members: dict[str, Any] = {"training_step": training_step, "__new__": new, "_host_class": host}
     if host.validation_step is not base_of(host).validation_step:  # type: ignore[attr-defined]
         members["validation_step"] = _validation_step(host)
+    if host.configure_model is not base_of(host).configure_model:  # type: ignore[attr-defined] # strategies ask that
+        members["configure_model"] = _configure_model(host)
     members |= {name: getattr(host, name) for name in ("__module__", "__qualname__", "__doc__")}
     try:
         return new_class(host.__name__, (Adopted, host), {}, lambda names: names.update(members))
@@ -143,6 +145,17 @@ def _validation_step(host: type) -> Any:
     return validation_step
 
 
+def _configure_model(host: type) -> Any:
+    configure: Any = host.configure_model  # type: ignore[attr-defined]
+
+    @wraps(configure)
+    def configure_model(self: Any) -> None:
+        configure(self)
+        self._take_dtype()
+
+    return configure_model
+
+
 def _bare(host: type) -> Any:
     """Return an adopted module without a state, for copies and pickles."""
     cls = adopted_class(host)
@@ -158,7 +171,7 @@ def _names() -> frozenset[str]:
 
 
 _HOSTS = {
-    *("log", "manual_backward", "configure_optimizers"),
+    *("setup", "log", "manual_backward", "configure_optimizers"),
     *("on_save_checkpoint", "on_load_checkpoint", "strict_loading"),
 }
 

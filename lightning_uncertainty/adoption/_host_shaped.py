@@ -8,6 +8,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_uncertainty._step import OWN_PARTS
@@ -28,6 +29,16 @@ class HostShaped(nn.Module):
     _adoption: Adoption
     _host_class: Any
     task_weighting: Any
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        """Set up as the host does, which may make its network there."""
+        super().setup(*args, **kwargs)  # type: ignore[misc]
+        self._take_dtype()
+
+    def _take_dtype(self) -> None:
+        """Have σ in float64 where the host is, and else in float32."""
+        double = any(parameter.dtype == torch.float64 for parameter in self.parameters())
+        self.task_weighting.to(dtype=torch.float64 if double else torch.float32)
 
     @contextmanager
     def _as_host(self) -> Iterator[Any]:

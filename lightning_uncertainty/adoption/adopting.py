@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import torch
-
 from lightning_uncertainty._tensors import by_name
 from lightning_uncertainty.adoption._adopted import NAMES, Adopted, adopted_class
 from lightning_uncertainty.adoption._adoption import Adoption
@@ -166,8 +164,8 @@ def adopt(
     except BaseException:
         unadopt(module)
         raise
-    double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
-    module.task_weighting.to(device=module.device, dtype=torch.float64 if double else torch.float32)
+    module.task_weighting.to(device=module.device)
+    module._take_dtype()
     return module
 
 

@@ -508,3 +508,42 @@ def test_the_state_of_a_part_of_another_module_keeps_sigma(weighting, tmp_path):
 def test_the_state_of_a_module_in_a_wrapper_has_the_hosts_shape(prefix):
     host = adopt(seeded(Host), TASKS, LOG)
     assert host.state_dict(prefix=prefix).keys() == {f"{prefix}{name}" for name in seeded(Host).state_dict()}
+
+
+class Built(Host):
+    """Makes its network when a fit begins."""
+
+    def make(self):
+        self.trunk, self.head = (part.double() for part in self.made)
+
+    def __init__(self, hook):
+        super().__init__()
+        self.made = self.trunk, self.head  # a tuple, which is no part of it
+        self.trunk[2] = torch.nn.Identity()
+        del self.trunk, self.head
+        self.hook = hook
+
+    def setup(self, stage):
+        super().setup(stage)
+        if self.hook == "setup":
+            self.make()
+
+    def configure_model(self):
+        if self.hook == "configure_model":
+            self.make()
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_network_that_is_made_late_has_sigma_of_its_dtype(hook, before, weighting):
+    torch.manual_seed(0)
+    late = Built(hook)
+    if before:
+        adopt(late, TASKS, LOG, weighting=weighting)
+    fit(late, 8, *([] if before else [AdoptLosses(TASKS, LOG, weighting)]))
+    torch.manual_seed(0)
+    soon = Built("never")
+    soon.make()
+    fit(adopt(soon, TASKS, LOG, weighting=weighting), 8)
+    assert late.sigma() == soon.sigma()
+    assert {value.dtype for value in late._own_state().values() if value.is_floating_point()} >= {torch.float64}
