@@ -1435,6 +1435,13 @@ FAULTS = [
         ("tests/adoption/test_adopted.py::test_a_network_that_is_made_late_has_sigma_of_its_dtype",),
     ),
     Fault(
+        "validation_of_another_unit",
+        "adoption/_evaluation.py",
+        "task: loss * self.host_weights[task].to(loss)",
+        "task: loss",
+        ("tests/adoption/test_adopted.py::test_validation_is_in_the_unit_of_training",),
+    ),
+    Fault(
         "a_part_seen_after_it_was_changed",
         "adoption/_watch.py",
         "self._add(task, edge, plain.clone())",

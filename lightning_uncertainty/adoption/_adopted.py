@@ -26,9 +26,10 @@ class Adopted(HostShaped, MultiTaskMixin):
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log as the host does, and take note of a part."""
-        watch = self._adoption.watch
-        if watch is not None:
-            watch.see_logged(name, value)
+        adoption = self._adoption
+        adoption.evaluation.check_key(name)
+        if adoption.watch is not None:
+            adoption.watch.see_logged(name, value)
         super().log(name, value, *args, **kwargs)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

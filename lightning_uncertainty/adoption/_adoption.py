@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty._tensors import world_size
-from lightning_uncertainty.adoption._counts import counted, of_all_ranks, size_of
+from lightning_uncertainty.adoption._counts import counted, of_all_ranks
+from lightning_uncertainty.adoption._evaluation import Evaluation
 from lightning_uncertainty.adoption._looks import IDLE, LONG, Looks
 from lightning_uncertainty.adoption._options import PLAIN, Options
 from lightning_uncertainty.adoption._terms import Terms, losses_alone, terms_of
@@ -29,6 +30,7 @@ class Adoption(Looks):
         options: what was asked for.
         given: what stood in the host before.
         watch: the step that is on; None between steps, as no graph may outlive its step.
+        evaluation: what logs losses of validation.
         arrived: whether the module is a copy, as one that came from another process, where it was adopted.
     """
 
@@ -37,7 +39,8 @@ class Adoption(Looks):
         self.given = given
         self.watch: Watch | None = None
         self.arrived = False
-        self._manual = self._opposed = self._told = False
+        self._manual = self._opposed = False
+        self.evaluation = Evaluation(options)
         self._parts, self._plans = dict(options.parts), dict[bool, Plan]()
         self._batch: Any = None
         self._steps, self._idle, self._reached = 0, 0, set[str]()
@@ -179,25 +182,8 @@ class Adoption(Looks):
 
     def evaluate(self, host: Any) -> None:
         """Log the losses of a step of validation."""
-        watch = self.watch
-        assert watch is not None
-        losses: dict[str, Any] = {
-            task: torch.stack([sight.value for sight in seen]).mean().to(host.device)
-            for task, seen in watch.sights.items()
-        }
-        never = [task for task, _ in self.options.validation if not watch.reached(task)]
-        if never and not self._told:
-            self._told = True
-            named = dict(self.options.validation)
-            warnings.warn(
-                "a part in validation should be logged or called there: found none for "
-                f"{', '.join(f'{task} ({named[task]})' for task in never)} in the first step",
-                stacklevel=2,
-            )
-        if self.options.count is None:
-            size = size_of(self._batch)
-            losses = {task: (loss * size, size) for task, loss in losses.items()}
-        host.weigh(counted(losses, self.options, self._batch), stage="val")
+        assert self.watch is not None
+        self.evaluation.log(host, self.watch, self._batch)
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -211,6 +197,7 @@ class Adoption(Looks):
             seen = [task for task, part in self._parts.items() if not isinstance(part, HostWeight)]
             losses = {task: of_all_ranks(loss, ranks, seen=task in seen) for task, loss in losses.items()}
             weights = {task: weight / ranks for task, weight in weights.items()}
+        self.evaluation.note(weights)
         if self.options.keep_host_weights:
             losses = {task: weights[task] * loss if task in weights else loss for task, loss in losses.items()}
         for task in weights.keys() & set(self.options.may_be_absent):

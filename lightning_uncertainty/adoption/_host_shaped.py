@@ -19,6 +19,9 @@ __all__ = ["KEY", "HostShaped", "shape_states", "spawns", "unshape_states"]
 KEY = "lightning_uncertainty"
 """Of what is ours in a checkpoint."""
 
+_WEIGHT = "host_weights."
+"""Begins what a checkpoint calls the host's weights, where losses of validation need them."""
+
 _WRAPPERS = frozenset(("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module"))
 """How wrappers of a whole module call it."""
 
@@ -63,6 +66,8 @@ class HostShaped(nn.Module):
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
         ours = self._own_parts()
+        weights = {name.removeprefix(_WEIGHT): value for name, value in state.items() if name.startswith(_WEIGHT)}
+        self._adoption.evaluation.host_weights.update(weights)
         state = {name: _sharded_as(ours.get(name), value) for name, value in state.items()}
         for part in OWN_PARTS:
             own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
@@ -72,7 +77,8 @@ class HostShaped(nn.Module):
         """Put what is ours apart, as the state has the host's shape."""
         with self._as_host() as host:  # some write down which class they are
             host.on_save_checkpoint(self, checkpoint)
-        checkpoint[KEY] = self._own_state()
+        weights = {f"{_WEIGHT}{task}": value for task, value in self._adoption.evaluation.host_weights.items()}
+        checkpoint[KEY] = {**self._own_state(), **weights}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what is ours; a checkpoint of the host alone leaves it as it is.

@@ -12,6 +12,7 @@ from lightning_uncertainty.adoption._host_shaped import shape_states, unshape_st
 from lightning_uncertainty.adoption._hosts import check_host, check_optimizer, check_shared
 from lightning_uncertainty.adoption._naming import Parts, as_part, as_parts
 from lightning_uncertainty.adoption._options import PLAIN, Count, Options
+from lightning_uncertainty.adoption._structure import base_of
 from lightning_uncertainty.adoption.parts import Function, HostWeight, Part
 from lightning_uncertainty.mixin import OnNonfinite
 from lightning_uncertainty.tasks.task import Tasks, check_known, specify
@@ -77,7 +78,8 @@ def adopt(
         global_losses: whether the host has each process make the loss of the global batch, multiplied by the number of
             processes, so that the mean of gradients over them is its own; as NequIP does.
         validation: by task, how its loss is named in `validation_step`; then `val/<task>/loss` and `val/balanced_loss`
-            are logged beside the host's own keys. No weights: there is no gradient then.
+            are logged beside the host's own keys. No weights: there is no gradient then. With `keep_host_weights` they
+            are with those of the latest step of training.
         renamed: as for `register_tasks`.
         on_nonfinite: as for `register_tasks`.
 
@@ -142,7 +144,7 @@ def adopt(
         shared=(shared,) if isinstance(shared, str) else tuple(shared or ()),
         beside=beside,
         global_losses=global_losses,
-        validation=tuple(_validated(validation, names).items()),
+        validation=tuple(_validated(validation, names, type(module)).items()),
         renamed=tuple((renamed or {}).items()),
         on_nonfinite=on_nonfinite,
     )
@@ -221,7 +223,11 @@ def _checked_function(given: Count, what: str) -> Count:
     return given
 
 
-def _validated(given: Mapping[str, str | Part] | None, names: list[str]) -> dict[str, Part]:
+def _validated(given: Mapping[str, str | Part] | None, names: list[str], host: Any) -> dict[str, Part]:
+    if given and host.validation_step is base_of(host).validation_step:
+        raise ValueError(
+            f"validation= needs a host that has a validation_step: found none in {host.__name__}; leave it out"
+        )
     parts = {name: as_part(part) for name, part in by_name(given, "validation").items()} if given else {}
     check_known(parts, names)
     weights = [str(part) for part in parts.values() if isinstance(part, HostWeight)]

@@ -174,6 +174,66 @@ def test_validation_is_logged_beside_the_hosts_own_keys():
     assert without == plain
 
 
+VALIDATION = {"depth": "log:val_depth", "height": "log:val_height"}
+
+
+def test_validation_is_in_the_unit_of_training():
+    host = adopt(seeded(Host), TASKS, LOG, validation=VALIDATION, keep_host_weights=True)
+    with pytest.warns(UserWarning, match=r"found none known of depth, height before a step of training; left out"):
+        (found,) = trainer().validate(host, Loader(rows()))
+    assert found.keys() == {"val_depth", "val_height"}
+    fitted = fit(host, 4)
+    (found,) = fitted.validate(host, Loader(rows()))
+    for task, weight in zip(TASKS, (0.5, 0.02), strict=True):
+        assert found[f"val/{task}/loss"] == pytest.approx(weight * found[f"val_{task}"])
+    fitted.save_checkpoint("net.ckpt")
+    again = adopt(seeded(Host), TASKS, LOG, validation=VALIDATION, keep_host_weights=True)
+    (same,) = trainer().validate(again, Loader(rows()), ckpt_path="net.ckpt", weights_only=True)
+    assert same == found
+    assert {name for name in torch.load("net.ckpt")["lightning_uncertainty"] if name.startswith("host")} == {
+        "host_weights.depth",
+        "host_weights.height",
+    }
+
+
+class Logging(Host):
+    """Logs under one key more in validation."""
+
+    key = "val/depth/loss"
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.log(self.key, 3.0)
+
+
+class LoggingBalanced(Logging):
+    key = "val/balanced_loss"
+
+
+class LoggingLate(Host):
+    def on_validation_epoch_end(self):
+        self.log("val/height/loss", 3.0)
+
+
+@pytest.mark.parametrize("kind", [Logging, LoggingBalanced, LoggingLate])
+def test_a_host_that_logs_under_the_keys_of_validation_is_told(kind):
+    host = adopt(seeded(kind), TASKS, LOG, validation=VALIDATION)
+    with pytest.raises(RuntimeError, match=r"found that it logs 'val/.*' itself; call the task otherwise"):
+        trainer().validate(host, Loader(rows()))
+    trainer().validate(adopt(seeded(kind), TASKS, LOG), Loader(rows()))
+
+
+def test_a_batch_of_validation_may_have_no_labels_of_a_task():
+    class Partly(Host):
+        def validation_step(self, batch, batch_idx):
+            if batch_idx == 0:
+                super().validation_step(batch, batch_idx)
+
+    host = adopt(seeded(Partly), TASKS, LOG, validation=VALIDATION)
+    (found,) = trainer().validate(host, Loader(rows()))
+    assert found["val/depth/loss"] == pytest.approx(found["val_depth"])
+
+
 class Shared(Host):
     """Its validation calls its training step."""
 

@@ -262,6 +262,14 @@ def test_slips_are_told_before_anything_changes(options, found):
     assert [name for name, _ in host.named_modules()] == modules
 
 
+def test_validation_needs_a_validation_step():
+    host = Other()
+    with pytest.raises(ValueError, match=r"needs a host that has a validation_step: found none in Other; leave it out"):
+        adopt(host, TASKS, LOG, validation={"depth": "log:val_depth"})
+    assert type(host) is Other
+    adopt(host, TASKS, LOG, validation={})
+
+
 def test_a_module_has_one_adoption():
     host = adopt(Host(), TASKS, LOG)
     weighting = host.task_weighting
