@@ -1442,6 +1442,13 @@ FAULTS = [
         ("tests/adoption/test_adopted.py::test_validation_is_in_the_unit_of_training",),
     ),
     Fault(
+        "a_step_that_asks_itself",
+        "adoption/_hosts.py",
+        "any(names[at : at + 4] in endless for",
+        "any(names[at : at + 3] in endless for",
+        ("tests/adoption/test_adopting.py::test_a_host_that_never_goes_up_in_a_subclass_is_told",),
+    ),
+    Fault(
         "a_part_seen_after_it_was_changed",
         "adoption/_watch.py",
         "self._add(task, edge, plain.clone())",
