@@ -133,7 +133,7 @@ def adopt(
     options = Options(
         tasks=tuple(names),
         likelihoods=repr([task.likelihood for task in specified.values()]),
-        parts=tuple(as_parts(parts, names, rest if rest in specified else None).items()),
+        parts=tuple(as_parts(parts, names, rest if rest in specified else None, module).items()),
         weighting=repr(weighting),
         rest=rest,
         count=_checked_function(count, "count"),

@@ -1,3 +1,4 @@
+import copy
 import pickle
 import sys
 import warnings
@@ -118,6 +119,33 @@ def command_line(tmp_path, monkeypatch, config, *arguments):
 def test_a_projects_own_command_line_needs_no_code(tmp_path, monkeypatch):
     cli = command_line(tmp_path, monkeypatch, CONFIG)
     assert all(value > 0 for value in cli.model.sigma().values())
+
+
+def of(kind, *given):
+    return {"class_path": f"lightning_uncertainty.adoption.{kind}", "init_args": dict([given])}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"parts": of("HostWeight", "path", "vector"), "may_be_absent": "height"},
+        {"parts": "weight:vector", "may_be_absent": ["depth", "height"]},
+        {"parts": {"depth": of("Logged", "key", "depth_loss"), "height": of("HostWeight", "path", "scale.value")}},
+        {"parts": of("HostWeight", "path", "scale.value"), "tasks": {"height": "gaussian"}, "rest": "plain"},
+        {"parts": "weight:scale.value", "tasks": {"height": "gaussian"}, "rest": "plain"},
+        {"validation": {"depth": of("Logged", "key", "val_depth")}, "shared": "trunk"},
+    ],
+)
+def test_yaml_says_what_adopt_takes(tmp_path, monkeypatch, options):
+    given = copy.deepcopy(CONFIG)
+    (mine, monitor) = given["trainer"]["callbacks"]
+    kept = ["tasks", "parts"]
+    mine["init_args"] = {**{name: mine["init_args"][name] for name in kept}, **options}
+    monitor["init_args"] = {"table": False}
+    cli = command_line(tmp_path, monkeypatch, {**given, "model": {"buffer": True}})
+    assert all(value > 0 for value in cli.model.sigma().values())
+    parts = dict(cli.model._adoption.options.parts)
+    assert all(str(part).startswith(("weight:", "log:")) for part in parts.values())
 
 
 def test_an_optimizer_of_the_command_line_takes_no_log_variances(tmp_path, monkeypatch):
