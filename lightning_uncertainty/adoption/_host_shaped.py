@@ -180,7 +180,7 @@ def _hands_back(module: Any) -> bool:
 
 def spawns(trainer: Any) -> bool:
     """Whether a Trainer fits in processes of its own making, and the process that made it has a module of its own."""
-    return "MultiProcessing" in type(trainer.strategy.launcher).__name__
+    return any("MultiProcessing" in kind.__name__ for kind in type(trainer.strategy.launcher).__mro__)  # XLA's, too
 
 
 def _is_sharded(module: nn.Module) -> bool:
