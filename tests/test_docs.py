@@ -71,9 +71,19 @@ def test_python_blocks_run_and_print_what_they_say(page, capsys):
         assert line in own or " ".join(NUMBER.sub("#", line).split()) in theirs, line
 
 
+def test_blocks_that_need_a_hosts_library_are_run_by_its_tests():
+    """Those of "py": what runs here is "python"."""
+    shown = {page: blocks(text, "py") for page, text in PAGES.items() if blocks(text, "py")}
+    assert {page: len(found) for page, found in shown.items()} == {"adopt": 1}
+    compile(shown["adopt"][0], "adopt", "exec")
+    assert '(ROOT / "docs/adopt.md").read_text' in (ROOT / "tests/hosts/test_pina.py").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_lines_of_code_are_as_wide_as_the_page(page):
-    lines = "".join(block for language in ("python", "sh", "yaml", "text") for block in blocks(PAGES[page], language))
+    lines = "".join(
+        block for language in ("python", "py", "sh", "yaml", "text") for block in blocks(PAGES[page], language)
+    )
     assert [line for line in lines.splitlines() if len(line) > 98] == []
 
 

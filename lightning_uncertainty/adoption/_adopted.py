@@ -38,9 +38,10 @@ class Adopted(HostShaped, MultiTaskMixin):
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log as the host does, and take note of a part."""
-        watch = self._adoption.watch
-        if watch is not None:
-            watch.see_logged(name, value)
+        adoption = self._adoption
+        adoption.evaluation.check_key(name)
+        if adoption.watch is not None:
+            adoption.watch.see_logged(name, value)
         super().log(name, value, *args, **kwargs)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -148,6 +149,8 @@ def adopted_class(host: type) -> type[Adopted]:
     write: Any = host.__setattr__
     if write is not nn.Module.__setattr__:  # Lightning writes forty attributes a step
         members["__setattr__"] = _setattr(write)
+    if host.configure_model is not base_of(host).configure_model:  # type: ignore[attr-defined] # strategies ask that
+        members["configure_model"] = _configure_model(host)
     members |= {name: getattr(host, name) for name in ("__module__", "__qualname__", "__doc__")}
     try:
         return new_class(host.__name__, (Adopted, host), {}, lambda names: names.update(members))
@@ -188,6 +191,17 @@ def _validation_step(host: type) -> Any:
     return validation_step
 
 
+def _configure_model(host: type) -> Any:
+    configure: Any = host.configure_model  # type: ignore[attr-defined]
+
+    @wraps(configure)
+    def configure_model(self: Any) -> None:
+        configure(self)
+        self._take_dtype()
+
+    return configure_model
+
+
 def _bare(host: type) -> Any:
     """Return an adopted module without a state, for copies and pickles."""
     cls = adopted_class(host)
@@ -203,13 +217,8 @@ def _names() -> frozenset[str]:
 
 
 _HOSTS = {
-    "setup",
-    "on_train_epoch_end",
-    "log",
-    "manual_backward",
-    "configure_optimizers",
-    "on_save_checkpoint",
-    "on_load_checkpoint",
+    *("setup", "on_train_epoch_end", "log", "manual_backward", "configure_optimizers"),
+    *("on_save_checkpoint", "on_load_checkpoint", "strict_loading"),
 }
 
 NAMES = _names() - _HOSTS

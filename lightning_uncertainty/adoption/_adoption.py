@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty._tensors import world_size
-from lightning_uncertainty.adoption._counts import counted, of_all_ranks, size_of
+from lightning_uncertainty.adoption._counts import counted, of_all_ranks
+from lightning_uncertainty.adoption._evaluation import Evaluation
 from lightning_uncertainty.adoption._idling import Idling
 from lightning_uncertainty.adoption._looks import LONG
 from lightning_uncertainty.adoption._names import OwnNames
@@ -31,6 +32,7 @@ class Adoption(Idling):
         options: what was asked for.
         names: what stands under those that the host has to leave free.
         watch: the step that is on; None between steps, as no graph may outlive its step.
+        evaluation: what logs losses of validation.
         arrived: whether the module is a copy, as one that came from another process, where it was adopted.
     """
 
@@ -40,7 +42,8 @@ class Adoption(Idling):
         self.options = options
         self.watch: Watch | None = None
         self.arrived = False
-        self._manual = self._opposed = self._told = False
+        self._manual = self._opposed = False
+        self.evaluation = Evaluation(options)
         self._parts, self._plans = dict(options.parts), dict[bool, Plan]()
         self._batch: Any = None
         self._idle_told, self._why = False, ""
@@ -170,25 +173,8 @@ class Adoption(Idling):
 
     def evaluate(self, host: Any) -> None:
         """Log the losses of a step of validation."""
-        watch = self.watch
-        assert watch is not None
-        losses: dict[str, Any] = {
-            task: torch.stack([sight.value for sight in seen]).mean().to(host.device)
-            for task, seen in watch.sights.items()
-        }
-        never = [task for task, _ in self.options.validation if not watch.reached(task)]
-        if never and not self._told:
-            self._told = True
-            named = dict(self.options.validation)
-            warnings.warn(
-                "a part in validation should be logged or called there: found none for "
-                f"{', '.join(f'{task} ({named[task]})' for task in never)} in the first step",
-                stacklevel=2,
-            )
-        if self.options.count is None:
-            size = size_of(self._batch)
-            losses = {task: (loss * size, size) for task, loss in losses.items()}
-        host.weigh(counted(losses, self.options, self._batch), stage="val")
+        assert self.watch is not None
+        self.evaluation.log(host, self.watch, self._batch)
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -202,6 +188,7 @@ class Adoption(Idling):
             seen = [task for task, part in self._parts.items() if not isinstance(part, HostWeight)]
             losses = {task: of_all_ranks(loss, ranks, seen=task in seen) for task, loss in losses.items()}
             weights = {task: weight / ranks for task, weight in weights.items()}
+        self.evaluation.note(weights)
         if self.options.keep_host_weights:
             losses = {task: weights[task] * loss if task in weights else loss for task, loss in losses.items()}
         for task in weights.keys() & set(self.options.may_be_absent):

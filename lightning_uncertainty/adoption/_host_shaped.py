@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import parent_process
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_uncertainty._step import OWN_PARTS
 from lightning_uncertainty.adoption._adoption import Adoption
 
-__all__ = ["KEY", "HostShaped", "shape_states", "unshape_states"]
+__all__ = ["KEY", "HostShaped", "shape_states", "spawns", "unshape_states"]
 
 KEY = "lightning_uncertainty"
 """Of what is ours in a checkpoint."""
+
+_WEIGHT = "host_weights."
+"""Begins what a checkpoint calls the host's weights, where losses of validation need them."""
+
+_WRAPPERS = frozenset(("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module"))
+"""How wrappers of a whole module call it."""
 
 
 class HostShaped(nn.Module):
@@ -24,6 +32,16 @@ class HostShaped(nn.Module):
     _adoption: Adoption
     _host_class: Any
     task_weighting: Any
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        """Set up as the host does, which may make its network there."""
+        super().setup(*args, **kwargs)  # type: ignore[misc]
+        self._take_dtype()
+
+    def _take_dtype(self) -> None:
+        """Have σ in float64 where the host is, and else in float32."""
+        double = any(parameter.dtype == torch.float64 for parameter in self.parameters())
+        self.task_weighting.to(dtype=torch.float64 if double else torch.float32)
 
     @contextmanager
     def _as_host(self) -> Iterator[Any]:
@@ -36,13 +54,21 @@ class HostShaped(nn.Module):
             self.__class__ = adopted
 
     def _own_state(self) -> dict[str, Any]:
+        """Return what is ours, whole."""
+        return {name: _whole(value) for name, value in self._own_parts().items()}
+
+    def _own_parts(self) -> dict[str, Any]:
         """Return what is ours, from where it is: a host may have a state_dict of its own."""
         state: dict[str, Any] = {}
         for part in OWN_PARTS:
             nn.Module.state_dict(self._modules[part], destination=state, prefix=f"{part}.")  # type: ignore[arg-type]
-        return {name: _whole(value) for name, value in state.items()}
+        return state
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        ours = self._own_parts()
+        weights = {name.removeprefix(_WEIGHT): value for name, value in state.items() if name.startswith(_WEIGHT)}
+        self._adoption.evaluation.host_weights.update(weights)
+        state = {name: _sharded_as(ours.get(name), value) for name, value in state.items()}
         for part in OWN_PARTS:
             own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
             self._modules[part].load_state_dict(own, strict=False)  # type: ignore[union-attr]
@@ -51,7 +77,8 @@ class HostShaped(nn.Module):
         """Put what is ours apart, as the state has the host's shape."""
         with self._as_host() as host:  # some write down which class they are
             host.on_save_checkpoint(self, checkpoint)
-        checkpoint[KEY] = self._own_state()
+        weights = {f"{_WEIGHT}{task}": value for task, value in self._adoption.evaluation.host_weights.items()}
+        checkpoint[KEY] = {**self._own_state(), **weights}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what is ours; a checkpoint of the host alone leaves it as it is.
@@ -66,6 +93,17 @@ class HostShaped(nn.Module):
             self._load_own_state(checkpoint[KEY])
             for average in self._averages():  # whose state has the host's shape, too
                 average._load_own_state(checkpoint[KEY])
+
+    @property
+    def strict_loading(self) -> bool:
+        """Whether Lightning loads strictly; not from a file into shards, where it looks for every key, ours too."""
+        path = getattr(getattr(self, "_trainer", None), "ckpt_path", None)
+        by_key = path is not None and Path(path).is_file() and _is_sharded(self)
+        return super().strict_loading and not by_key  # type: ignore[misc]
+
+    @strict_loading.setter
+    def strict_loading(self, strict: bool) -> None:
+        self._strict_loading = strict
 
     def _averages(self) -> Iterator[HostShaped]:
         """Yield the averages of this module that callbacks keep, as WeightAveraging does."""
@@ -110,8 +148,8 @@ def unshape_states(module: nn.Module) -> None:
 
 
 def _drop_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Leave what is ours out of a state; a checkpoint has it beside it."""
-    if not _hands_back(module):
+    """Leave what is ours out of a state, as a checkpoint has it beside it; that of an outer module has not."""
+    if not _hands_back(module) and not _is_part(prefix):
         for name in _own_of(state, prefix):
             del state[name]
 
@@ -119,7 +157,12 @@ def _drop_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) ->
 def _fill_own(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Have a state of the host's leave ours as they are; one may also have ours in it."""
     if not _own_of(state, prefix):
-        state.update({f"{prefix}{name}": value for name, value in module._own_state().items()})
+        state.update({f"{prefix}{name}": value for name, value in module._own_parts().items()})
+
+
+def _is_part(prefix: str) -> bool:
+    """Whether a module is part of another that is no wrapper of it, and whose checkpoints have but one state."""
+    return not all(name in _WRAPPERS for name in prefix.split(".")[:-1])
 
 
 def _own_of(state: Mapping[str, Any], prefix: str) -> list[str]:
@@ -132,10 +175,27 @@ def _hands_back(module: Any) -> bool:
     trainer = getattr(module, "_trainer", None)
     if trainer is None or trainer.state.status != "finished":
         return False
-    spawned = "MultiProcessing" in type(trainer.strategy.launcher).__name__
-    return spawned and module._adoption.arrived and parent_process() is not None
+    return spawns(trainer) and module._adoption.arrived and parent_process() is not None
+
+
+def spawns(trainer: Any) -> bool:
+    """Whether a Trainer fits in processes of its own making, and the process that made it has a module of its own."""
+    return any("MultiProcessing" in kind.__name__ for kind in type(trainer.strategy.launcher).__mro__)  # XLA's, too
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
 
 
 def _whole(value: Any) -> Any:
     """Return a tensor as it is on one process."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def _sharded_as(ours: Any, value: Any) -> Any:
+    """Return a whole tensor as one of ours is on its processes."""
+    if not hasattr(ours, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(ours.device), ours.device_mesh, ours.placements)

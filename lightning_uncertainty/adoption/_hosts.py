@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 from typing import Any
 
@@ -39,6 +40,13 @@ def check_host(module: Any) -> None:
         )
     if type(module).training_step is base.training_step:  # type: ignore[attr-defined]
         raise TypeError(f"a host should have a training_step: found none in {kind}; adopt the module that is trained")
+    caught = [name for name, value in vars(type(module)).items() if name != "__init__" and _never_goes_up(value)]
+    if caught:
+        raise TypeError(
+            f"a host's methods should go up by super(), which works in a subclass too: found super(self.__class__, "
+            f"self) or super(type(self), self) in {kind}.{', '.join(caught)}, which is itself again in any subclass; "
+            "change it in a copy of the host's class"
+        )
     nothing = object()
     taken = [
         name
@@ -53,6 +61,18 @@ def check_host(module: Any) -> None:
             f"a host should leave the names of MultiTaskMixin free: found {', '.join(taken)} in {kind}, which would be "
             "hidden; rename it in a copy of the host's class"
         )
+
+
+def _never_goes_up(method: Any) -> bool:
+    """Whether a method asks for what is above the class of its object, whichever that is."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    if code is None or "super" not in code.co_names or not code.co_argcount:
+        return False
+    loaded = [one.argval for one in dis.get_instructions(code) if one.opname.startswith("LOAD")]
+    names = [name for value in loaded for name in (value if isinstance(value, tuple) else (value,))]
+    own = code.co_varnames[0]
+    endless = (["super", own, "__class__", own], ["super", "type", own, own])
+    return any(names[at : at + 4] in endless for at in range(len(names)))
 
 
 def check_optimizer(module: Any) -> None:

@@ -24,6 +24,14 @@ LONG = 100
 """Steps after which a warning says which task has not been found."""
 
 
+_UNHEARD: dict[type[Part], str] = {
+    Logged: "heard is what the step hands to the module's own log, and not to one that was kept before",
+    Call: "heard is what is called by this path, and not a method that is kept elsewhere, nor a module's forward() "
+    "itself, which is call:PATH.forward",
+    Function: "heard is what modules hold by this name, and not what the host holds, which is a call:",
+}
+
+
 class Looks:
     """Looks at totals; an adoption fills in what is known.
 
@@ -209,9 +217,10 @@ class Looks:
                 found = f"is {'0' if off else 'there'}, but the loss does not depend on it"
             else:
                 suffixed = isinstance(part, Logged) and part.key.endswith(("_step", "_epoch"))
-                found = f"was never reached{' (Lightning adds _step and _epoch by itself)' * suffixed}"
+                hint = "Lightning adds _step and _epoch by itself" if suffixed else _UNHEARD.get(type(part), "")
                 near = watch.near(part.key) if isinstance(part, Logged) and not suffixed else []
-                found += f" (logged was {', '.join(near)})" * bool(near)
+                hint = f"logged was {', '.join(near)}" if near else hint
+                found = f"was never reached{f' ({hint})' if hint and not getattr(part, 'n', 0) else ''}"
             why.append(f"'{part}' {found}")
         return "; ".join(why)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
+from torch import Tensor
+
+from lightning_uncertainty.adoption._paths import fetch
 from lightning_uncertainty.adoption.parts import Call, Function, HostWeight, Logged, Part
 
 __all__ = ["Parts", "as_part", "as_parts"]
@@ -46,8 +50,14 @@ def as_part(given: Any) -> Part:
     return Call(path, n, entry) if kind == "call" else Function(path, n)
 
 
-def as_parts(given: Parts, tasks: list[str], rest: str | None) -> dict[str, Part]:
+def as_parts(given: Parts, tasks: list[str], rest: str | None, host: Any = None) -> dict[str, Part]:
     """Return a part for every task but the one that is the rest.
+
+    Args:
+        given: parts by task, or the path of weights for all; of one number in the host, if there is one task alone.
+        tasks: their names, in order.
+        rest: the task that has none.
+        host: whose weights they are.
 
     Raises:
         ValueError: a task has none, a part is no task's or two tasks' at once.
@@ -60,6 +70,8 @@ def as_parts(given: Parts, tasks: list[str], rest: str | None) -> dict[str, Part
                 "one part for all tasks should be a tensor or list of weights, as 'weight:PATH': found "
                 f"'{vector}'; give parts by task"
             )
+        if len(named) == 1 and _is_number(host, vector):
+            return {named[0]: vector}
         return {name: HostWeight(f"{vector.path}[{index}]") for index, name in enumerate(named)}
     if not isinstance(given, Mapping) or given.keys() != set(named):
         found = ", ".join(map(str, given)) if isinstance(given, Mapping) else repr(given)
@@ -77,3 +89,12 @@ def as_parts(given: Parts, tasks: list[str], rest: str | None) -> dict[str, Part
                     f"'{parts[second]}' for {second!r}; say which call each is, or join the tasks"
                 )
     return parts
+
+
+def _is_number(host: Any, weight: HostWeight) -> bool:
+    """Whether a weight is one number in a host, as it is now."""
+    try:
+        found = fetch(host, weight.keys, f"'{weight}'")
+    except RuntimeError:
+        return False
+    return isinstance(found, Real) or (isinstance(found, Tensor) and found.dim() == 0)

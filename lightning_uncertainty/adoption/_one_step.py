@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
+import random
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from torch.utils.data import DataLoader
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_uncertainty.adoption._structure import base_of
 
-__all__ = ["Looked", "OneBatch", "has_loaders", "quietly", "trainer_of"]
+__all__ = ["Looked", "drawn", "looking", "redrawing", "trainer_of", "ways_to_take"]
 
 
 class Looked(Exception):  # noqa: N818 - no error
@@ -33,10 +37,22 @@ class OneBatch:
         yield copy.deepcopy(self._batch)  # a host may change it
 
 
-def has_loaders(data: Any) -> bool:
+def ways_to_take(data: Any) -> Iterator[Any]:
+    """Yield what a Trainer can fit on: loaders as they are; else a batch and, should that fail, the first within."""
+    if _has_loaders(data):
+        yield data
+        return
+    if not isinstance(data, Dataset | Iterator):
+        yield OneBatch(data)
+    if isinstance(data, Iterable | Dataset) and not isinstance(data, Tensor | Mapping | str | OneBatch):
+        with suppress(StopIteration):
+            yield OneBatch(next(iter(data)))
+
+
+def _has_loaders(data: Any) -> bool:
     """Whether data are a DataLoader, or a list or mapping of them, and not a batch."""
     parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else [data]
-    return any(isinstance(part, DataLoader) for part in parts)
+    return any(isinstance(part, DataLoader) or type(part).__name__ == "CombinedLoader" for part in parts)
 
 
 def trainer_of(kind: type) -> Any:
@@ -46,20 +62,48 @@ def trainer_of(kind: type) -> Any:
     else:
         import pytorch_lightning as namespace  # type: ignore[no-redef]
     quiet: Any = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return namespace.Trainer(
-        accelerator="cpu", devices=1, max_steps=1, limit_val_batches=0, num_sanity_val_steps=0, **quiet
-    )
+    once: Any = dict.fromkeys(("devices", "max_epochs", "max_steps", "limit_train_batches"), 1)
+    return namespace.Trainer(accelerator="cpu", limit_val_batches=0, num_sanity_val_steps=0, **once, **quiet)
+
+
+def drawn() -> Callable[[], None]:
+    """Return what puts the global generators back to where they are now."""
+    cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - hosts draw of it
+    of_devices = torch.cuda.get_rng_state_all() if cuda else []
+
+    def put_back() -> None:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(of_devices)
+
+    return put_back
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Have Lightning say nothing of a fit that is a look."""
+def redrawing(back_to: Callable[[], None] | None = None) -> Iterator[None]:
+    """Draw within from where generators once were, or are, and leave them as they are."""
+    put_back = drawn()
+    if back_to is not None:
+        back_to()
+    try:
+        yield
+    finally:
+        put_back()
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """Have a fit that is a look say nothing, draw nothing and compile nothing."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
+    stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redrawing(), nullcontext() if stance is None else stance("force_eager"):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from types import FrameType
+from functools import partial
+from types import CodeType, FrameType
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ _OUTSIDE = (
 _REDUCTIONS = ("mean", "sum", "norm", "logsumexp")
 _CALLERS = ("_call_impl", "_wrapped_call_impl", "__call__")
 _DEEP = 2
+_GUESSES = 8
 
 
 @dataclass
@@ -49,21 +51,24 @@ class Probe:
     Attributes:
         scalars: what is in the graph, in the order in which it was seen.
         logged: the keys that were logged, and why they name no part, if they are no tensors of the graph.
+        guessed: names of which nobody knows whether it is these that a step has called.
     """
 
     def __init__(self, host: nn.Module) -> None:
         self._host = host
         self._paths: dict[int, str] = {}
+        self._held: dict[CodeType, list[str]] = {}
         self._counts: dict[str, int] = {}
         self._busy = False
         self.scalars: list[Scalar] = []
         self.logged: dict[str, str] = {}
+        self.guessed: set[str] = set()
         self._follow = Follow()
 
     @contextmanager
     def on(self) -> Iterator[None]:
         """Look at what runs within."""
-        self._paths = _paths_of(self._host)
+        self._paths, self._held = _paths_of(self._host), _held_functions(self._host)
         before = sys.getprofile()
         with self._follow, _Heard(self):
             sys.setprofile(self._returned)
@@ -112,33 +117,35 @@ class Probe:
             return
         self._busy = True
         try:
-            name = self._name_of(frame)
-            if name:
-                number = self._number(name)
-                for entry, value in _entries(returned, 0):
-                    self.add(value, f"{name}@{number}{entry}")
+            sure = [f"{name}@{self._number(name)}" for name in self._names_of(frame)]
+            held = [(name, self._number(name)) for name in self._held.get(frame.f_code, ())]
+            guesses = [f"{name}@{number}" for name, last in held for number in range(min(last + 1, _GUESSES))]
+            for entry, value in _entries(returned, 0):
+                self.guessed.update(name + entry for name in guesses)
+                for name in (*sure, *guesses):
+                    self.add(value, name + entry)
         finally:
             self._busy = False
 
-    def _name_of(self, frame: FrameType) -> str | None:
-        """Return how the call of a frame is named; None where it cannot be."""
+    def _names_of(self, frame: FrameType) -> Iterator[str]:
+        """Yield how the call of a frame may be named."""
         code, owner = frame.f_code, frame.f_locals.get("self")
         path = self._paths.get(id(owner)) if owner is not None else None
         if path is not None and type(owner).__module__.split(".")[0] == "torchmetrics":
-            return None
+            return
         if path is not None:
             if code.co_name == "forward" and isinstance(owner, nn.Module) and path:
-                return f"call:{path}"
-            known = getattr(type(owner), code.co_name, None)
-            return f"call:{path}{'.' * bool(path)}{code.co_name}" if callable(known) else None
+                yield f"call:{path}"
+            if callable(getattr(type(owner), code.co_name, None)):
+                yield f"call:{path}{'.' * bool(path)}{code.co_name}"
+            return
         module = str(frame.f_globals.get("__name__", ""))
         if module.split(".")[0] in _OUTSIDE or code.co_name.startswith("<"):
-            return None
-        try:
+            return
+        with suppress(ValueError):
             found = Function(f"{module}.{code.co_name}").found()
-        except ValueError:
-            return None
-        return f"function:{module}.{code.co_name}" if getattr(found, "__code__", None) is code else None
+            if getattr(found, "__code__", None) is code:
+                yield f"function:{module}.{code.co_name}"
 
 
 class _Heard(TorchFunctionMode):
@@ -158,6 +165,23 @@ def _paths_of(host: nn.Module) -> dict[int, str]:
     for name, value in held_by(host):
         paths.setdefault(id(value), name)
     return paths
+
+
+def _held_functions(host: nn.Module) -> dict[CodeType, list[str]]:
+    """Return the paths of functions that a host holds, itself or in a list or dict, by the code that they run."""
+    held: dict[CodeType, list[str]] = {}
+    for name, value in vars(host).items():
+        if name.startswith("_"):
+            continue
+        inner: Any = value.items() if isinstance(value, dict) else enumerate(value) if type(value) is list else ()
+        keyed = [(f"{name}[{key!r}]", one) for key, one in inner if type(key) in (str, int) and "'" not in str(key)]
+        for path, function in [(name, value), *keyed]:
+            while isinstance(function, partial):
+                function = function.func
+            code = getattr(function, "__code__", None)
+            if isinstance(code, CodeType):
+                held.setdefault(code, []).append(f"call:{path}")
+    return held
 
 
 def _entries(returned: Any, depth: int) -> Iterator[tuple[str, Any]]:

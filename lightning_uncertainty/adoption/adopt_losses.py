@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_uncertainty.adoption._adopted import Adopted
+from lightning_uncertainty.adoption._host_shaped import spawns
 from lightning_uncertainty.adoption.adopting import adopt
 from lightning_uncertainty.adoption.parts import HostWeight, Part
 from lightning_uncertainty.callbacks.base import AnyCallback
@@ -20,8 +22,9 @@ __all__ = ["AdoptLosses"]
 class AdoptLosses(AnyCallback):
     """Adopt what the Trainer runs, before its optimizers are built, so that a project's own program needs no code.
 
-    It may stand before or after `UncertaintyMonitor`. The module stays adopted when the fit is over;
-    under a strategy that spawns processes it is so in these alone, and comes back as the host: `adopt` it before.
+    It may stand before or after `UncertaintyMonitor`. The module stays adopted when the fit is over; under a strategy
+    that spawns processes it is so in these alone, and comes back as the host, without σ; this is told: `adopt` it
+    before.
 
     Args:
         tasks: as for `adopt`, and so are all others.
@@ -93,6 +96,13 @@ class AdoptLosses(AnyCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Adopt the module; one that is adopted so stays as it is."""
+        if stage == "fit" and spawns(trainer) and trainer.is_global_zero and not isinstance(pl_module, Adopted):
+            warnings.warn(
+                "a module that is trained in spawned processes should be adopted before the fit: found one that is "
+                "adopted in these alone, and comes back as its host, without its sigma; call adopt(module, ...) "
+                "with these tasks and parts before trainer.fit",
+                stacklevel=2,
+            )
         adopt(pl_module, self._tasks, self._parts, **self._options)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:

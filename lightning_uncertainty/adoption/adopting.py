@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import torch
-
 from lightning_uncertainty._tensors import by_name
 from lightning_uncertainty.adoption._adopted import NAMES, Adopted, adopted_class
 from lightning_uncertainty.adoption._adoption import Adoption
@@ -15,6 +13,7 @@ from lightning_uncertainty.adoption._hosts import check_host, check_optimizer, c
 from lightning_uncertainty.adoption._names import OwnNames
 from lightning_uncertainty.adoption._naming import Parts, as_part, as_parts
 from lightning_uncertainty.adoption._options import PLAIN, Count, Options
+from lightning_uncertainty.adoption._structure import base_of
 from lightning_uncertainty.adoption.parts import Function, HostWeight, Part
 from lightning_uncertainty.mixin import OnNonfinite
 from lightning_uncertainty.tasks.task import Tasks, check_known, specify
@@ -80,7 +79,8 @@ def adopt(
         global_losses: whether the host has each process make the loss of the global batch, multiplied by the number of
             processes, so that the mean of gradients over them is its own; as NequIP does.
         validation: by task, how its loss is named in `validation_step`; then `val/<task>/loss` and `val/balanced_loss`
-            are logged beside the host's own keys. No weights: there is no gradient then.
+            are logged beside the host's own keys. No weights: there is no gradient then. With `keep_host_weights` they
+            are with those of the latest step of training.
         renamed: as for `register_tasks`.
         on_nonfinite: as for `register_tasks`.
 
@@ -134,7 +134,7 @@ def adopt(
     options = Options(
         tasks=tuple(names),
         likelihoods=repr([task.likelihood for task in specified.values()]),
-        parts=tuple(as_parts(parts, names, rest if rest in specified else None).items()),
+        parts=tuple(as_parts(parts, names, rest if rest in specified else None, module).items()),
         weighting=repr(weighting),
         rest=rest,
         count=_checked_function(count, "count"),
@@ -145,7 +145,7 @@ def adopt(
         shared=(shared,) if isinstance(shared, str) else tuple(shared or ()),
         beside=beside,
         global_losses=global_losses,
-        validation=tuple(_validated(validation, names).items()),
+        validation=tuple(_validated(validation, names, type(module)).items()),
         renamed=tuple((renamed or {}).items()),
         on_nonfinite=on_nonfinite,
     )
@@ -168,8 +168,8 @@ def adopt(
     except BaseException:
         unadopt(module)
         raise
-    double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
-    module.task_weighting.to(device=module.device, dtype=torch.float64 if double else torch.float32)
+    module.task_weighting.to(device=module.device)
+    module._take_dtype()
     return module
 
 
@@ -194,7 +194,11 @@ def unadopt(module: Any) -> Any:
     if not is_adopted(module):
         raise TypeError(
             f"unadopt takes a module that is adopted: found a {type(module).__name__}"
-            + ("; its class was changed since, as fully_shard does" if isinstance(module, Adopted) else "")
+            + (
+                "; its class was changed since, as fully_shard does: unadopt before"
+                if isinstance(module, Adopted)
+                else ""
+            )
         )
     host, names = module._host_class, getattr(getattr(module, "_adoption", None), "names", None)
     kept = [] if names is None else names.taken(module)  # by the host, since
@@ -220,7 +224,11 @@ def _checked_function(given: Count, what: str) -> Count:
     return given
 
 
-def _validated(given: Mapping[str, str | Part] | None, names: list[str]) -> dict[str, Part]:
+def _validated(given: Mapping[str, str | Part] | None, names: list[str], host: Any) -> dict[str, Part]:
+    if given and host.validation_step is base_of(host).validation_step:
+        raise ValueError(
+            f"validation= needs a host that has a validation_step: found none in {host.__name__}; leave it out"
+        )
     parts = {name: as_part(part) for name, part in by_name(given, "validation").items()} if given else {}
     check_known(parts, names)
     weights = [str(part) for part in parts.values() if isinstance(part, HostWeight)]

@@ -8,17 +8,14 @@ from contextlib import suppress
 from types import new_class
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from lightning_uncertainty.adoption._hosts import check_host
-from lightning_uncertainty.adoption._naming import as_part
-from lightning_uncertainty.adoption._one_step import Looked, OneBatch, has_loaders, quietly, trainer_of
+from lightning_uncertainty.adoption._one_step import Looked, drawn, looking, redrawing, trainer_of, ways_to_take
 from lightning_uncertainty.adoption._probing import Probe
+from lightning_uncertainty.adoption._seen import Seen
 from lightning_uncertainty.adoption._watch import Plan, Watch
 from lightning_uncertainty.adoption._weights import candidates, weight_of
 from lightning_uncertainty.adoption.adopting import is_adopted, unadopt
-from lightning_uncertainty.adoption.description import Candidate, Description
+from lightning_uncertainty.adoption.description import Description
 from lightning_uncertainty.adoption.parts import Part
 
 __all__ = ["describe"]
@@ -29,13 +26,16 @@ def describe(
 ) -> Description:
     """Run one step of a host and list what could be named as a part of its loss, with values.
 
-    The step runs in a copy of the module, by a Trainer on the CPU, so that module and data stay as they are. A part
-    stands there under all its names: what is logged, what a module, method or function returns, and weights that
-    multiply it. Their `Σ weight · loss`, over parts that do not contain each other, is the host's loss.
+    The step runs in a copy of the module, by a Trainer on the CPU, so that module, data and global generators stay as
+    they are; an iterator gives its next batch away. A part stands there under all its names: what is logged, what a
+    module, method or function returns, and weights that multiply it. Their `Σ weight · loss`, over parts that do not
+    contain each other, is the host's loss; where it is no such sum, as of a product, root or norm of losses, these are
+    no parts, and the description says so.
 
     Args:
         module: a LightningModule, adopted or not.
-        data: a batch, or a DataLoader, several of them, or a LightningDataModule; None is the module's own loader.
+        data: a batch, or what `trainer.fit` takes: a DataLoader, several of them, any iterable of batches, of which the
+            first is taken, or a LightningDataModule; None is the module's own loader.
         weights: whether to look for weights among the host's numbers, which runs the step once for each.
         run: in place of `data`, what trains a module, for hosts that need a Trainer of their own; it is given the copy,
             and interrupted after the first step.
@@ -45,9 +45,10 @@ def describe(
 
     Raises:
         TypeError: the module cannot be adopted.
-        RuntimeError: the step made no loss.
+        RuntimeError: the step made no loss, or does not run on the data, or the module cannot be copied.
 
     Example:
+        >>> import torch
         >>> from pytorch_lightning import LightningModule
         >>> from torch import nn
         >>> from torch.nn import functional as F
@@ -68,6 +69,40 @@ def describe(
         >>> [part.names[0] for part in found.candidates]
         ['log:near', 'weight:far']
     """
+    if run is not None:
+        host, seen = _copied(module, weights, stop=True)
+        with looking(), suppress(Looked):
+            run(host)
+        return _described(module, seen)
+    if data is None or hasattr(data, "train_dataloader"):
+        host, seen = _copied(module, weights)
+        with looking():
+            trainer_of(type(host)).fit(host, datamodule=data)
+        return _described(module, seen)
+    failed: list[tuple[Seen, Exception]] = []
+    with looking():
+        for loader in ways_to_take(data):
+            host, seen = _copied(module, weights)
+            try:
+                trainer_of(type(host)).fit(host, loader)
+            except Exception as error:
+                failed.append((seen, error))
+            else:
+                return _described(module, seen)
+    if not failed:
+        raise RuntimeError(f"describe should be given a batch: found an empty {type(data).__name__}")
+    seen, first = failed[0]
+    if seen.probe is None or seen.totals or loader is data:  # it is not the batch that the step fails of
+        raise first
+    raise RuntimeError(
+        f"a host's step should run on what describe is given: found that {_kind_of(module)} raises "
+        f"{type(first).__name__} on a {type(data).__name__} as its batch: {first}; give what trainer.fit takes, as a "
+        "DataLoader, or one batch of it"
+    ) from first
+
+
+def _copied(module: Any, weights: bool, stop: bool = False) -> tuple[Any, Seen]:
+    """Return a copy of a host whose first step is looked at, and what will be seen."""
     try:
         host = copy.deepcopy(module)
     except Exception as error:
@@ -78,98 +113,32 @@ def describe(
     if is_adopted(host):
         host = unadopt(host)
     check_host(host)
-    kind: Any = type(host)
-    seen = _Seen()
-    host.__class__ = _probed(kind, seen, weights, stop=run is not None)
-    with quietly(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
-        if run is not None:
-            with suppress(Looked):
-                run(host)
-            return _described(kind, seen)
-        trainer = trainer_of(kind)
-        if data is None or hasattr(data, "train_dataloader"):
-            trainer.fit(host, datamodule=data)
-        else:
-            trainer.fit(host, data if has_loaders(data) else OneBatch(data))
-    return _described(kind, seen)
+    seen = Seen()
+    host.__class__ = _probed(type(host), seen, weights, stop)
+    return host, seen
 
 
-def _described(kind: type, seen: _Seen) -> Description:
+def _kind_of(module: Any) -> str:
+    return type(module).__name__
+
+
+def _described(module: Any, seen: Seen) -> Description:
     if not seen.totals:
         raise RuntimeError(
-            f"a host's step should make a loss: found none in {kind.__name__}; give a batch that it trains on"
+            f"a host's step should make a loss: found none in {_kind_of(module)}; give a batch that it trains on"
         )
-    return Description(kind.__name__, seen.totals[0], tuple(seen.candidates), seen.unusable)
+    return Description(_kind_of(module), seen.totals[0], tuple(seen.candidates), seen.unusable, seen.notes)
 
 
-class _Seen:
-    """What was found in a step."""
-
-    def __init__(self) -> None:
-        self.probe: Probe | None = None
-        self.trial: list[Any] | None = None
-        self.totals: list[float] = []
-        self.candidates: list[Candidate] = []
-        self.unusable: dict[str, str] = {}
-
-    def take(self, total: Any) -> None:
-        """Look which numbers of the step a total is made of."""
-        assert self.probe is not None
-        if not isinstance(total, Tensor) or not total.requires_grad:
-            return
-        own = torch.autograd.graph.get_gradient_edge(total)
-        scalars = [scalar for scalar in self.probe.scalars if scalar.edge != own]
-        self.totals.append(float(total.detach()))
-        found: Any = ()
-        if scalars:
-            found = torch.autograd.grad(total, [s.edge for s in scalars], allow_unused=True, retain_graph=True)
-        for scalar, weight in zip(scalars, found, strict=True):
-            if weight is not None:
-                names = tuple(sorted(scalar.names, key=self._order))
-                self.candidates.append(Candidate(names, scalar.value, float(weight)))
-        used = {name for candidate in self.candidates for name in candidate.names}
-        for key, why in self.probe.logged.items():
-            if why or f"log:{key}" not in used:
-                self.unusable[key] = why or "it is the loss itself, or the loss does not depend on it"
-
-    def keep(self, reached: Callable[[dict[str, Part]], set[str]]) -> None:
-        """Keep those names of calls and functions that a step shows when it is watched for them."""
-        names = [name for found in self.candidates for name in found.names if not name.startswith("log:")]
-        shown = reached({name: as_part(name) for name in names})
-        kept = [
-            Candidate(
-                tuple(name for name in found.names if name not in names or name in shown), found.loss, found.weight
-            )
-            for found in self.candidates
-        ]
-        self.candidates = [found for found in kept if found.names]
-
-    def _order(self, name: str) -> tuple[bool, int, bool, int]:
-        """Return what the most natural names are first by; last are those that take follow=True."""
-        kind, _, rest = name.partition(":")
-        numbers = {} if self.probe is None else self.probe.logged
-        followed = kind == "log" and bool(numbers.get(rest))
-        return followed, ("log", "weight", "call", "function").index(kind), "@" not in name, len(name)
-
-    def add_weight(self, path: str, loss: float, weight: float) -> None:
-        """Take note of a weight: another name of what has its value, or a part of its own."""
-        name = f"weight:{path}"
-        for place, known in enumerate(self.candidates):
-            if abs(known.loss - loss) <= 1e-5 * abs(loss) and abs(known.weight - weight) <= 1e-5 * abs(weight):
-                names = tuple(sorted((*known.names, name), key=self._order))
-                self.candidates[place] = Candidate(names, known.loss, known.weight)
-                return
-        self.candidates.append(Candidate((name,), loss, weight))
-
-
-def _probed(kind: Any, seen: _Seen, weights: bool, stop: bool) -> Any:
+def _probed(kind: Any, seen: Seen, weights: bool, stop: bool) -> Any:
     """Return a class whose first training step is looked at."""
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if seen.probe is not None:
             return kind.training_step(self, *args, **kwargs)
-        seen.probe, state = Probe(self), torch.get_rng_state()
+        seen.probe, start = Probe(self), drawn()
         given = copy.deepcopy((args, kwargs))  # a host may change its batch
+        args, kwargs = copy.deepcopy(given)
         before = {} if self.automatic_optimization else copy.deepcopy(self.state_dict())
         with seen.probe.on():
             returned = kind.training_step(self, *args, **kwargs)
@@ -179,8 +148,7 @@ def _probed(kind: Any, seen: _Seen, weights: bool, stop: bool) -> Any:
         def again() -> list[Any]:
             """Run the step once more, and return its losses."""
             args, kwargs = copy.deepcopy(given)
-            with torch.random.fork_rng():
-                torch.set_rng_state(state)  # the same dropout
+            with redrawing(start):  # the same dropout
                 if not self.automatic_optimization:
                     self.load_state_dict(before)  # it has stepped
                 seen.trial = []
@@ -220,11 +188,14 @@ def _loss_of(returned: Any) -> Any:
     return returned.get("loss") if isinstance(returned, Mapping) else returned
 
 
-def _reached(host: Any, parts: Mapping[str, Part], again: Callable[[], Any]) -> set[str]:
-    """Return which parts a step shows when it is watched for them: a function may be held where nobody looks."""
+def _reached(host: Any, parts: Mapping[str, Part], again: Callable[[], Any]) -> dict[str, list[float]]:
+    """Return what parts a step shows when it is watched for them: a function may be held where nobody looks."""
     try:
         with Watch(host, Plan(parts)) as watch:
             again()
-    except Exception:
-        return set(parts)
-    return {name for name in parts if watch.reached(name)}
+    except Exception:  # one cannot be watched, or the step not run again
+        alone = [{name: part} for name, part in parts.items()] if len(parts) > 1 else []
+        shown = {name: values for one in alone for name, values in _reached(host, one, again).items()}
+        return shown or ({name: [] for name in parts} if alone else {})
+    sights = {name: [float(sight.value) for sight in watch.sights.get(name, ())] for name in parts}
+    return {name: values for name, values in sights.items() if watch.reached(name)}

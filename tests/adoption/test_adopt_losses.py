@@ -1,6 +1,8 @@
+import copy
 import pickle
 import sys
 import warnings
+from contextlib import nullcontext
 
 import lightning.pytorch
 import pytest
@@ -47,6 +49,17 @@ def test_one_that_comes_when_the_optimizers_are_there_is_told():
     with pytest.raises(RuntimeError, match="AdoptLosses should be among the Trainer's callbacks before a fit begins"):
         trainer(callbacks=[Late()]).fit(host, Loader(rows()))
     assert type(host) is Host
+
+
+@pytest.mark.parametrize("method", ["ddp_spawn", "ddp_fork", "ddp", "auto"])
+def test_a_fit_in_processes_that_come_back_without_sigma_is_told(method):
+    adoption = AdoptLosses(TASKS, LOG)
+    fits = trainer(strategy=method, devices=1 if method == "auto" else 2)
+    told = pytest.warns(UserWarning, match=r"found one that is adopted in these alone, .*; call adopt\(module, ...\)")
+    with told if method in ("ddp_spawn", "ddp_fork") else nullcontext():
+        adoption.setup(fits, Host(), "fit")
+    adoption.setup(fits, adopt(Host(), TASKS, LOG), "fit")
+    adoption.setup(fits, Host(), "validate")
 
 
 def test_it_is_pickled_before_and_after_a_fit():
@@ -106,6 +119,33 @@ def command_line(tmp_path, monkeypatch, config, *arguments):
 def test_a_projects_own_command_line_needs_no_code(tmp_path, monkeypatch):
     cli = command_line(tmp_path, monkeypatch, CONFIG)
     assert all(value > 0 for value in cli.model.sigma().values())
+
+
+def of(kind, *given):
+    return {"class_path": f"lightning_uncertainty.adoption.{kind}", "init_args": dict([given])}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"parts": of("HostWeight", "path", "vector"), "may_be_absent": "height"},
+        {"parts": "weight:vector", "may_be_absent": ["depth", "height"]},
+        {"parts": {"depth": of("Logged", "key", "depth_loss"), "height": of("HostWeight", "path", "scale.value")}},
+        {"parts": of("HostWeight", "path", "scale.value"), "tasks": {"height": "gaussian"}, "rest": "plain"},
+        {"parts": "weight:scale.value", "tasks": {"height": "gaussian"}, "rest": "plain"},
+        {"validation": {"depth": of("Logged", "key", "val_depth")}, "shared": "trunk"},
+    ],
+)
+def test_yaml_says_what_adopt_takes(tmp_path, monkeypatch, options):
+    given = copy.deepcopy(CONFIG)
+    (mine, monitor) = given["trainer"]["callbacks"]
+    kept = ["tasks", "parts"]
+    mine["init_args"] = {**{name: mine["init_args"][name] for name in kept}, **options}
+    monitor["init_args"] = {"table": False}
+    cli = command_line(tmp_path, monkeypatch, {**given, "model": {"buffer": True}})
+    assert all(value > 0 for value in cli.model.sigma().values())
+    parts = dict(cli.model._adoption.options.parts)
+    assert all(str(part).startswith(("weight:", "log:")) for part in parts.values())
 
 
 def test_an_optimizer_of_the_command_line_takes_no_log_variances(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
@@ -156,8 +156,8 @@ def test_a_state_of_the_host_leaves_sigma_as_it_is():
     sigma = host.sigma()
     host.load_state_dict(seeded(Host).state_dict())
     assert host.sigma() == sigma
-    around = torch.nn.ModuleDict({"net": host})
-    assert set(around.state_dict()) == {f"net.{name}" for name in host.state_dict()}
+    around = torch.nn.ModuleDict({"module": host})
+    assert set(around.state_dict()) == {f"module.{name}" for name in host.state_dict()}
     around.load_state_dict(around.state_dict())
     assert host.sigma() == sigma
 
@@ -183,6 +183,66 @@ def test_validation_is_logged_beside_the_hosts_own_keys():
     assert {name: found[name] for name in plain} == plain
     (without,) = trainer().validate(adopt(seeded(Host), TASKS, LOG), Loader(rows(12)))
     assert without == plain
+
+
+VALIDATION = {"depth": "log:val_depth", "height": "log:val_height"}
+
+
+def test_validation_is_in_the_unit_of_training():
+    host = adopt(seeded(Host), TASKS, LOG, validation=VALIDATION, keep_host_weights=True)
+    with pytest.warns(UserWarning, match=r"found none known of depth, height before a step of training; left out"):
+        (found,) = trainer().validate(host, Loader(rows()))
+    assert found.keys() == {"val_depth", "val_height"}
+    fitted = fit(host, 4)
+    (found,) = fitted.validate(host, Loader(rows()))
+    for task, weight in zip(TASKS, (0.5, 0.02), strict=True):
+        assert found[f"val/{task}/loss"] == pytest.approx(weight * found[f"val_{task}"])
+    fitted.save_checkpoint("net.ckpt")
+    again = adopt(seeded(Host), TASKS, LOG, validation=VALIDATION, keep_host_weights=True)
+    (same,) = trainer().validate(again, Loader(rows()), ckpt_path="net.ckpt", weights_only=True)
+    assert same == found
+    assert {name for name in torch.load("net.ckpt")["lightning_uncertainty"] if name.startswith("host")} == {
+        "host_weights.depth",
+        "host_weights.height",
+    }
+
+
+class Logging(Host):
+    """Logs under one key more in validation."""
+
+    key = "val/depth/loss"
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.log(self.key, 3.0)
+
+
+class LoggingBalanced(Logging):
+    key = "val/balanced_loss"
+
+
+class LoggingLate(Host):
+    def on_validation_epoch_end(self):
+        self.log("val/height/loss", 3.0)
+
+
+@pytest.mark.parametrize("kind", [Logging, LoggingBalanced, LoggingLate])
+def test_a_host_that_logs_under_the_keys_of_validation_is_told(kind):
+    host = adopt(seeded(kind), TASKS, LOG, validation=VALIDATION)
+    with pytest.raises(RuntimeError, match=r"found that it logs 'val/.*' itself; call the task otherwise"):
+        trainer().validate(host, Loader(rows()))
+    trainer().validate(adopt(seeded(kind), TASKS, LOG), Loader(rows()))
+
+
+def test_a_batch_of_validation_may_have_no_labels_of_a_task():
+    class Partly(Host):
+        def validation_step(self, batch, batch_idx):
+            if batch_idx == 0:
+                super().validation_step(batch, batch_idx)
+
+    host = adopt(seeded(Partly), TASKS, LOG, validation=VALIDATION)
+    (found,) = trainer().validate(host, Loader(rows()))
+    assert found["val/depth/loss"] == pytest.approx(found["val_depth"])
 
 
 class Shared(Host):
@@ -818,3 +878,85 @@ def test_totals_of_parts_of_their_own_pass():
     host = adopt(seeded(Apart, FORMS["list"]), TASKS, LOG, may_be_absent=TASKS)
     fit(host, 4)
     assert all(value > 0 for value in host.sigma().values())
+
+
+class Outer(LightningModule):
+    """Trains a module within it, which may be adopted."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def training_step(self, batch, batch_idx):
+        return self.inner.training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+class Silent(Host):
+    def log(self, *args, **kwargs):
+        """Leave that to the outer one."""
+
+
+def test_the_state_of_a_part_of_another_module_keeps_sigma(weighting, tmp_path):
+    def outer():
+        host = seeded(Silent)
+        host.trunk[2] = torch.nn.Identity()
+        return Outer(adopt(host, TASKS, PARTS["call"], weighting=weighting))
+
+    whole, resumed = outer(), outer()
+    fit(whole, 8, ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1))
+    found = torch.load(tmp_path / "step=4.ckpt")["state_dict"]
+    assert {f"inner.{name}" for name in whole.inner._own_state()} <= found.keys()
+    fit(resumed, 8, ckpt_path=tmp_path / "step=4.ckpt")
+    assert bits(resumed.state_dict()) == bits(whole.state_dict())
+    assert resumed.inner.sigma() == whole.inner.sigma()
+    Outer(seeded(Silent)).load_state_dict(found, strict=False)
+    other = outer()
+    other.load_state_dict(Outer(seeded(Silent)).state_dict())  # as a checkpoint of before the adoption
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._forward_module."])
+def test_the_state_of_a_module_in_a_wrapper_has_the_hosts_shape(prefix):
+    host = adopt(seeded(Host), TASKS, LOG)
+    assert host.state_dict(prefix=prefix).keys() == {f"{prefix}{name}" for name in seeded(Host).state_dict()}
+
+
+class Built(Host):
+    """Makes its network when a fit begins."""
+
+    def make(self):
+        self.trunk, self.head = (part.double() for part in self.made)
+
+    def __init__(self, hook):
+        super().__init__()
+        self.made = self.trunk, self.head  # a tuple, which is no part of it
+        self.trunk[2] = torch.nn.Identity()
+        del self.trunk, self.head
+        self.hook = hook
+
+    def setup(self, stage):
+        super().setup(stage)
+        if self.hook == "setup":
+            self.make()
+
+    def configure_model(self):
+        if self.hook == "configure_model":
+            self.make()
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_network_that_is_made_late_has_sigma_of_its_dtype(hook, before, weighting):
+    torch.manual_seed(0)
+    late = Built(hook)
+    if before:
+        adopt(late, TASKS, LOG, weighting=weighting)
+    fit(late, 8, *([] if before else [AdoptLosses(TASKS, LOG, weighting)]))
+    torch.manual_seed(0)
+    soon = Built("never")
+    soon.make()
+    fit(adopt(soon, TASKS, LOG, weighting=weighting), 8)
+    assert late.sigma() == soon.sigma()
+    assert {value.dtype for value in late._own_state().values() if value.is_floating_point()} >= {torch.float64}

@@ -271,6 +271,51 @@ def test_slips_are_told_before_anything_changes(options, found):
     assert [name for name, _ in host.named_modules()] == modules
 
 
+class AskingItself(Host):
+    @torch.no_grad()
+    @torch.enable_grad()
+    def training_step(self, batch, batch_idx):
+        return super(self.__class__, self).training_step(batch, batch_idx)
+
+
+class AskingItsType(Host):
+    def configure_optimizers(self):
+        above = super(type(self), self)
+        return above.configure_optimizers()
+
+
+class Going(Host):
+    """Goes up in ways that work in a subclass."""
+
+    def __init__(self):
+        super(self.__class__, self).__init__()
+
+    def training_step(self, batch, batch_idx):
+        assert self.__class__ is type(self)
+        return super(Going, self).training_step(batch, batch_idx)  # noqa: UP008
+
+    def validation_step(self, batch, batch_idx):
+        return super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(("kind", "method"), [(AskingItself, "training_step"), (AskingItsType, "configure_optimizers")])
+def test_a_host_that_never_goes_up_in_a_subclass_is_told(kind, method):
+    host = kind()
+    with pytest.raises(TypeError, match=rf"in {kind.__name__}.{method}, which is itself again in any subclass"):
+        adopt(host, TASKS, LOG)
+    assert type(host) is kind
+    with pytest.warns(UserWarning, match="reference is not registered"):
+        assert adopt(Going().double(), TASKS, LOG).training_step(rows()[0], 0).requires_grad
+
+
+def test_validation_needs_a_validation_step():
+    host = Other()
+    with pytest.raises(ValueError, match=r"needs a host that has a validation_step: found none in Other; leave it out"):
+        adopt(host, TASKS, LOG, validation={"depth": "log:val_depth"})
+    assert type(host) is Other
+    adopt(host, TASKS, LOG, validation={})
+
+
 def test_a_module_has_one_adoption():
     host = adopt(Host(), TASKS, LOG)
     weighting = host.task_weighting
@@ -395,7 +440,7 @@ def test_its_class_may_be_changed_again():
     host.__class__ = type(f"FSDP{type(host).__name__}", (type(host),), {})  # as fully_shard does
     assert host.training_step(rows()[0], 0).requires_grad
     assert type(copy.deepcopy(host)).__name__ == "Host"
-    with pytest.raises(TypeError, match="its class was changed since"):
+    with pytest.raises(TypeError, match="its class was changed since, as fully_shard does: unadopt before"):
         unadopt(host)
 
 

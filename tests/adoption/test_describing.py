@@ -1,17 +1,22 @@
 import copy
+import random
+from contextlib import nullcontext
 from enum import Enum
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.utilities import CombinedLoader
 from torch import nn
 from torchmetrics import MeanMetric
 
-from lightning_uncertainty import adopt
+from lightning_uncertainty import FixedWeighting, adopt
 from lightning_uncertainty.adoption import describe, unadopt
 from tests._nets import trainer
-from tests.adoption._hosts import PARTS, TASKS, Host, host_of, rows, squares
+from tests.adoption._hosts import PARTS, TASKS, Host, host_of, rows, seeded, squares
 from tests.adoption.test_adopting import Loader, Other
 
 
@@ -87,6 +92,80 @@ class Loading(Host):
         return self.kept
 
 
+class Samples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return rows()[index]
+
+
+def unlike_anything():
+    """Return a class of loaders that nobody knows."""
+    return type("Pipe", (), {"__iter__": lambda self: iter(rows())})()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rows,
+        lambda: tuple(rows()),
+        lambda: Loader(rows()),
+        lambda: iter(rows()),
+        lambda: (batch for batch in rows()),
+        lambda: iter(torch.utils.data.DataLoader(rows(), batch_size=None)),
+        Samples,
+        unlike_anything,
+    ],
+    ids=["list", "tuple", "loader", "iterator", "generator", "iterator of a loader", "dataset", "iterable"],
+)
+def test_data_are_what_a_fit_takes_or_a_batch(data):
+    host = seeded(Host)
+    host.trunk[2].p = 0.0
+    assert str(describe(host, data())) == str(describe(host, rows()[0]))
+
+
+def test_several_loaders():
+    loader = torch.utils.data.DataLoader(rows(), batch_size=None)
+    assert names_of(describe(Joined().double(), CombinedLoader([loader, loader]))) >= {"log:depth_loss"}
+
+
+def test_an_iterator_gives_one_batch_away():
+    batches = iter(rows())
+    describe(Host().double(), batches)
+    assert len(list(batches)) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "error"),
+    [(torch.zeros(3), "Tensor", "TypeError"), (Loader([3.0]), "Loader", "TypeError"), ({"y": 1}, "dict", "KeyError")],
+)
+def test_data_that_a_step_fails_of_are_told(data, kind, error):
+    with pytest.raises(RuntimeError, match=f"found that Host raises {error} on a {kind} as its batch: .* one batch"):
+        describe(Host(), data)
+
+
+def test_what_else_fails_is_not_said_of_the_batch():
+    class Unready(Host):
+        def configure_optimizers(self):
+            raise ValueError("no optimizer today")
+
+    with pytest.raises(ValueError, match="no optimizer today"):
+        describe(Unready().double(), rows())
+    with pytest.raises(RuntimeError, match="describe should be given a batch: found an empty Samples"):
+        describe(Host(), type("Samples", (Samples,), {"__iter__": lambda self: iter(())})())
+
+
+def test_a_host_that_never_steps_is_looked_at_once():
+    class Resting(Manual):
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(self.made(batch["x"]).square().mean())
+
+    assert describe(Resting(), torch.utils.data.DataLoader(rows(), batch_size=None)).total > 0
+    with pytest.raises(RuntimeError, match="a host's step should make a loss"):
+        describe(Resting(), torch.utils.data.DataLoader([None, None], batch_size=None))
+
+
 def test_a_module_that_keeps_a_graph_is_told():
     host = Loading().double()
     trainer(logger=DummyLogger()).fit(host)
@@ -152,12 +231,35 @@ def test_a_step_without_a_loss_is_told():
         describe(nn.Linear(1, 1), rows()[0])
 
 
-def test_a_look_draws_nothing_and_leaves_no_trace():
-    host = Host().double()
+class Drawing(Host):
+    """Draws from every generator, and changes the batch in place."""
+
+    def training_step(self, batch, batch_idx):
+        batch["x"].mul_(random.random() + np.random.rand() + torch.rand(()))  # noqa: NPY002
+        return super().training_step(batch, batch_idx)
+
+
+def drawn_by_numpy():
+    return np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_look_draws_nothing_and_leaves_no_trace(fails):
+    host, batches = Drawing().double(), rows()
     host.trunk = torch.compile(host.trunk, backend="aot_eager")
-    state = torch.get_rng_state()
-    assert names_of(describe(host, rows()[0])) >= {"log:depth_loss", "log:height_loss"}
-    assert torch.equal(torch.get_rng_state(), state)
+    if fails:
+        batches = [{name: value for name, value in batch.items() if name != "height"} for batch in batches]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, shuffle=True)
+    before = [batch["x"].clone() for batch in batches]
+    states = torch.get_rng_state(), random.getstate(), drawn_by_numpy()
+    if fails:
+        with pytest.raises(KeyError):
+            describe(host, loader)
+    else:
+        assert {"weight:scale.value", "weight:weights[0]"} <= names_of(describe(host, loader))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), drawn_by_numpy()) == states[1:]
+    assert all(torch.equal(batch["x"], old) for batch, old in zip(batches, before, strict=True))
 
 
 class Own(str, Enum):
@@ -232,7 +334,129 @@ def test_what_is_listed_can_be_named():
     before = {name: value.clone() for name, value in batch.items()}
     found = describe(Holding().double(), batch)
     near, tall = found.candidates
-    assert set(near.names) == {"function:torch.nn.functional.l1_loss@0"}
-    assert set(tall.names) == {"weight:beta", "function:torch.nn.functional.mse_loss@0"}
+    assert set(near.names) == {"call:far.forward@0", "function:torch.nn.functional.l1_loss@0"}
+    assert set(tall.names) == {"weight:beta", "call:kept['squares']@0", "function:torch.nn.functional.mse_loss@0"}
     assert batch.keys() == before.keys()
     assert all(torch.equal(batch[name], value) for name, value in before.items())
+
+
+class Keeping(Host):
+    """Keeps functions in every way, and calls one of them by two ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.alone, self.steps, self.table = squares, [self.tall, self.tall_too], {0: partial(squares)}
+
+    def tall(self, made, label):
+        return (made - label).abs().mean()
+
+    def tall_too(self, made, label):
+        return (made - label).square().sum()
+
+    def training_step(self, batch, batch_idx):
+        made, label = self.head(self.trunk(batch["x"])), batch["height"]
+        total = self.tall(made[:, 0], label) + 2 * self.steps[0](made[:, 1], label)
+        total = total + 3 * self.steps[1](made[:, 1], label)
+        return total + 5 * self.alone(made[:, 0], label) + 7 * self.table[0](made[:, 1], label)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+@pytest.mark.parametrize("kind", [Holding, Keeping])
+def test_every_name_that_is_listed_leads_to_its_loss(kind):
+    host = seeded(kind)
+    host.trunk[2].p = 0.0
+    found = describe(host, rows()[0])
+    names = names_of(found)
+    if kind is Keeping:
+        assert {"call:alone@0", "call:table[0]@0", "call:steps[0]@0", "call:steps[1]@0", "call:tall@0"} <= names
+        assert sum(part.weight for part in found.candidates) == pytest.approx(18)
+    for part in found.candidates:
+        for name in part.names:
+            weighting = FixedWeighting()
+            adopted = adopt(copy.deepcopy(host), {"it": "constant"}, {"it": name}, rest="plain", weighting=weighting)
+            batch = rows()[0]
+            total = float(adopted.training_step(batch, 0))
+            assert total == pytest.approx(found.total + (1 - part.weight) * part.loss), name
+
+
+class Kept:
+    def __init__(self, log):
+        self.log = log
+
+
+class Unheard(Keeping):
+    def __init__(self):
+        super().__init__()
+        self.kept = Kept(self.log)
+
+    def training_step(self, batch, batch_idx):
+        total = super().training_step(batch, batch_idx)
+        self.kept.log("kept", total)
+        return total + self.far.forward(self.head(self.trunk(batch["x"]))[:, 0], batch["depth"])
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("function:tests.adoption._hosts.squares", "and not what the host holds, which is a call:"),
+        ("call:tall_too", "and not a method that is kept elsewhere"),
+        ("call:far", "nor a module's forward"),
+        ("log:kept", "and not to one that was kept before"),
+    ],
+)
+def test_what_is_called_by_another_way_is_not_listed_and_told(name, why):
+    listed = names_of(describe(seeded(Unheard), rows()[0]))
+    assert not any(one.partition("@")[0] == name for one in listed)
+    with pytest.raises(RuntimeError, match=f"'{name}' was never reached .*{why}"):
+        adopt(seeded(Unheard), {"it": "constant"}, {"it": name}, rest="plain").training_step(rows()[0], 0)
+
+
+class Joining(Host):
+    """Makes a total of its losses in a way of its own."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.join, self.s = join, nn.Parameter(torch.zeros(2))
+
+    def training_step(self, batch, batch_idx):
+        near, tall = self.losses(batch)
+        self.log_dict({"near": near, "tall": tall})
+        return self.join(near, tall, self.s)
+
+
+CURVED, UNUSED, TRAINED = "is not linear in it", "its weight is 0", "the host trains its weight"
+JOINS = {
+    "root of a product": (lambda a, b, s: (a * b).sqrt(), {"near": CURVED, "tall": CURVED}),
+    "product": (lambda a, b, s: a * b, {"near": CURVED, "tall": CURVED}),
+    "norm": (lambda a, b, s: torch.stack([a, b]).norm(), {"near": CURVED, "tall": CURVED}),
+    "logarithms": (lambda a, b, s: a.log() + b.log(), {"near": CURVED, "tall": CURVED}),
+    "one root": (lambda a, b, s: a + b.sqrt(), {"tall": CURVED}),
+    "maximum": (lambda a, b, s: torch.maximum(a, b), {"near": UNUSED}),
+    "one switched off": (lambda a, b, s: a + 0 * b, {"tall": UNUSED}),
+    "learnt weights": (
+        lambda a, b, s: (a * (-s[0]).exp() + b * (-s[1]).exp()) + s.sum(),
+        {"near": TRAINED, "tall": TRAINED},
+    ),
+    "weights of the losses' size": (lambda a, b, s: a / a.detach() + b / b.detach(), {}),
+    "sum": (lambda a, b, s: 3 * a + 0.1 * b, {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+@pytest.mark.parametrize("join", JOINS)
+def test_it_says_what_adopt_would_refuse(join):
+    total, expected = JOINS[join]
+    found = describe(Joining(total).double(), rows()[0])
+    shown = str(found)
+    assert found.notes.keys() == {f"log:{name}" for name in expected}
+    listed = names_of(found)
+    for name in ("near", "tall"):
+        why = expected.get(name, "")
+        assert why in found.notes.get(f"log:{name}", "")
+        assert not why or why in shown
+        assert (f"log:{name}" in listed) == (why != CURVED)
+        assert name not in found.unusable
+        host = adopt(Joining(total).double(), {"task": "gaussian"}, {"task": f"log:{name}"}, rest="plain")
+        with pytest.raises(RuntimeError, match="a host") if why else nullcontext():
+            host.training_step(rows()[0], 0)

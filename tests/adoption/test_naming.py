@@ -1,4 +1,8 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
 
 from lightning_uncertainty.adoption import Call, Function, HostWeight, Logged
 from lightning_uncertainty.adoption._naming import as_part, as_parts
@@ -34,6 +38,15 @@ def test_weights_for_all_are_one_for_each():
     expected = {"a": HostWeight("w[0]"), "b": HostWeight("w[1]")}
     assert as_parts("weight:w", ["a", "b"], None) == as_parts(HostWeight("w"), ["a", "b"], None) == expected
     assert as_parts("weight:w", ["a", "rest", "b"], "rest") == expected
+
+
+def test_the_weight_of_one_task_alone_may_be_a_number():
+    host = SimpleNamespace(w=0.5, one=torch.tensor(2.0), several=[0.5], row=torch.ones(1), count=np.float32(2))
+    for path in ("w", "one", "count", "several[0]"):
+        assert as_parts(f"weight:{path}", ["a", "b"], "b", host) == {"a": HostWeight(path)}
+    for path in ("several", "row", "late"):
+        assert as_parts(f"weight:{path}", ["a"], None, host) == {"a": HostWeight(f"{path}[0]")}
+    assert as_parts("weight:w", ["a", "b"], None, host) == {"a": HostWeight("w[0]"), "b": HostWeight("w[1]")}
 
 
 @pytest.mark.parametrize("given", [{}, {"a": "log:a"}, {"a": "log:a", "b": "log:b", "c": "log:c"}, None, ["log:a"]])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,14 +16,15 @@ from pina.operator import laplacian
 from pina.optim import TorchOptimizer, TorchScheduler
 from pina.problem import SpatialProblem
 from pina.solver import PINN, CompetitivePhysicsInformedSolver, SelfAdaptivePhysicsInformedSolver
-from pina.weighting import BaseWeighting, ScalarWeighting
+from pina.weighting import ScalarWeighting
 
-from lightning_uncertainty import AdoptLosses, AnalyticUncertaintyWeighting, UncertaintyMonitor, UncertaintyWeighting
+from lightning_uncertainty import AdoptLosses, UncertaintyMonitor, UncertaintyWeighting
 from lightning_uncertainty.adoption import describe
 from lightning_uncertainty.likelihoods import Gaussian
 from tests.hosts._fits import HOST_WARNS, QUIET, RANKS, check_rows, check_two_are_as_one, same
 
 pytestmark = HOST_WARNS
+ROOT = Path(__file__).parents[2]
 TASKS = {"equation": "gaussian", "measured": "gaussian"}
 NOISE = {"equation": 1.0, "measured": 0.1}
 ONES = {"D": 1.0, "data": 1.0}
@@ -194,40 +197,24 @@ def test_lbfgs_is_refused():
 # -- ours as one of PINA's own weightings ------------------------------------------------------------------------------
 
 
-class UncertaintyOfConditions(BaseWeighting):
-    """Uncertainty weighting as one of PINA's weightings, for solvers that are not adopted."""
+def of_the_guide():
+    """Return the weighting that the guide shows."""
+    page, shown = (ROOT / "docs/adopt.md").read_text(encoding="utf-8"), {"__name__": __name__}
+    [block] = re.findall(r"^```py\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    exec(block, shown)
+    return shown["UncertaintyOfConditions"]
 
-    def __init__(self, likelihoods):
-        super().__init__()
-        self.weighting = AnalyticUncertaintyWeighting().bind(likelihoods)
-        self.names = tuple(likelihoods)
 
-    def update_weights(self, losses):
-        found = [losses.get(name) for name in self.names]
-        means = torch.stack(
-            [torch.zeros(()) if loss is None else loss.detach().as_subclass(torch.Tensor) for loss in found]
-        )
-        weights = self.weighting(means, torch.tensor([loss is not None for loss in found])).weights
-        return dict(zip(self.names, weights.detach(), strict=True))
-
-    @property
-    def _solver(self):
-        return self._owner
-
-    @_solver.setter
-    def _solver(self, solver):  # PINA sets it: there the state is saved and moved with the solver's
-        self._owner = solver
-        if solver is not None:
-            solver.task_weighting = self.weighting
+UncertaintyOfConditions = of_the_guide()
 
 
 def test_ours_is_one_of_its_weightings():
     likelihoods = {"D": Gaussian(), "data": Gaussian()}
     ours = fitted(solver(UncertaintyOfConditions(likelihoods)), 5).solver
     theirs = adopted(5).solver
-    torch.testing.assert_close(
-        ours.task_weighting.log_variance.div(2).exp(), torch.tensor(list(theirs.sigma().values())), rtol=1e-5, atol=0
-    )
+    sigma = ours.weighting.sigma()
+    assert list(sigma) == list(likelihoods)
+    assert list(sigma.values()) == pytest.approx(list(theirs.sigma().values()), rel=1e-5)
     for one, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 

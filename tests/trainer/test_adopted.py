@@ -20,10 +20,12 @@ from lightning_uncertainty import (
 from lightning_uncertainty.balancing import GradientBalancing, GradNorm
 from tests._nets import trainer
 from tests.adoption._hosts import PARTS, TASKS, ByHand, Host, Loader, both, host_of, rows, seeded
+from tests.trainer import _adopted_fsdp2
 from tests.trainer._adopted import CELLS, fit
 from tests.trainer._weightings import BALANCING, WEIGHTINGS
 
 PROGRAM, SPAWN = "tests.trainer._adopted", "tests.trainer._adopted_spawn"
+SHARDS = _adopted_fsdp2.__name__
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
@@ -61,6 +63,15 @@ def test_a_spawned_fit_gives_a_module_that_a_callback_adopted_back_as_the_host(f
         rtol=1e-9,
         atol=1e-9,
     )
+
+
+@pytest.mark.cells(SHARDS, "{cell}")
+@pytest.mark.parametrize("cell", _adopted_fsdp2.CELLS)
+def test_a_host_that_shards_itself_resumes_as_if_it_had_not_stopped(cell, found):
+    whole, resumed = found(cell)["whole"], found(cell)["resumed"]
+    close(resumed, whole, rtol=0, atol=0)
+    assert resumed["sigma"] == whole["sigma"]
+    close(whole, _adopted_fsdp2.fit(cell, 1, 2), rtol=1e-9, atol=1e-9)
 
 
 # -- modes -------------------------------------------------------------------------------------------------------------
