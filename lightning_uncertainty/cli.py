@@ -65,7 +65,13 @@ def report(run: Path, out: Path = Path("report.html")) -> None:
     print(f"Report: {out.resolve()}")
 
 
-def workspace(entity: str, project: str, tasks: dict[str, list[str]] | list[str] | str, prefix: str = "") -> None:
+def workspace(
+    entity: str,
+    project: str,
+    tasks: dict[str, list[str]] | list[str] | str,
+    prefix: str = "",
+    more: dict[str, list[str]] | None = None,
+) -> None:
     """Save a view in a wandb project that shows all tasks in one chart.
 
     Args:
@@ -74,13 +80,14 @@ def workspace(entity: str, project: str, tasks: dict[str, list[str]] | list[str]
         tasks: names, separated by commas; or names with those of their metrics, which get charts of their own:
             "{depth: [MeanAbsoluteError], normals: []}".
         prefix: that of the UncertaintyMonitor.
+        more: charts of other keys by title, as of what an adopted module logs by itself: "{host: [train_loss]}".
 
     Raises:
         SystemExit: wandb has no account here or refuses, there is no task, or a package is not installed.
     """
     names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else tasks
     with _errors_as_sentences(ModuleNotFoundError, RuntimeError, ValueError):
-        print(f"Workspace: {save_wandb_workspace(entity, project, names, prefix=prefix)}")
+        print(f"Workspace: {save_wandb_workspace(entity, project, names, prefix=prefix, more=more)}")
 
 
 def main() -> None:

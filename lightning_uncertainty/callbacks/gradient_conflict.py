@@ -18,6 +18,7 @@ from lightning_uncertainty.callbacks._heat_map import draw_heat_map, heat_map
 from lightning_uncertainty.callbacks._history import History
 from lightning_uncertainty.callbacks._similarity import SIMILARITIES, PairMeans, pair_row, shares_of_descent
 from lightning_uncertainty.callbacks.base import TaskCallback, is_last_step, offer
+from lightning_uncertainty.dashboards.charts import MOST_PAIRED
 from lightning_uncertainty.dashboards.loggers import log_picture, log_row, refusable
 from lightning_uncertainty.mixin import MultiTaskMixin
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GradientConflictMonitor"]
 
-_MOST_TASKS = 6  # whose pairs are logged one by one: 15 pairs
 _set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
 
 
@@ -225,7 +225,7 @@ class GradientConflictMonitor(TaskCallback):
         found = {kind: similarity(gramian) for kind, similarity in SIMILARITIES.items()}
         self._means.add(found)
         tasks, own = self._means.tasks, self.pairs
-        each = own or (own is None and len(tasks) <= _MOST_TASKS)
+        each = own or (own is None and len(tasks) <= MOST_PAIRED)
         row = {f"{self.prefix}{key}": value for key, value in pair_row(found, seen, tasks, each).items()}
         shares = torch.where(seen, shares_of_descent(gramian, weights), torch.inf)
         worst = int(shares.argmin())

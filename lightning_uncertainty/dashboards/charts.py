@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["KINDS", "LOG_KINDS", "TaskNames", "metrics_by_task"]
+__all__ = ["KINDS", "LOG_KINDS", "MOST_PAIRED", "TaskNames", "metrics_by_task"]
 
 KINDS: dict[str, str] = {
     "sigma": "σ",
@@ -14,6 +14,8 @@ KINDS: dict[str, str] = {
     "loss": "loss",
 }
 LOG_KINDS = ("sigma", "weight", "loss")  # drawn on a log axis
+MOST_PAIRED = 6
+"""Tasks whose pairs are logged one by one: 15 pairs."""
 
 TaskNames = Iterable[str] | Mapping[str, Iterable[str]]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
-from lightning_uncertainty.dashboards.charts import KINDS, LOG_KINDS, TaskNames, metrics_by_task
+from lightning_uncertainty.dashboards.charts import KINDS, LOG_KINDS, MOST_PAIRED, TaskNames, metrics_by_task
 from lightning_uncertainty.dashboards.loggers import one_line
 
 __all__ = ["check_comparison_logger", "log_comparison", "log_task_table", "save_wandb_workspace", "wandb_workspace"]
@@ -16,9 +17,18 @@ _STEP = "trainer/global_step"  # the x axis of WandbLogger
 
 
 def wandb_workspace(
-    entity: str, project: str, tasks: TaskNames, *, prefix: str = "", name: str = "Uncertainty weighting"
+    entity: str,
+    project: str,
+    tasks: TaskNames,
+    *,
+    prefix: str = "",
+    name: str = "Uncertainty weighting",
+    more: Mapping[str, Iterable[str]] | None = None,
 ) -> Any:
     """Build the view of a wandb project that shows all tasks in one chart; `save_wandb_workspace` puts it there.
+
+    Below the charts, folded, are two more sections: what a `GradientConflictMonitor` logs, and the tables and pictures
+    of the tasks and of a comparison (`Comparison.log`).
 
     Args:
         entity: user or team that owns the project.
@@ -27,12 +37,13 @@ def wandb_workspace(
             of `val/<task>/<metric>`.
         prefix: that of the `UncertaintyMonitor`.
         name: title of the view and of its section.
+        more: charts of other keys by title, as of what an adopted module logs by itself: `{"host": ["train_loss"]}`.
 
     Returns:
         A `wandb_workspaces.workspaces.Workspace`; building it needs no account.
 
     Raises:
-        ValueError: there is no task, a task is there twice, or names are one text instead of a list.
+        ValueError: there is no task, a task is there twice, or names or keys are one text instead of a list.
         ModuleNotFoundError: wandb-workspaces is not installed.
 
     Example:
@@ -41,6 +52,7 @@ def wandb_workspace(
         ['sigma/depth', 'sigma/normals']
     """
     metrics = metrics_by_task(tasks)
+    others = {title: _listed(title, keys) for title, keys in (more or {}).items()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, for wandb_workspaces itself
@@ -59,6 +71,9 @@ def wandb_workspace(
             options["log_y"] = True
         return chart(KINDS[kind], (f"{prefix}{kind}/{task}" for task in metrics), **options)
 
+    def pictures(title: str, keys: list[str]) -> Any:
+        return reports.MediaBrowser(title=title, media_keys=keys)
+
     panels = [
         training("sigma"),
         training("sigma_gap"),
@@ -72,26 +87,53 @@ def wandb_workspace(
             for task, names in metrics.items()
             if names
         ),
+        *(chart(title, keys) for title, keys in others.items()),
     ]
-    section = workspaces.Section(
-        name=name,
-        panels=panels,
-        is_open=True,
-        pinned=True,
-        layout_settings=workspaces.SectionLayoutSettings(columns=2, rows=-(-len(panels) // 2)),
-    )
+    pairs = list(combinations(metrics, 2)) if len(metrics) <= MOST_PAIRED else []
+    conflicts = [
+        chart("cosine of two tasks' gradients", [f"{prefix}cosine/{a}/{b}" for a, b in pairs]),
+        chart("cosine, lowest and mean", [f"{prefix}cosine/min", f"{prefix}cosine/mean"]),
+        chart("how fast the worst task changes", [f"{prefix}first_order_change"]),
+        pictures("heat maps", [f"{prefix}{kind}/heat_map" for kind in ("cosine", "magnitude_similarity")]),
+    ]
+    tables = [
+        reports.WeavePanelSummaryTable(table_name=f"{prefix}tasks"),
+        reports.WeavePanelSummaryTable(table_name="comparison"),
+        pictures("gains", ["comparison_plot"]),
+    ]
+
+    def section(title: str, shown: list[Any], *, is_open: bool) -> Any:
+        layout = workspaces.SectionLayoutSettings(columns=2, rows=-(-len(shown) // 2))
+        return workspaces.Section(name=title, panels=shown, is_open=is_open, pinned=is_open, layout_settings=layout)
+
     return workspaces.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=[section],
+        sections=[
+            section(name, panels, is_open=True),
+            section("Gradient conflicts", conflicts[0 if len(pairs) else 1 :], is_open=False),
+            section("Tables and pictures", tables, is_open=False),
+        ],
         settings=workspaces.WorkspaceSettings(x_axis=_STEP, group_by_prefix="first"),
         auto_generate_panels=True,
     )
 
 
+def _listed(title: str, keys: Iterable[str]) -> list[str]:
+    if isinstance(keys, str):
+        raise ValueError(f"the keys of chart {title!r} should be a list: found the text {keys!r}; write [{keys!r}]")
+    return list(keys)
+
+
 def save_wandb_workspace(
-    entity: str, project: str, tasks: TaskNames, *, prefix: str = "", name: str = "Uncertainty weighting"
+    entity: str,
+    project: str,
+    tasks: TaskNames,
+    *,
+    prefix: str = "",
+    name: str = "Uncertainty weighting",
+    more: Mapping[str, Iterable[str]] | None = None,
 ) -> str:
     """Build the view as `wandb_workspace` does, save it in the project, and return its address; once is enough.
 
@@ -100,7 +142,7 @@ def save_wandb_workspace(
         ModuleNotFoundError: wandb-workspaces is not installed.
         RuntimeError: wandb knows no account on this machine, or its server refuses the view.
     """
-    workspace = wandb_workspace(entity, project, tasks, prefix=prefix, name=name)
+    workspace = wandb_workspace(entity, project, tasks, prefix=prefix, name=name, more=more)
     from wandb.errors import AuthenticationError, UsageError
 
     try:

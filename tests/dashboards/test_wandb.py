@@ -11,11 +11,20 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pytest
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.loggers import WandbLogger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_uncertainty import GradientConflictMonitor, UncertaintyMonitor, adopt
 from lightning_uncertainty.dashboards import save_wandb_workspace, tensorboard_layout, wandb_workspace
 from lightning_uncertainty.dashboards.charts import KINDS
-from lightning_uncertainty.dashboards.wandb import log_task_table
+from lightning_uncertainty.dashboards.wandb import log_comparison, log_task_table
+from tests._nets import Owning, dicts, trainer
+from tests._wandb_reader import history
 
 TASKS = {"depth": ["MeanAbsoluteError", "MeanSquaredError"], "kind": []}
 
@@ -32,8 +41,9 @@ def panels(section):
 
 def test_the_workspace_holds_every_key_in_a_chart_of_all_tasks():
     section = specification(wandb_workspace("me", "scenes", TASKS, prefix="u/", name="Birds"))
-    own = section["panelBankConfig"]["sections"][0]
+    own, *folded = section["panelBankConfig"]["sections"][:3]
     assert (own["name"], own["isOpen"], own["pinned"]) == ("Birds", True, True)
+    assert [(other["isOpen"], other["pinned"]) for other in folded] == [(False, False)] * 2
     assert {panel["viewType"] for panel in own["panels"]} == {"Run History Line Plot"}
     charts = panels(section)
     expected = {f"u/{kind}/{task}" for kind in KINDS for task in TASKS} | {f"val/{task}/loss" for task in TASKS}
@@ -48,6 +58,102 @@ def test_the_workspace_holds_every_key_in_a_chart_of_all_tasks():
         "share of the weighted loss"
     }
     assert section["settings"]["shouldAutoGeneratePanels"]
+
+
+class Scenes(Owning):
+    """A net with conflicts, which logs a loss of its own."""
+
+    def training_step(self, batch, batch_idx):
+        total = super().training_step(batch, batch_idx)
+        self.log("train_loss", total)
+        return total
+
+
+class Host(LightningModule):
+    """A net without tasks; its two losses are logged by its own keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 2)
+
+    def _step(self, batch, stage):
+        depth, kind = (self.net(batch[0]) - batch[1]).square().mean(0)
+        self.log_dict({f"{stage}/depth_loss": depth, f"{stage}/kind_loss": kind, f"{stage}_loss": depth + kind})
+        return depth + kind
+
+    def training_step(self, batch, batch_idx):
+        return self._step(batch, "train")
+
+    def validation_step(self, batch, batch_idx):
+        self._step(batch, "valid")
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+def keys_of(workspace):
+    """The keys that each panel reads, by title."""
+    found = {}
+    for panel in (panel for section in workspace.sections for panel in section.panels):
+        own = getattr(panel, "y", None) or getattr(panel, "media_keys", None) or [getattr(panel, "table_name", None)]
+        found[getattr(panel, "title", None) or panel.table_name] = list(own)
+    return found
+
+
+def logged_keys(folder):
+    """The keys of history rows in the only offline run under a folder."""
+    (run,) = folder.glob("wandb/offline-run-*")
+    return {key.removesuffix("._type") for row in history(run) for key in row}  # of a table or picture
+
+
+def test_every_panel_shows_what_an_offline_run_has(tmp_path):
+    logger = WandbLogger(project="scenes", save_dir=tmp_path, offline=True)
+    data = dicts()
+    fit = trainer(
+        max_epochs=2,
+        logger=logger,
+        log_every_n_steps=1,
+        callbacks=[UncertaintyMonitor(table=False, prefix="u/"), GradientConflictMonitor(prefix="u/")],
+    )
+    fit.fit(Scenes(), data, data)
+    figure = plt.figure()
+    log_comparison(logger, ["weighting"], [["equal"]], figure, {"gain/equal": 0.0})
+    plt.close(figure)
+    logger.experiment.finish()
+    tasks = {"depth": ["MeanAbsoluteError"], "kind": ["MulticlassAccuracy"]}
+    shown = keys_of(wandb_workspace("me", "scenes", tasks, prefix="u/", more={"host": ["train_loss"]}))
+    logged = logged_keys(tmp_path)
+    assert {title: keys for title, keys in shown.items() if not logged.issuperset(keys)} == {}
+    assert shown["host"] == ["train_loss"]
+    assert len(shown) == len(KINDS) + 2 + 2 + 1 + 4 + 3
+
+
+def test_every_open_panel_shows_what_an_adopted_module_has(tmp_path):
+    logger = WandbLogger(project="scenes", save_dir=tmp_path, offline=True)
+    tasks = dict.fromkeys(("depth", "kind"), "gaussian")
+    parts, held_out = ({task: f"log:{stage}/{task}_loss" for task in tasks} for stage in ("train", "valid"))
+    data = DataLoader(TensorDataset(torch.randn(32, 4), torch.randn(32, 2)), batch_size=8)
+    fit = trainer(max_epochs=2, logger=logger, log_every_n_steps=1, callbacks=[UncertaintyMonitor(table=False)])
+    fit.fit(adopt(Host(), tasks, parts, validation=held_out), data, data)
+    logger.experiment.finish()
+    workspace = wandb_workspace("me", "scenes", list(tasks), more={"host": ["train_loss", "valid_loss"]})
+    workspace.sections = [section for section in workspace.sections if section.is_open]
+    logged = logged_keys(tmp_path)
+    assert {title: keys for title, keys in keys_of(workspace).items() if not logged.issuperset(keys)} == {}
+
+
+def test_pairs_of_many_tasks_have_no_chart():
+    titles = keys_of(wandb_workspace("me", "scenes", [f"t{place}" for place in range(7)]))
+    assert "cosine of two tasks' gradients" not in titles
+    assert "cosine, lowest and mean" in titles
+    assert len(keys_of(wandb_workspace("me", "scenes", ["a", "b", "c", "d"]))["cosine of two tasks' gradients"]) == 6
+
+
+def test_more_charts_have_lists_of_keys():
+    with pytest.raises(
+        ValueError, match=r"the keys of chart 'host' should be a list: found the text 'loss'; write \['"
+    ):
+        wandb_workspace("me", "scenes", TASKS, more={"host": "loss"})
 
 
 def test_a_list_of_tasks_gives_a_workspace_without_metrics():
