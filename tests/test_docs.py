@@ -1,6 +1,7 @@
 """The guide: its code runs, its commands exist, its pictures show what it says, and it builds without a warning."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -27,12 +28,20 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def gallery():
-    spec = importlib.util.spec_from_file_location("gallery", DOCS / "gallery.py")
+def script(name):
+    """Import a Python file of the guide's own."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     loaded = importlib.util.module_from_spec(spec)
-    sys.modules["gallery"] = loaded  # dataclasses look there
+    sys.modules[name] = loaded  # dataclasses look there
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def groups():
+    """Return the pages of each group of the sidebar."""
+    trees = blocks(PAGES["index"], "{toctree}")
+    captions = [re.search(r"^:caption: (.+)$", tree, re.MULTILINE)[1] for tree in trees]
+    return dict(zip(captions, (re.findall(r"^[\w-]+$", tree, re.MULTILINE) for tree in trees), strict=True))
 
 
 PAGES_WITH_CODE = [
@@ -132,11 +141,40 @@ def test_links_lead_to_files_that_exist(page):
     assert [link for link in links if not (DOCS / link).is_file()] == []
 
 
-def test_every_page_is_in_the_table_of_contents():
-    assert set(PAGES) == {
-        "index",
-        *re.findall(r"^[\w-]+$", "".join(blocks(PAGES["index"], "{toctree}")), re.MULTILINE),
-    } - {"self"}
+def test_every_page_is_in_exactly_one_group():
+    assert list(groups()) == ["Start", "Use", "Understand", "Operate", "Reference"]
+    listed = sorted("index" if page == "self" else page for pages in groups().values() for page in pages)
+    assert listed == sorted(PAGES)  # none is missing, none is listed twice
+    assert {page.stem for page in DOCS.rglob("*.md") if "_build" not in page.parts} == set(PAGES)
+
+
+def test_titles_fit_the_sidebar_and_differ():
+    titles = {page: text.splitlines()[0].removeprefix("# ") for page, text in PAGES.items() if page != "changelog"}
+    assert len(set(titles.values())) == len(titles)
+    assert {title: len(title) for title in titles.values() if len(title) > 40} == {}
+
+
+def test_a_notebook_is_shown_as_it_is_committed():
+    notebooks = script("notebooks")
+    shown = {name for text in PAGES.values() for name in notebooks.MARK.findall(text)}
+    assert shown == {path.name for path in notebooks.FOLDER.glob("*.ipynb")}
+    for name in shown:
+        text = notebooks.markdown(notebooks.FOLDER / name)
+        cells = json.loads((notebooks.FOLDER / name).read_text(encoding="utf-8"))["cells"]
+        title = "".join(cells[0]["source"]).splitlines()[0]
+        assert title.startswith("# ")
+        assert title not in text
+        assert all("".join(cell["source"]).removeprefix(title).strip() in text for cell in cells)
+        data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        assert text.count("data:image/png;base64,") == sum("image/png" in each for each in data) > 0
+        assert text.count("<table") == sum("text/html" in each for each in data) > 0
+        assert "\x1b" not in text
+
+
+def test_what_a_notebook_says_cannot_end_its_block():
+    notebooks = script("notebooks")
+    assert notebooks.fence("text", "a\n````\nb") == "`````text\na\n````\nb\n`````"
+    assert notebooks.shown({"output_type": "stream", "text": ["\x1b[1mbold\x1b[0m\n"]}) == "```text\nbold\n```"
 
 
 @pytest.mark.parametrize("name", likelihoods.LIKELIHOODS)
@@ -149,7 +187,7 @@ def test_the_table_of_likelihoods_is_true(name):
 
 
 def test_every_picture_of_the_gallery_is_shown_and_light():
-    drawn = {f"gallery_{name}.png" for name in gallery().SITUATIONS}
+    drawn = {f"gallery_{name}.png" for name in script("gallery").SITUATIONS}
     assert set(re.findall(r"images/(gallery_\w+\.png)", PAGES["dashboard"])) == drawn
     assert all((DOCS / "images" / name).stat().st_size < 100_000 for name in drawn)
 
@@ -162,7 +200,7 @@ def ended(monitor, kind):
 
 @pytest.mark.slow
 def test_the_gallery_shows_what_it_says():
-    situations = gallery().SITUATIONS
+    situations = script("gallery").SITUATIONS
     well = situations["all_well"].fit()
     assert max(map(abs, ended(well, "sigma_gap").values())) < 0.1
     assert ended(well, "sigma")["height"] == pytest.approx(0.5, abs=0.05)
@@ -212,6 +250,11 @@ def test_the_guide_builds_without_a_warning(tmp_path):
         link for page in pages.values() for link in re.findall(r'<(?:script|link)[^>]*(?:src|href)="(http[^"]*)"', page)
     ]
     assert scripts == []  # it is read without a network
+    for page in PAGES:  # and every page leads to every other
+        sidebar = pages[page].partition('<div class="sidebar-tree">')[2].partition("</aside>")[0]
+        assert re.findall(r'class="caption-text">([^<]+)<', sidebar) == list(groups())
+        links = re.findall(r'class="(?:current )?reference internal" href="([\w-]*)(?:\.html|#)', sidebar)
+        assert sorted(link or page for link in links) == sorted(PAGES)
 
 
 def test_the_table_of_weightings_tells_what_the_properties_prove():
