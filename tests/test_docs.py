@@ -44,8 +44,9 @@ def groups():
     return dict(zip(captions, (re.findall(r"^[\w-]+$", tree, re.MULTILINE) for tree in trees), strict=True))
 
 
+SLOW = ("index", "outliers", "physics-informed")
 PAGES_WITH_CODE = [
-    pytest.param(page, marks=pytest.mark.slow if page in ("index", "physics-informed") else ())
+    pytest.param(page, marks=pytest.mark.slow if page in SLOW else ())
     for page, text in PAGES.items()
     if blocks(text, "python")
 ]
@@ -109,7 +110,11 @@ def test_commands_exist(monkeypatch, capsys):
             assert first in targets[1].split()
         elif program == "pip":
             assert first == "install"
-            assert re.fullmatch(r"\.\[(.*)\]", rest[0])[1] in extras
+            *constrained, what = rest
+            assert constrained in ([], ["-c", "constraints.txt"], ["-e"])
+            assert set(re.fullmatch(r"\.(?:\[(.*)\])?", what)[1].split(",") if what != "." else ()) <= set(extras)
+        elif program == "python":
+            assert importlib.util.find_spec(rest[0]) if first == "-m" else (ROOT / first).is_file()
         elif program in helps:
             assert re.search(rf"(?<![\w-]){re.escape(first)}(?![\w-])", helps[program]), f"{program} {first}"
         else:
