@@ -126,6 +126,22 @@ def test_commands_exist(monkeypatch, capsys):
             assert (program, first) == ("tensorboard", "--logdir")
 
 
+def test_the_page_on_installation_tells_the_bounds_and_extras():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needs = project.partition("\ndependencies = [")[2].partition("\n]")[0]
+    bounds = dict(re.findall(r'^ *"([\w-]+)>=([\d.]+)"', needs, re.MULTILINE))
+    bounds["Python"] = re.search(r'^requires-python = ">=(.*)"$', project, re.MULTILINE)[1]
+    extras = project.partition("\n[project.optional-dependencies]")[2].partition("\n[")[0]
+    page = PAGES["installation"]
+    assert dict(re.findall(r"^\| ([\w-]+) \| ([\d.]+) or later \|$", page, re.MULTILINE)) == bounds
+    told = page.partition("| extra |")[2].partition("\n\n")[0]
+    cells = [row.split("|")[1] for row in told.splitlines()[2:]]
+    assert {extra for cell in cells for extra in re.findall(r"`(\w+)`", cell)} == set(
+        re.findall(r"^(\w+) = ", extras, re.MULTILINE)
+    )
+    assert re.search(r"^torch==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1] in page
+
+
 def within(part, whole):
     if isinstance(part, dict):
         return all(key in whole and within(value, whole[key]) for key, value in part.items())
