@@ -17,6 +17,7 @@ import yaml
 
 import lightning_uncertainty
 from lightning_uncertainty import likelihoods
+from tests._browser import chromium, opened
 from tests.weightings._properties import WEIGHTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -252,8 +253,10 @@ def test_the_gallery_shows_what_it_says():
     assert ended(stuck, "sigma_gap")["height"] > 5
 
 
-@pytest.mark.slow
-def test_the_guide_builds_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """The guide, as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("guide")
     command = [
         sys.executable,
         "-m",
@@ -262,13 +265,45 @@ def test_the_guide_builds_without_a_warning(tmp_path):
         "--keep-going",
         "-q",
         "-d",
-        tmp_path / "trees",
+        folder / "trees",
         DOCS,
-        tmp_path / "html",
+        folder / "html",
     ]
     built = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert built.returncode == 0, built.stderr
-    pages = {page.stem: page.read_text(encoding="utf-8") for page in (tmp_path / "html").glob("*.html")}
+    return folder / "html"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desktop"])
+def test_every_page_fits_its_screen_and_shows_its_pictures(html, width):
+    wrong = {}
+    with chromium() as browser:
+        for name in PAGES:
+            complaints = []
+            with opened(browser, html / f"{name}.html", width=width, complaints=complaints) as page:
+                found = page.evaluate(
+                    """() => ({
+                        wider: document.documentElement.scrollWidth - window.innerWidth,
+                        blank: [...document.images].filter(image => !image.naturalWidth).length,
+                        narrow: [...document.querySelectorAll("td:not(.text-right, .text-center)")]
+                            .filter(cell => cell.textContent.length > 60 && cell.clientWidth < 120).length,
+                        tables: [...document.querySelectorAll(".table-wrapper")]
+                            .filter(table => table.scrollWidth > table.clientWidth + 1).length,
+                        small: [...document.querySelectorAll("pre")]
+                            .filter(code => parseFloat(getComputedStyle(code).fontSize) < 11).length,
+                    })"""
+                )
+            if width == 390:
+                del found["tables"]  # they may scroll on a phone
+            if complaints or any(found.values()):
+                wrong[name] = found | {"complaints": complaints}
+    assert wrong == {}
+
+
+@pytest.mark.slow
+def test_the_guide_builds_without_a_warning(html):
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in html.glob("*.html")}
     assert set(PAGES) <= set(pages)
     assert "<math" in pages["likelihoods"]
     assert "<math" in pages["api"]
