@@ -10,7 +10,7 @@ from typing import Any
 from docutils import nodes
 from latex2mathml.converter import convert
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from notebooks import show  # noqa: E402
 

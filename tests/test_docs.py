@@ -181,6 +181,19 @@ def test_titles_fit_the_sidebar_and_differ():
     assert {title: len(title) for title in titles.values() if len(title) > 40} == {}
 
 
+def test_the_first_page_has_the_guide_as_a_table_where_no_sidebar_is_drawn():
+    rows = PAGES["index"].partition("## The whole guide\n")[2].partition("```")[0].splitlines()
+    cells = {
+        row.split(" | ")[0].strip("| "): re.findall(r"\[([^\]]*)\]\(([\w-]+)\.md\)", row) for row in rows if "](" in row
+    }
+    titles = {page: re.search(r"^# (.*)$", text, re.MULTILINE) for page, text in PAGES.items()}
+    expected = {
+        group: [(titles[page][1] if titles[page] else "Changelog", page) for page in pages if page != "self"]
+        for group, pages in groups().items()
+    }
+    assert cells == expected
+
+
 def test_a_notebook_is_shown_as_it_is_committed():
     notebooks = script("notebooks")
     shown = {name for text in PAGES.values() for name in notebooks.MARK.findall(text)}
