@@ -17,6 +17,7 @@ import yaml
 
 import lightning_uncertainty
 from lightning_uncertainty import likelihoods
+from lightning_uncertainty.examples import toy
 from tests._browser import chromium, opened
 from tests.weightings._properties import WEIGHTINGS
 
@@ -264,6 +265,19 @@ def test_the_gallery_shows_what_it_says():
         stuck = situations["stuck"].fit()
     assert len({row["sigma/height"] for row in stuck.history.rows}) == 1
     assert ended(stuck, "sigma_gap")["height"] > 5
+
+
+@pytest.mark.slow
+def test_the_page_on_the_toy_tells_what_it_prints(capsys):
+    toy.main(["ours"])
+    printed = [
+        [float(cell.strip("%")) for cell in line.split()[1:]] for line in capsys.readouterr().out.splitlines()[1:]
+    ]
+    rows = PAGES["toy"].partition("| `ours`")[2].splitlines()[:2]
+    told = [[float(cell.strip(" %")) for cell in row.split("|")[-7:-1]] for row in rows]
+    for row, numbers in zip(told, printed, strict=True):
+        assert row[:2] + row[3:5] == pytest.approx(numbers[:2] + numbers[3:5], rel=0.01)
+        assert row[2::3] == pytest.approx(numbers[2::3], abs=0.3)  # gaps, in per cent
 
 
 @pytest.fixture(scope="module")
