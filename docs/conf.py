@@ -10,7 +10,9 @@ from typing import Any
 from docutils import nodes
 from latex2mathml.converter import convert
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from notebooks import show  # noqa: E402
 
 project = "lightning-uncertainty"
 author = "The lightning-uncertainty developers"
@@ -51,5 +53,6 @@ def _block(translator: Any, node: nodes.math_block) -> None:
 
 
 def setup(app: Any) -> None:
-    """Give Sphinx the renderer."""
+    """Give Sphinx the renderer of formulas, and the notebooks."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.connect("source-read", show)

@@ -1,6 +1,8 @@
 """The guide: its code runs, its commands exist, its pictures show what it says, and it builds without a warning."""
 
 import importlib.util
+import json
+import linecache
 import re
 import shlex
 import subprocess
@@ -15,6 +17,8 @@ import yaml
 
 import lightning_uncertainty
 from lightning_uncertainty import likelihoods
+from lightning_uncertainty.examples import toy
+from tests._browser import chromium, opened
 from tests.weightings._properties import WEIGHTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -27,25 +31,37 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def gallery():
-    spec = importlib.util.spec_from_file_location("gallery", DOCS / "gallery.py")
+def script(name):
+    """Import a Python file of the guide's own."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     loaded = importlib.util.module_from_spec(spec)
-    sys.modules["gallery"] = loaded  # dataclasses look there
+    sys.modules[name] = loaded  # dataclasses look there
     spec.loader.exec_module(loaded)
     return loaded
 
 
+def groups():
+    """Return the pages of each group of the sidebar."""
+    trees = blocks(PAGES["index"], "{toctree}")
+    captions = [re.search(r"^:caption: (.+)$", tree, re.MULTILINE)[1] for tree in trees]
+    return dict(zip(captions, (re.findall(r"^[\w-]+$", tree, re.MULTILINE) for tree in trees), strict=True))
+
+
+SLOW = ("index", "outliers", "physics-informed")
 PAGES_WITH_CODE = [
-    pytest.param(page, marks=pytest.mark.slow if page in ("index", "physics-informed") else ())
+    pytest.param(page, marks=pytest.mark.slow if page in SLOW else ())
     for page, text in PAGES.items()
     if blocks(text, "python")
 ]
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_CODE)
-def test_python_blocks_run_and_print_what_they_say(page, capsys):
+def test_python_blocks_run_and_print_what_they_say(page, capsys, monkeypatch):
     """`print(...)  # text` prints that text; what a text block shows is printed, numbers of the package's own aside."""
     import wandb
+
+    if page == "text":  # installed apart
+        monkeypatch.setattr(sys, "path", [*sys.path, f"{sys.prefix}/transformers"])
 
     printed, said = defaultdict(list), {}
 
@@ -62,6 +78,7 @@ def test_python_blocks_run_and_print_what_they_say(page, capsys):
             for line, code in enumerate(block.splitlines(), start=1):
                 if comment := re.search(r"\bprint\(.*\)  # (.*)", code):
                     said[where, line] = comment[1]
+            linecache.cache[where] = len(block), None, block.splitlines(keepends=True), where  # TorchScript reads it
             exec(compile(block, where, "exec"), names)
     wandb.finish()
     assert {key: ", ".join(printed[key]) for key in said} == said
@@ -110,11 +127,31 @@ def test_commands_exist(monkeypatch, capsys):
             assert first in targets[1].split()
         elif program == "pip":
             assert first == "install"
-            assert re.fullmatch(r"\.\[(.*)\]", rest[0])[1] in extras
+            *constrained, what = rest
+            assert constrained in ([], ["-c", "constraints.txt"], ["-e"])
+            assert set(re.fullmatch(r"\.(?:\[(.*)\])?", what)[1].split(",") if what != "." else ()) <= set(extras)
+        elif program == "python":
+            assert importlib.util.find_spec(rest[0]) if first == "-m" else (ROOT / first).is_file()
         elif program in helps:
             assert re.search(rf"(?<![\w-]){re.escape(first)}(?![\w-])", helps[program]), f"{program} {first}"
         else:
             assert (program, first) == ("tensorboard", "--logdir")
+
+
+def test_the_page_on_installation_tells_the_bounds_and_extras():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needs = project.partition("\ndependencies = [")[2].partition("\n]")[0]
+    bounds = dict(re.findall(r'^ *"([\w-]+)>=([\d.]+)"', needs, re.MULTILINE))
+    bounds["Python"] = re.search(r'^requires-python = ">=(.*)"$', project, re.MULTILINE)[1]
+    extras = project.partition("\n[project.optional-dependencies]")[2].partition("\n[")[0]
+    page = PAGES["installation"]
+    assert dict(re.findall(r"^\| ([\w-]+) \| ([\d.]+) or later \|$", page, re.MULTILINE)) == bounds
+    told = page.partition("| extra |")[2].partition("\n\n")[0]
+    cells = [row.split("|")[1] for row in told.splitlines()[2:]]
+    assert {extra for cell in cells for extra in re.findall(r"`(\w+)`", cell)} == set(
+        re.findall(r"^(\w+) = ", extras, re.MULTILINE)
+    )
+    assert re.search(r"^torch==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1] in page
 
 
 def within(part, whole):
@@ -142,11 +179,53 @@ def test_links_lead_to_files_that_exist(page):
     assert [link for link in links if not (DOCS / link).is_file()] == []
 
 
-def test_every_page_is_in_the_table_of_contents():
-    assert set(PAGES) == {
-        "index",
-        *re.findall(r"^[\w-]+$", "".join(blocks(PAGES["index"], "{toctree}")), re.MULTILINE),
-    } - {"self"}
+def test_every_page_is_in_exactly_one_group():
+    assert list(groups()) == ["Start", "Use", "Understand", "Operate", "Reference"]
+    listed = sorted("index" if page == "self" else page for pages in groups().values() for page in pages)
+    assert listed == sorted(PAGES)  # none is missing, none is listed twice
+    assert {page.stem for page in DOCS.rglob("*.md") if "_build" not in page.parts} == set(PAGES)
+
+
+def test_titles_fit_the_sidebar_and_differ():
+    titles = {page: text.splitlines()[0].removeprefix("# ") for page, text in PAGES.items() if page != "changelog"}
+    assert len(set(titles.values())) == len(titles)
+    assert {title: len(title) for title in titles.values() if len(title) > 40} == {}
+
+
+def test_the_first_page_has_the_guide_as_a_table_where_no_sidebar_is_drawn():
+    rows = PAGES["index"].partition("## The whole guide\n")[2].partition("```")[0].splitlines()
+    cells = {
+        row.split(" | ")[0].strip("| "): re.findall(r"\[([^\]]*)\]\(([\w-]+)\.md\)", row) for row in rows if "](" in row
+    }
+    titles = {page: re.search(r"^# (.*)$", text, re.MULTILINE) for page, text in PAGES.items()}
+    expected = {
+        group: [(titles[page][1] if titles[page] else "Changelog", page) for page in pages if page != "self"]
+        for group, pages in groups().items()
+    }
+    assert cells == expected
+
+
+def test_a_notebook_is_shown_as_it_is_committed():
+    notebooks = script("notebooks")
+    shown = {name for text in PAGES.values() for name in notebooks.MARK.findall(text)}
+    assert shown == {path.name for path in notebooks.FOLDER.glob("*.ipynb")}
+    for name in shown:
+        text = notebooks.markdown(notebooks.FOLDER / name)
+        cells = json.loads((notebooks.FOLDER / name).read_text(encoding="utf-8"))["cells"]
+        title = "".join(cells[0]["source"]).splitlines()[0]
+        assert title.startswith("# ")
+        assert title not in text
+        assert all("".join(cell["source"]).removeprefix(title).strip() in text for cell in cells)
+        data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        assert text.count("data:image/png;base64,") == sum("image/png" in each for each in data) > 0
+        assert text.count("<table") == sum("text/html" in each for each in data) > 0
+        assert "\x1b" not in text
+
+
+def test_what_a_notebook_says_cannot_end_its_block():
+    notebooks = script("notebooks")
+    assert notebooks.fence("text", "a\n````\nb") == "`````text\na\n````\nb\n`````"
+    assert notebooks.shown({"output_type": "stream", "text": ["\x1b[1mbold\x1b[0m\n"]}) == "```text\nbold\n```"
 
 
 @pytest.mark.parametrize("name", likelihoods.LIKELIHOODS)
@@ -159,7 +238,7 @@ def test_the_table_of_likelihoods_is_true(name):
 
 
 def test_every_picture_of_the_gallery_is_shown_and_light():
-    drawn = {f"gallery_{name}.png" for name in gallery().SITUATIONS}
+    drawn = {f"gallery_{name}.png" for name in script("gallery").SITUATIONS}
     assert set(re.findall(r"images/(gallery_\w+\.png)", PAGES["dashboard"])) == drawn
     assert all((DOCS / "images" / name).stat().st_size < 100_000 for name in drawn)
 
@@ -172,7 +251,7 @@ def ended(monitor, kind):
 
 @pytest.mark.slow
 def test_the_gallery_shows_what_it_says():
-    situations = gallery().SITUATIONS
+    situations = script("gallery").SITUATIONS
     well = situations["all_well"].fit()
     assert max(map(abs, ended(well, "sigma_gap").values())) < 0.1
     assert ended(well, "sigma")["height"] == pytest.approx(0.5, abs=0.05)
@@ -199,7 +278,22 @@ def test_the_gallery_shows_what_it_says():
 
 
 @pytest.mark.slow
-def test_the_guide_builds_without_a_warning(tmp_path):
+def test_the_page_on_the_toy_tells_what_it_prints(capsys):
+    toy.main(["ours"])
+    printed = [
+        [float(cell.strip("%")) for cell in line.split()[1:]] for line in capsys.readouterr().out.splitlines()[1:]
+    ]
+    rows = PAGES["toy"].partition("| `ours`")[2].splitlines()[:2]
+    told = [[float(cell.strip(" %")) for cell in row.split("|")[-7:-1]] for row in rows]
+    for row, numbers in zip(told, printed, strict=True):
+        assert row[:2] + row[3:5] == pytest.approx(numbers[:2] + numbers[3:5], rel=0.01)
+        assert row[2::3] == pytest.approx(numbers[2::3], abs=0.3)  # gaps, in per cent
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """The guide, as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("guide")
     command = [
         sys.executable,
         "-m",
@@ -208,13 +302,45 @@ def test_the_guide_builds_without_a_warning(tmp_path):
         "--keep-going",
         "-q",
         "-d",
-        tmp_path / "trees",
+        folder / "trees",
         DOCS,
-        tmp_path / "html",
+        folder / "html",
     ]
     built = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert built.returncode == 0, built.stderr
-    pages = {page.stem: page.read_text(encoding="utf-8") for page in (tmp_path / "html").glob("*.html")}
+    return folder / "html"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desktop"])
+def test_every_page_fits_its_screen_and_shows_its_pictures(html, width):
+    wrong = {}
+    with chromium() as browser:
+        for name in PAGES:
+            complaints = []
+            with opened(browser, html / f"{name}.html", width=width, complaints=complaints) as page:
+                found = page.evaluate(
+                    """() => ({
+                        wider: document.documentElement.scrollWidth - window.innerWidth,
+                        blank: [...document.images].filter(image => !image.naturalWidth).length,
+                        narrow: [...document.querySelectorAll("td:not(.text-right, .text-center)")]
+                            .filter(cell => cell.textContent.length > 60 && cell.clientWidth < 120).length,
+                        tables: [...document.querySelectorAll(".table-wrapper")]
+                            .filter(table => table.scrollWidth > table.clientWidth + 1).length,
+                        small: [...document.querySelectorAll("pre")]
+                            .filter(code => parseFloat(getComputedStyle(code).fontSize) < 11).length,
+                    })"""
+                )
+            if width == 390:
+                del found["tables"]  # they may scroll on a phone
+            if complaints or any(found.values()):
+                wrong[name] = found | {"complaints": complaints}
+    assert wrong == {}
+
+
+@pytest.mark.slow
+def test_the_guide_builds_without_a_warning(html):
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in html.glob("*.html")}
     assert set(PAGES) <= set(pages)
     assert "<math" in pages["likelihoods"]
     assert "<math" in pages["api"]
@@ -222,6 +348,11 @@ def test_the_guide_builds_without_a_warning(tmp_path):
         link for page in pages.values() for link in re.findall(r'<(?:script|link)[^>]*(?:src|href)="(http[^"]*)"', page)
     ]
     assert scripts == []  # it is read without a network
+    for page in PAGES:  # and every page leads to every other
+        sidebar = pages[page].partition('<div class="sidebar-tree">')[2].partition("</aside>")[0]
+        assert re.findall(r'class="caption-text">([^<]+)<', sidebar) == list(groups())
+        links = re.findall(r'class="(?:current )?reference internal" href="([\w-]*)(?:\.html|#)', sidebar)
+        assert sorted(link or page for link in links) == sorted(PAGES)
 
 
 def test_the_table_of_weightings_tells_what_the_properties_prove():
