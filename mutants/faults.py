@@ -1514,14 +1514,14 @@ FAULTS = [
     Fault(
         "a_hosts_state_resets_sigma",
         "adoption/_host_shaped.py",
-        '        state.update({f"{prefix}{name}": value for name, value in module._own_state().items()})',
+        '        state.update({f"{prefix}{name}": value for name, value in module._own_parts().items()})',
         "        pass",
         ("tests/adoption/test_adopted.py::test_a_state_of_the_host_leaves_sigma_as_it_is",),
     ),
     Fault(
         "a_checkpoint_without_what_is_ours",
         "adoption/_host_shaped.py",
-        "        checkpoint[KEY] = self._own_state()",
+        "        checkpoint[KEY] = {**self._own_state(), **weights}",
         "        checkpoint[KEY] = {}",
         ("tests/adoption/test_adopted.py::test_a_fit_resumes_to_the_last_bit",),
     ),
