@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from lightning_uncertainty.adoption._watch import Sight, Watch
 
@@ -74,9 +75,9 @@ def terms_of(
         return None
     if check:
         _check_apart(watch, [each for each, gradient in zip(seen, gradients, strict=False) if gradient is not None])
-        _check_linear(gradients, inputs)
+        _check_linear(gradients, inputs, [None] * len(seen) + watch.weights.named())
         if constant:
-            _check_constant(total, seen, gradients)
+            _check_constant(total, seen, gradients, watch.weights.leaves)
     losses, weights = {}, {}
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for (task, sight), gradient in zip(seen, gradients, strict=False):
@@ -138,18 +139,27 @@ def _derivatives(values: list[Tensor], inputs: list[Any], by: list[Tensor]) -> l
     return list(torch.autograd.grad(values, inputs, by, allow_unused=True, retain_graph=True))
 
 
-def _check_linear(found: tuple[Tensor | None, ...], inputs: list[Any]) -> None:
+def _check_linear(found: tuple[Tensor | None, ...], inputs: list[Any], named: list[Tensor | None]) -> None:
     """Look whether a second derivative of the total by its parts is not zero.
+
+    Args:
+        found: the first ones.
+        inputs: by what they are.
+        named: which elements of an input are parts; None for all.
 
     Raises:
         RuntimeError: so it is.
     """
-    firsts = [gradient for gradient in found if gradient is not None and gradient.requires_grad]
+    firsts = [
+        (gradient, own)
+        for gradient, own in zip(found, named, strict=True)
+        if gradient is not None and gradient.requires_grad
+    ]
     if not firsts:
         return
-    mixed = [_unlike(gradient, place) for place, gradient in enumerate(firsts, 1)]
-    again = torch.autograd.grad(firsts, inputs, mixed, allow_unused=True, retain_graph=True)
-    curved = [gradient for gradient in again if gradient is not None]
+    mixed = [_of(_unlike(gradient, place), own) for place, (gradient, own) in enumerate(firsts, 1)]
+    again = torch.autograd.grad([first for first, _ in firsts], inputs, mixed, allow_unused=True, retain_graph=True)
+    curved = [_of(gradient, own) for gradient, own in zip(again, named, strict=True) if gradient is not None]
     if curved and bool(torch.stack([gradient.ne(0).any() for gradient in curved]).any()):
         raise RuntimeError(
             "a host's loss should be a weighted sum of its parts: found a second derivative by them that is not zero, "
@@ -158,17 +168,24 @@ def _check_linear(found: tuple[Tensor | None, ...], inputs: list[Any]) -> None:
         )
 
 
-def _check_constant(total: Tensor, seen: list[tuple[str, Sight]], weights: tuple[Tensor | None, ...]) -> None:
-    """Look whether the host's weights are trained.
+def _of(value: Tensor, named: Tensor | None) -> Tensor:
+    return value if named is None else value * named
+
+
+def _check_constant(
+    total: Tensor, seen: list[tuple[str, Sight]], weights: tuple[Tensor | None, ...], leaves: list[Tensor]
+) -> None:
+    """Look whether the host's weights are trained, those apart that are `leaves` for this step.
 
     Raises:
         RuntimeError: they are.
     """
     parts = {sight.edge.node for _, sight in seen if sight.edge is not None}
+    parts |= {get_gradient_edge(leaf).node for leaf in leaves}
     trained = {}
     for (task, _), weight in zip(seen, weights, strict=False):
-        leaves = _leaves_of(weight, parts)
-        if any(leaf.numel() for leaf in leaves) or (leaves and any(leaf.numel() for leaf in _leaves_of(total, parts))):
+        own = _leaves_of(weight, parts)
+        if any(leaf.numel() for leaf in own) or (own and any(leaf.numel() for leaf in _leaves_of(total, parts))):
             trained[task] = True  # what is compiled says of its gradients an empty leaf alone
     if trained:
         raise RuntimeError(

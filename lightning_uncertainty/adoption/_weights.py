@@ -52,6 +52,13 @@ class WeightLeaves:
                 raise RuntimeError(f"a weight should be one part's: found that {what} names that of another, too")
             self.places[task] = place
 
+    def named(self) -> list[Tensor]:
+        """Return, by leaf, 1 where an element is a task's and 0 where it is another weight of the host's."""
+        masks = [torch.zeros_like(leaf) for leaf in self.leaves]
+        for leaf, index in self.places.values():
+            masks[leaf][index] = 1
+        return masks
+
     def of(self, task: str, values: list[Tensor | None]) -> Tensor | None:
         """Return the element of a task, of tensors in the order of the leaves."""
         leaf, index = self.places[task]

@@ -21,6 +21,7 @@ PARTS = {
     "log": both("log:depth_loss", "log:height_loss"),
     "weight": both("weight:weights[0]", "weight:scale.value"),
     "buffer": both("weight:vector[0]", "weight:vector[1]"),
+    "one of a buffer": both("log:depth_loss", "weight:vector[1]"),  # whose other element weighs the first
     "call": both("call:far", "call:criteria@1['tall']"),
     "method": both("call:criteria@0['near']", "call:tall_of"),
     "function": both("function:torch.nn.functional.l1_loss", "function:torch.nn.functional.mse_loss@1"),
@@ -117,7 +118,7 @@ def rows(count=16, seed=0):
 
 def host_of(kind):
     """Build the host that weighs as a kind of part needs it, in float64."""
-    return seeded(Host, buffer=kind == "buffer")
+    return seeded(Host, buffer="vector" in PARTS[kind]["height"])
 
 
 def seeded(kind, *args, **kwargs):
