@@ -1,7 +1,8 @@
 """Run the tests of hosts, each in an environment of its own: `python -m tests.hosts --into .venv/hosts [host ...]`.
 
 A host is a file of pinned requirements beside this one; its environment has torch, these, and this package, which
-brings nothing that is not pinned. An environment is made anew when its requirements, or the package's, change.
+brings nothing that is not pinned. An environment is made anew when its requirements change, and gets the package
+anew when the package's do.
 """
 
 from __future__ import annotations
@@ -37,20 +38,25 @@ def main() -> int:
 def environment(host: str, folder: Path) -> Path:
     """Return the Python of a host's environment, which is made where there is none of these requirements."""
     into, pinned, constraints = folder / host, HERE / f"{host}.txt", ROOT / "constraints.txt"
-    sources = [constraints, pinned, ROOT / "pyproject.toml"]
-    key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    theirs, ours = _made_of(constraints, pinned), f"{_made_of(ROOT / 'pyproject.toml')} {ROOT}"
     stamp, python = into / "made-of", into / "bin" / "python"
-    if not (stamp.exists() and stamp.read_text() == key):
+    made = stamp.read_text().splitlines() if stamp.exists() else []
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if made[:1] != [theirs]:
         print(f"-- {host}: an environment", flush=True)
         shutil.rmtree(into, ignore_errors=True)
         venv.create(into, with_pip=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         for what in (["--upgrade", "pip>=25"], ["-r", constraints], ["-c", constraints, "-r", pinned]):
             subprocess.run([*install, *what], check=True)
+    if made != [theirs, ours]:
         subprocess.run([*install, "--no-deps", "--editable", ROOT], check=True)
         subprocess.run([python, "-m", "pip", "check", "--disable-pip-version-check"], check=True)
-        stamp.write_text(key)
+        stamp.write_text(f"{theirs}\n{ours}\n")
     return python
+
+
+def _made_of(*sources: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def run(host: str, python: Path) -> str:
