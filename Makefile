@@ -44,6 +44,7 @@ notebooks: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	$(VENV)/bin/python benchmarks/weighting.py
 	$(VENV)/bin/python benchmarks/lightning_step.py
+	$(VENV)/bin/python benchmarks/adoption.py
 
 browser: # tests look at the report in a headless Chromium; Debian's is installed where there is none and root asks
 	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; \
