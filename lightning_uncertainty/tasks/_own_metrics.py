@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection, MultioutputWrapper
 from torchmetrics.aggregation import BaseAggregator
-from torchmetrics.wrappers import MetricInputTransformer
 
 from lightning_uncertainty.likelihoods import Likelihood, as_likelihood
 from lightning_uncertainty.metrics.forms import FORMS, Form
@@ -121,8 +120,9 @@ def _is_known(metric: Metric, likelihood: Likelihood) -> bool:
     parts = [part for part in metric.modules() if isinstance(part, Metric)]
     if any(isinstance(first, Tensor) and first.is_meta for part in parts for first in part._defaults.values()):
         return False  # which is told where its copy is made
-    ours = all(type(part).__module__.partition(".")[0] == "torchmetrics" for part in parts)
-    transformed = any(isinstance(part, MetricInputTransformer) for part in parts)
+    modules = [type(part).__module__ for part in parts]
+    ours = all(module.partition(".")[0] == "torchmetrics" for module in modules)
+    transformed = "torchmetrics.wrappers.transformations" in modules  # which torchmetrics 1.4 has not
     return ours and not transformed and type(likelihood).__module__.startswith("lightning_uncertainty.")
 
 
