@@ -1,4 +1,4 @@
-"""Reads an offline wandb run back as wandb itself does: by `wandb leet inspect`, or by the reader that older ones have."""
+"""Reads an offline wandb run back as wandb does: by `wandb leet inspect`, or by the reader that older ones have."""
 
 from __future__ import annotations
 
