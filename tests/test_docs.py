@@ -15,6 +15,7 @@ import yaml
 
 import lightning_uncertainty
 from lightning_uncertainty import likelihoods
+from tests._versions import averages, has
 from tests.weightings._properties import WEIGHTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -35,8 +36,9 @@ def gallery():
     return loaded
 
 
+MARKS = {"index": pytest.mark.slow, "physics-informed": pytest.mark.slow, "company": averages}
 PAGES_WITH_CODE = [
-    pytest.param(page, marks=pytest.mark.slow if page in ("index", "physics-informed") else ())
+    pytest.param(page, marks=MARKS.get(page, ()))
     for page, text in PAGES.items()
     if blocks(text, "python")
 ]
@@ -101,6 +103,8 @@ def test_commands_exist(monkeypatch, capsys):
         elif program == "pip":
             assert first == "install"
             assert re.fullmatch(r"\.\[(.*)\]", rest[0])[1] in extras
+        elif (program, first) == ("wandb", "leet"):
+            assert (" leet " in helps[program]) == has("wandb", "0.28")
         elif program in helps:
             assert re.search(rf"(?<![\w-]){re.escape(first)}(?![\w-])", helps[program]), f"{program} {first}"
         else:
