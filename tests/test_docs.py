@@ -38,9 +38,7 @@ def gallery():
 
 MARKS = {"index": pytest.mark.slow, "physics-informed": pytest.mark.slow, "company": averages}
 PAGES_WITH_CODE = [
-    pytest.param(page, marks=MARKS.get(page, ()))
-    for page, text in PAGES.items()
-    if blocks(text, "python")
+    pytest.param(page, marks=MARKS.get(page, ())) for page, text in PAGES.items() if blocks(text, "python")
 ]
 
 
