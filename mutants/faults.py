@@ -919,6 +919,27 @@ FAULTS = [
         ("tests/metrics/test_observed.py::test_ranks_have_the_value_of_one_process[Lazy-one]",),
     ),
     Fault(
+        "states_of_one_number_have_shapes_of_their_own",
+        "metrics/_over_ranks.py",
+        "value.reshape(values[0].shape)",
+        "value",
+        ("tests/metrics/test_observed.py::test_states_of_ranks_are_stacked_in_one_shape",),
+    ),
+    Fault(
+        "wrapper_has_the_outputs_of_its_parts",
+        "tasks/_own_metrics.py",
+        "numbers[0] if numbers else 3",
+        "numbers[-1] if numbers else 3",
+        ("tests/tasks/test_own_metrics.py::test_a_wrapper_of_several_outputs_knows_them_whatever_its_parts_say",),
+    ),
+    Fault(
+        "table_ends_the_line_of_a_bar",
+        "callbacks/uncertainty_monitor.py",
+        "            tqdm.write(",
+        "            print(",
+        ("tests/callbacks/test_uncertainty_monitor.py::test_the_table_begins_a_line_of_its_own_below_a_bar",),
+    ),
+    Fault(
         "solver_sees_constant_terms",
         "balancing/_base.py",
         "torch.where(out | out[:, None], 0.0, gramian)",

@@ -30,9 +30,11 @@ class TrialProgress(AnyCallback):
         except ModuleNotFoundError:
             return
         console = Console(stderr=True)
+        if not console.is_terminal:  # where a disabled bar of rich 13.0 leaves an empty line
+            return
         text = TextColumn("{task.description}")
         columns = text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bar = Progress(*columns, console=console)
         self._trials = self._bar.add_task("trials", total=trials)
         self._epochs = self._bar.add_task("epochs", total=None)
 
