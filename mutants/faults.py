@@ -1607,9 +1607,16 @@ FAULTS = [
     Fault(
         "what_is_compiled_is_taken_for_trained",
         "adoption/_terms.py",
-        "if any(leaf.numel() for leaf in leaves) or",
-        "if leaves or",
+        "if any(leaf.numel() for leaf in own) or",
+        "if own or",
         ("tests/adoption/test_adopted.py::test_losses_may_be_added_up_by_what_is_compiled",),
+    ),
+    Fault(
+        "unnamed_elements_are_parts",
+        "adoption/_terms.py",
+        "    return value if named is None else value * named",
+        "    return value",
+        ("tests/adoption/test_adopting.py::test_gradients_are_those_of_a_step_written_by_hand_to_the_last_bit",),
     ),
     Fault(
         "a_part_may_hold_another",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,15 +57,16 @@ def wandb_workspace(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, for wandb_workspaces itself
-            import wandb_workspaces.reports.v2 as reports
             import wandb_workspaces.workspaces as workspaces
+
+            reports: Any = importlib.import_module("wandb_workspaces.reports.v2")  # untyped
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "a wandb workspace needs wandb-workspaces: pip install 'lightning-uncertainty[workspace]'"
         ) from error
 
     def chart(title: str, keys: Iterable[str], **options: Any) -> Any:
-        return reports.LinePlot(title=title, x=_STEP, y=list(keys), title_x="step", **options)  # type: ignore[attr-defined]
+        return reports.LinePlot(title=title, x=_STEP, y=list(keys), title_x="step", **options)
 
     def training(kind: str, **options: Any) -> Any:
         if kind in LOG_KINDS:
