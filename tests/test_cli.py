@@ -362,8 +362,8 @@ def test_report_says_what_is_wrong_in_a_sentence(fitted, tmp_path, monkeypatch):
 def test_workspace_prints_the_address(tasks, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(cli, "save_wandb_workspace", lambda *a, **k: asked.append((a, k)) or "https://wandb.test/w")
-    run("workspace", "me", "scenes", tasks, "--prefix", "u/")
-    assert asked == [(("me", "scenes", ["depth", "kind"]), {"prefix": "u/"})]
+    run("workspace", "me", "scenes", tasks, "--prefix", "u/", "--more", "{host: [train_loss]}")
+    assert asked == [(("me", "scenes", ["depth", "kind"]), {"prefix": "u/", "more": {"host": ["train_loss"]}})]
     assert capsys.readouterr().out.strip() == "Workspace: https://wandb.test/w"
 
 
