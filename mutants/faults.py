@@ -1247,6 +1247,30 @@ FAULTS = [
         ("tests/callbacks/test_dominance.py::test_other_ways_of_a_sigma_are_not",),
     ),
     Fault(
+        "dominance_names_all_tasks",
+        "callbacks/_dominance.py",
+        "more = len(names) - _NAMED",
+        "more = 0",
+        ("tests/callbacks/test_dominance.py::test_many_tasks_are_counted_and_three_named",),
+    ),
+    Fault(
+        "weights_more_than_tasks_pass",
+        "adoption/_naming.py",
+        "if several not in (None, len(named)):",
+        "if several is not None and several < len(named):",
+        (
+            "tests/adoption/test_naming.py::test_weights_for_all_are_as_many_as_the_tasks",
+            "tests/adoption/test_naming.py::test_two_weights_are_not_one_tasks",
+        ),
+    ),
+    Fault(
+        "infinite_losses_called_negative",
+        "_step/window.py",
+        "negative = -math.inf < value < 0",
+        "negative = value < 0",
+        ("tests/_step/test_window.py::test_a_negative_loss_is_told_what_it_may_be",),
+    ),
+    Fault(
         "dominance_of_weights_in_label_units",
         "callbacks/_dominance.py",
         "return now / first if first else 0.0",

@@ -218,7 +218,7 @@ def compiled():
     ("module", "found"),
     [
         (lambda: nn.Linear(1, 1), "takes a LightningModule: found a Linear"),
-        (lambda: Host, "takes a LightningModule: found a type"),
+        (lambda: Host, r"takes a LightningModule: found the class Host; give an instance, as Host\(\.\.\.\)"),
         (lambda: torch.compile(Host(), backend="eager"), "found a OptimizedModule; adopt the module itself"),
         (Own, "found Own, a MultiTaskMixin; call weigh in its step"),
         (Stepless, "found none in Stepless"),
