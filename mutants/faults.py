@@ -1247,6 +1247,13 @@ FAULTS = [
         ("tests/callbacks/test_dominance.py::test_other_ways_of_a_sigma_are_not",),
     ),
     Fault(
+        "plot_repeats_looks",
+        "callbacks/_plot.py",
+        "_LINES[len(ax.lines) // colours % len(_LINES)]",
+        "_LINES[0]",
+        ("tests/callbacks/test_plot.py::test_tasks_differ_by_colour_or_line",),
+    ),
+    Fault(
         "dominance_names_all_tasks",
         "callbacks/_dominance.py",
         "more = len(names) - _NAMED",
