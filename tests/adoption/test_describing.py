@@ -373,7 +373,7 @@ def test_every_name_that_is_listed_leads_to_its_loss(kind):
     for part in found.candidates:
         for name in part.names:
             weighting = FixedWeighting()
-            adopted = adopt(copy.deepcopy(host), {"it": "constant"}, {"it": name}, rest="plain", weighting=weighting)
+            adopted = adopt(copy.deepcopy(host), {"it": "generic"}, {"it": name}, rest="plain", weighting=weighting)
             batch = rows()[0]
             total = float(adopted.training_step(batch, 0))
             assert total == pytest.approx(found.total + (1 - part.weight) * part.loss), name
