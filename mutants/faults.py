@@ -1612,6 +1612,13 @@ FAULTS = [
         ("tests/adoption/test_adopted.py::test_losses_may_be_added_up_by_what_is_compiled",),
     ),
     Fault(
+        "losses_that_are_cut_off_pass",
+        "_step/losses.py",
+        "if not torch.is_grad_enabled() or any(",
+        "if True or any(",
+        ("tests/_step/test_losses.py::test_a_fit_whose_losses_are_cut_off_is_told_before_anything_moves",),
+    ),
+    Fault(
         "a_constant_loses_its_weight",
         "adoption/_options.py",
         "else self.constants",

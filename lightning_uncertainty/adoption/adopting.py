@@ -130,6 +130,11 @@ def adopt(
     names = list(specified)
     if rest is not None and rest != PLAIN and rest not in specified:
         raise ValueError(f"rest should be 'plain' or a task ({', '.join(names)}): found {rest!r}")
+    if divisor is not None and count is None:
+        raise ValueError(
+            "divisor= undoes what the host divided the labels of count= by: found no count=; say count= (labels by "
+            "task in a batch), too"
+        )
     absent = (may_be_absent,) if isinstance(may_be_absent, str) else tuple(may_be_absent)
     check_known(absent, names)
     weighting = AnalyticUncertaintyWeighting() if weighting is None else weighting

@@ -153,6 +153,11 @@ def labels(batch):
     return {"depth": 1, "height": 4}
 
 
+def test_a_divisor_wants_a_count():
+    with pytest.raises(ValueError, match=r"divisor= undoes .* found no count=; say count="):
+        adopt(seeded(Host), TASKS, LOG, divisor=lambda batch: 6)
+
+
 def test_labels_are_counted_and_what_the_host_divided_by_is_undone():
     by_hand = seeded(ByHand)
     by_hand.weigh = lambda losses: MultiTaskMixin.weigh(
@@ -294,7 +299,7 @@ def test_what_cannot_be_adopted_is_told_and_stays_as_it_is(module, found):
         ({"rest": "width"}, r"rest should be 'plain' or a task \(depth, height\): found 'width'"),
         ({"may_be_absent": "width"}, "tasks should be among depth, height: found width"),
         ({"count": 3}, "count should be a function of the batch, or its dotted name: found a int"),
-        ({"divisor": 3}, "divisor should be a function of the batch"),
+        ({"count": labels, "divisor": 3}, "divisor should be a function of the batch"),
         ({"validation": {"width": "log:a"}}, "found width"),
         ({"validation": {"depth": "weight:weights[0]"}}, "found weight:weights"),
         ({"on_nonfinite": "skip"}, "on_nonfinite should be"),

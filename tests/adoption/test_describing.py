@@ -360,6 +360,13 @@ class Keeping(Host):
         return total + 5 * self.alone(made[:, 0], label) + 7 * self.table[0](made[:, 1], label)
 
 
+def test_a_look_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    describe(seeded(Host), rows()[0])
+    describe(seeded(Host), Loader(rows()))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 @pytest.mark.parametrize("kind", [Holding, Keeping])
 def test_every_name_that_is_listed_leads_to_its_loss(kind):
