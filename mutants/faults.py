@@ -1489,8 +1489,8 @@ FAULTS = [
     Fault(
         "validation_of_another_unit",
         "adoption/_evaluation.py",
-        "task: loss * self.host_weights[task].to(loss)",
-        "task: loss",
+        "losses[task] = losses[task] * self.host_weights[task].to(losses[task])",
+        "pass",
         ("tests/adoption/test_adopted.py::test_validation_is_in_the_unit_of_training",),
     ),
     Fault(
@@ -1641,6 +1641,20 @@ FAULTS = [
         "if any(leaf.numel() for leaf in own) or",
         "if own or",
         ("tests/adoption/test_adopted.py::test_losses_may_be_added_up_by_what_is_compiled",),
+    ),
+    Fault(
+        "losses_that_are_cut_off_pass",
+        "_step/losses.py",
+        "if not torch.is_grad_enabled() or any(",
+        "if True or any(",
+        ("tests/_step/test_losses.py::test_a_fit_whose_losses_are_cut_off_is_told_before_anything_moves",),
+    ),
+    Fault(
+        "a_constant_loses_its_weight",
+        "adoption/_options.py",
+        "else self.constants",
+        "else ()",
+        ("tests/adoption/test_adopting.py::test_a_constant_term_keeps_the_hosts_weight_as_it_is_annealed",),
     ),
     Fault(
         "unnamed_elements_are_parts",
