@@ -188,13 +188,14 @@ class _CompareCLI(_TrainerCLI):
         parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="one trial each")
         parser.add_argument("--baseline", type=str | None, default=SINGLE_TASK, help="what the gain is relative to")
         parser.add_argument("--best_by", type=str | None, default=None, help="log key that chooses the epoch")
+        parser.add_argument("--retry_failed", type=bool, default=False, help="fit again what failed before")
         parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of trials, table and plot")
 
     def instantiate_classes(self) -> None:
         """Leave it to the trials."""
 
     def compare(self) -> None:
-        """Run the trials that are missing, print the table, and write table and plot."""
+        """Run the trials that are missing and that no other process runs, print the table, and write table and plot."""
         config, built = self.config, self._build()
         callbacks = [one for one in built.trainer.callbacks or [] if not isinstance(one, Checkpoint)]
 
@@ -213,6 +214,7 @@ class _CompareCLI(_TrainerCLI):
             best_by=config.best_by,
             trainer={**built.trainer, "callbacks": callbacks, **QUIET},
             setup={"data": config.data},
+            retry_failed=config.retry_failed,
         )
         print(found)
         found.to_csv(config.out / "comparison.csv")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightning_uncertainty.callbacks.base import AnyCallback
+from lightning_uncertainty.trials.fit import SetupError
 
 __all__ = ["TrialWatch"]
 
@@ -45,7 +46,7 @@ class TrialWatch(AnyCallback):
             ValueError: there is no validation.
         """
         if not trainer.enable_validation:
-            raise ValueError(
+            raise SetupError(
                 "a trial should be validated, as its tasks are compared by what that finds: found no validation; give "
                 "validation data and a validation_step that calls weigh(..., stage='val') or task_step(..., 'val')"
             )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,16 @@ from pytorch_lightning import seed_everything
 
 from lightning_uncertainty.dashboards.loggers import refusable
 from lightning_uncertainty.dashboards.wandb import check_comparison_logger
-from lightning_uncertainty.trials._folder import Trial, TrialFolder
-from lightning_uncertainty.trials._measures import Directions, Measure, MetricNames, directions, find_measures
+from lightning_uncertainty.trials._folder import TrialFolder
+from lightning_uncertainty.trials._measures import Directions, Measure, MetricNames, find_measures
+from lightning_uncertainty.trials._plan import Plan
 from lightning_uncertainty.trials._progress import TrialProgress
+from lightning_uncertainty.trials._run import run_trial
 from lightning_uncertainty.trials._setup import describe, text_of
-from lightning_uncertainty.trials._watch import TrialWatch
+from lightning_uncertainty.trials._trial import Trial
+from lightning_uncertainty.trials._work import Work
 from lightning_uncertainty.trials.comparison import Comparison
-from lightning_uncertainty.trials.fit import Data, Make, Maker, NewWeighting, fit, new_weighting
+from lightning_uncertainty.trials.fit import Data, Make, Maker, NewWeighting, new_weighting
 from lightning_uncertainty.weightings import FixedWeighting
 
 __all__ = ["SINGLE_TASK", "compare"]
@@ -40,12 +42,16 @@ def compare(
     setup: Mapping[str, Any] | None = None,
     logger: Any = None,
     progress_bar: bool = True,
+    retry_failed: bool = False,
 ) -> Comparison:
     """Train a model under every weighting and seed, and compare what each task comes to.
 
     A finished trial is written to the folder at once, and never trained again: a comparison that was killed goes on
-    where it was, and another weighting or seed may be added later. Several processes may share a folder, each with a
-    part of the weightings or seeds; a last call with all of them collects the results.
+    where it was, and another weighting or seed may be added later. Any number of processes may run this call on one
+    folder: each trial is trained by one of them, which holds its lock as long as the fit takes, and all return the
+    whole comparison. The machines of processes that share a folder need a file system whose locks hold among them.
+
+    A trial whose fit raises, as for want of memory, is kept as failed, with what was raised, and the others go on.
 
     Args:
         make: builds the LightningModule, a `MultiTaskMixin`, and gives the weighting to its `register_tasks`. It is
@@ -70,6 +76,7 @@ def compare(
             shapes of parameters, hyper-parameters and Trainer options are part of it already.
         logger: a WandbLogger or a run of wandb, which gets table and plot.
         progress_bar: whether to show one, where rich is installed.
+        retry_failed: whether trials that have failed before are fitted again, once.
 
     Returns:
         A `Comparison`: table, CSV, plot, gain and mean rank.
@@ -77,7 +84,8 @@ def compare(
     Raises:
         ValueError: the folder holds trials of another setup; a weighting belongs to a module already, or its name is
             taken; `make` does not use it or reuses a network; a metric is not logged or has no known direction; there
-            is no validation; the logger is none of wandb's.
+            is no validation; every trial failed; the logger is none of wandb's.
+        OSError: a trial cannot be written; those that are over stay readable.
         TypeError: `make` returns no `MultiTaskMixin`.
 
     Example:
@@ -100,68 +108,57 @@ def compare(
         check_comparison_logger(logger)
     options, maker = dict(trainer or {}), Maker(make)
     seed_everything(seeds[0], workers=True, verbose=False)
-    probe = maker(new_weighting(*next(iter(weightings.items()))))
+    probe = maker(FixedWeighting())  # which no model refuses
     kinds, auxiliary = probe.task_likelihoods(), tuple(probe.auxiliary_tasks())
     tasks = tuple(kinds)
     kept = TrialFolder(folder, describe(probe, data, options, setup or {}))
     del probe
-    plans = [_Plan(name, None, given, seed) for seed in seeds for name, given in weightings.items()]
+    texts = {name: text_of(new_weighting(name, given)) for name, given in weightings.items()}
+    plans = [Plan(name, None, seed, given, texts[name]) for seed in seeds for name, given in weightings.items()]
     if baseline == SINGLE_TASK:
         kept_on = {task: [kind.constant or other == task for other, kind in kinds.items()] for task in tasks}
         alone = {task: FixedWeighting(dict(zip(tasks, map(float, kept_on[task]), strict=True))) for task in tasks}
         plans += [
-            _Plan(SINGLE_TASK, task, alone[task], seed) for seed in seeds for task in tasks if task not in auxiliary
+            Plan(SINGLE_TASK, task, seed, alone[task], text_of(alone[task]))
+            for seed in seeds
+            for task in tasks
+            if task not in auxiliary
         ]
-    trials = {plan: plan.find(kept) for plan in plans}
-    missing = [plan for plan, trial in trials.items() if trial is None]
-    with TrialProgress(len(missing), progress_bar) as progress:
-        for plan in missing:
-            trials[plan] = plan.run(maker, data, options, kept, progress)
-            _measures(trials.values(), tasks, metrics, higher_is_better, best_by)  # tells mistakes after one fit
-    finished = tuple(trial for trial in trials.values() if trial is not None)
-    measures = _measures(finished, tasks, metrics, higher_is_better, best_by)
-    comparison = Comparison(finished, measures, auxiliary, baseline, best_by)
+    work = Work(kept, plans, retry_failed)
+    with TrialProgress(len(work.missing), progress_bar) as progress:
+
+        def run(plan: Plan, attempt: int) -> Trial:
+            progress.start(str(plan))
+            own = {"default_root_dir": kept.scratch(plan), **options}
+            return run_trial(plan, attempt, maker, data, own, [progress])
+
+        for trial in work.do(run):
+            progress.finish()
+            if not trial.failed:  # tells mistakes after one fit
+                _measures([trial], tasks, metrics, higher_is_better, best_by)
+    trials = tuple(work.trials[plan] for plan in plans)
+    comparison = Comparison(
+        trials, _measures(trials, tasks, metrics, higher_is_better, best_by), auxiliary, baseline, best_by
+    )
     if logger is not None:
         with refusable(logger, "a comparison"):
             comparison.log(logger)
     return comparison
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """A trial to be run, or found."""
-
-    name: str
-    task: str | None
-    given: NewWeighting
-    seed: int
-
-    def find(self, kept: TrialFolder) -> Trial | None:
-        return kept.find(self.name, self.task, self.seed, text_of(new_weighting(self.name, self.given)))
-
-    def run(
-        self, maker: Maker, data: Data, options: Mapping[str, Any], kept: TrialFolder, progress: TrialProgress
-    ) -> Trial:
-        weighting = new_weighting(self.name, self.given)
-        text, watch = text_of(weighting), TrialWatch()
-        progress.start(f"{self.name if self.task is None else f'{self.name} {self.task}'}, seed {self.seed}")
-        options = {"default_root_dir": kept.scratch(self.name, self.task, self.seed), **options}
-        module = fit(maker, weighting, data, self.seed, options, [watch, progress])
-        found = watch.rows, directions(module), watch.step_time, watch.peak_memory
-        trial = Trial(self.name, self.task, self.seed, text, *found)
-        kept.keep(trial)
-        progress.finish()
-        return trial
-
-
 def _measures(
-    trials: Iterable[Trial | None],
+    trials: Sequence[Trial],
     tasks: Sequence[str],
     metrics: MetricNames | None,
     higher_is_better: Directions | None,
     best_by: str | None,
 ) -> tuple[Measure, ...]:
-    trial = next(trial for trial in trials if trial is not None)
+    trial = next((trial for trial in trials if not trial.failed), None)
+    if trial is None:
+        raise ValueError(
+            f"a comparison should have a trial that came to its end: found {len(trials)} that failed, the last with "
+            f"{trials[-1].error}; mend it, and call this again with retry_failed=True\n\n{trials[-1].traceback}"
+        )
     return find_measures(tasks, trial.row(best_by), trial.higher_is_better, metrics, higher_is_better)
 
 

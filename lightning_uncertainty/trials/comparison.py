@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_uncertainty._show import load_pyplot, render
 from lightning_uncertainty.dashboards.wandb import log_comparison
-from lightning_uncertainty.trials._folder import Trial
 from lightning_uncertainty.trials._mean import Mean
 from lightning_uncertainty.trials._measures import Measure
 from lightning_uncertainty.trials._standing import gains_over, mean_ranks
+from lightning_uncertainty.trials._trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,7 @@ class Result:
         rank: mean rank among the weightings, 1 the best; None for the single tasks, which are not ranked.
         step_time: median seconds of a training batch.
         peak_memory: bytes on a CUDA device at most; None elsewhere.
+        failed: how many of its trials failed, and why; empty where none did.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Result:
     rank: float | None
     step_time: float | None
     peak_memory: int | None
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ class Comparison:
     def results(self) -> tuple[Result, ...]:
         """What each weighting comes to: single tasks first, then the best first."""
         values = {name: self._values(trials) for name, trials in self._by_name.items()}
-        ranked = {name: found for name, found in values.items() if not self._is_single(name)}
-        gains = {} if self.baseline is None else gains_over(values[self.baseline], values, self._counted)
-        ranks = mean_ranks(ranked, self._counted)
+        known = {name: found for name, found in values.items() if found}  # of which not every trial failed
+        ranked = {name: found for name, found in known.items() if not self._is_single(name)}
+        gains = gains_over(known[self.baseline], known, self._counted) if self.baseline in known else {}
+        ranks = mean_ranks(ranked, self._counted) if ranked else {}
         results = [
             Result(
                 name,
@@ -81,6 +84,7 @@ class Comparison:
                 ranks.get(name),
                 step_time=median(times) if (times := _given(trial.step_time for trial in trials)) else None,
                 peak_memory=max(_given(trial.peak_memory for trial in trials), default=None),
+                failed=_failed(trials),
             )
             for name, trials in self._by_name.items()
         ]
@@ -94,6 +98,8 @@ class Comparison:
     def answer(self) -> str:
         """Return in a sentence which weighting is best, and which others a t-test over seeds cannot tell from it."""
         best = self.best
+        if best.rank is None:
+            return f"Every fit failed that was not of single tasks, as {best.name}: {best.failed}."
         if best.gain is None:
             return f"{best.name} has the lowest mean rank, {best.rank:.2f}."
         verb = "gains most" if best.gain.mean >= 0 else "loses least"
@@ -117,7 +123,7 @@ class Comparison:
         seeds = len({trial.seed for trial in self.trials})
         when = "the last epoch" if self.best_by is None else f"the best epoch by {self.best_by}"
         columns = ["weighting", *(_header(measure) for measure in self.measures)]
-        columns += ["gain %", "mean rank", "step ms", "peak MiB"]
+        columns += ["gain %", "mean rank", "step ms", "peak MiB", "failed"]
         lines = []
         for result in self.results:
             cells = [found.text() if (found := result.values.get(measure)) else None for measure in self.measures]
@@ -126,6 +132,7 @@ class Comparison:
                 None if result.rank is None else f"{result.rank:.2f}",
                 None if result.step_time is None else f"{1e3 * result.step_time:.2f}",
                 None if result.peak_memory is None else f"{result.peak_memory / 2**20:.0f}",
+                result.failed[:60],
             ]
             lines.append([result.name, *(cell or "" for cell in cells)])
         filled = [place for place in range(len(columns)) if any(line[place] for line in lines)]
@@ -140,13 +147,13 @@ class Comparison:
         columns = ["weighting", "seeds"]
         for measure in self.measures:
             columns += [f"{measure.task}/{measure.metric}", f"{measure.task}/{measure.metric} std"]
-        columns += ["gain", "gain std", "mean rank", "step seconds", "peak bytes"]
+        columns += ["gain", "gain std", "mean rank", "step seconds", "peak bytes", "failed"]
         rows = []
         for result in self.results:
             row: list[Any] = [result.name, len({trial.seed for trial in self._by_name[result.name]})]
             for found in [*(result.values.get(measure) for measure in self.measures), result.gain]:
                 row += [None, None] if found is None else [found.mean, None if math.isnan(found.std) else found.std]
-            rows.append([*row, result.rank, result.step_time, result.peak_memory])
+            rows.append([*row, result.rank, result.step_time, result.peak_memory, result.failed or None])
         return columns, rows
 
     def to_csv(self, path: str | Path) -> None:
@@ -199,16 +206,19 @@ class Comparison:
 
     @cached_property
     def _by_name(self) -> dict[str, list[Trial]]:
-        names = dict.fromkeys(trial.name for trial in self.trials)
-        return {name: [trial for trial in self.trials if trial.name == name] for name in names}
+        names: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            names.setdefault(trial.name, []).append(trial)
+        return names
 
     def _is_single(self, name: str) -> bool:
         return self._by_name[name][0].task is not None
 
     def _values(self, trials: Sequence[Trial]) -> dict[Measure, Mean]:
-        values = {}
+        values, broken = {}, {trial.seed for trial in trials if trial.failed}
+        whole = [trial for trial in trials if trial.seed not in broken]
         for measure in self.measures:
-            rows = [trial.row(self.best_by) for trial in trials if trial.task in (None, measure.task)]
+            rows = [trial.row(self.best_by) for trial in whole if trial.task in (None, measure.task)]
             if rows:
                 values[measure] = Mean.of(row.get(measure.key, math.nan) for row in rows)
         return values
@@ -225,6 +235,15 @@ def _header(measure: Measure) -> str:
 def _order(result: Result) -> tuple[float, float]:
     gain = -math.inf if result.gain is None or math.isnan(result.gain.mean) else result.gain.mean
     return -gain, math.inf if result.rank is None else result.rank
+
+
+def _failed(trials: Sequence[Trial]) -> str:
+    """Return what is to be said of those that failed, the commonest reason of them."""
+    reasons = [trial.error or "" for trial in trials if trial.failed]
+    if not reasons:
+        return ""
+    reason = max(dict.fromkeys(reasons), key=reasons.count)
+    return f"failed: {reason}" if len(reasons) == len(trials) else f"{len(reasons)} of {len(trials)} failed: {reason}"
 
 
 def _given(values: Iterable[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from pytorch_lightning import seed_everything
 from lightning_uncertainty.callbacks.base import require_tasks
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "fit", "new_weighting"]
+__all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "SetupError", "fit", "new_weighting"]
 
 Make = Callable[[Weighting], Any]
 Data = Any  # a LightningDataModule, a pair of loaders, or a function that returns either
@@ -28,6 +28,10 @@ QUIET = {
     "enable_model_summary": False,
     "enable_progress_bar": False,
 }
+
+
+class SetupError(ValueError):
+    """What is asked for would be wrong in every trial: no failure of one fit."""
 
 
 def new_weighting(name: str, given: NewWeighting) -> Weighting:
@@ -72,7 +76,7 @@ class Maker:
         require_tasks("a trial", module)
         given = module._task_fit.given
         if given is None or given() is not weighting:
-            raise ValueError(
+            raise SetupError(
                 f"make should give its argument to register_tasks: found {module.task_weighting!r} in the module and "
                 f"not the {type(weighting).__name__} that it was called with; write register_tasks(..., "
                 "weighting=weighting)"
@@ -80,7 +84,7 @@ class Maker:
         parameters = list(module.parameters())
         last = {id(parameter) for reference in self._last if (parameter := reference()) is not None}
         if any(id(parameter) in last for parameter in parameters):
-            raise ValueError(
+            raise SetupError(
                 "make should build every network anew: found parameters that the module before had too, which would go "
                 "on from what that one learnt; build backbone and heads inside make"
             )
@@ -105,7 +109,7 @@ def fit(
     with _silent():
         trainer = _trainer_of(module)(**{**QUIET, **options, "callbacks": [*callbacks, *own]})
         if trainer.world_size > 1:
-            raise ValueError(
+            raise SetupError(
                 f"a trial should run in one process: found {trainer.world_size}; give the Trainer devices=1, and start "
                 "several programs on the same folder or storage to use several devices"
             )

@@ -58,7 +58,7 @@ class Counting:
         module = self.kind(weighting)
         self.weightings.append(getattr(module, "task_weighting", None))
         if len(self.weightings) == self.fail_at:
-            raise KeyError("killed")
+            raise KeyboardInterrupt
         return module
 
     @property
@@ -111,7 +111,7 @@ def test_a_weighting_that_is_given_stays_unbound():
 
 
 def test_a_comparison_that_was_killed_goes_on():
-    with pytest.raises(KeyError, match="killed"):
+    with pytest.raises(KeyboardInterrupt):
         run(Counting(fail_at=5))
     make = Counting()
     resumed = run(make)
@@ -130,13 +130,20 @@ def test_weightings_and_seeds_may_be_added():
     assert make.fits == 2 * 5 - 3
 
 
+def seeds_kept(folder, name):
+    """The seeds of a weighting's trials, from the files."""
+    held = [json.loads(file.read_text()) for file in folder.glob("*.json") if file.name != "setup.json"]
+    return sorted(one["seed"] for one in held if one["name"] == name)
+
+
 def test_half_a_file_is_never_read(tmp_path):
     run(seeds=[0], baseline=None)
-    (tmp_path / "trials/equal, seed 1.json.1.partial").write_text("{")
+    file = next((tmp_path / "trials").glob("[0-9a-f]*.json"))
+    file.with_name(f"{file.name}.1.partial").write_text("{")
     make = Counting()
     run(make, baseline=None)
     assert make.fits == 2
-    assert json.loads((tmp_path / "trials/equal, seed 1.json").read_text())["seed"] == 1
+    assert seeds_kept(tmp_path / "trials", "equal") == [0, 1]
 
 
 class Wider(Owning):
@@ -188,7 +195,9 @@ def test_callbacks_are_copied_for_every_trial_and_logs_are_beside_it(tmp_path):
     note = Note()
     run(seeds=[0], baseline=None, trainer={**FAST, "callbacks": note, "logger": True, "log_every_n_steps": 1})
     assert note.fits == 0
-    assert list((tmp_path / "trials/equal, seed 0/lightning_logs/version_0").iterdir())
+    logs = [file for file in (tmp_path / "trials").glob("*/lightning_logs/version_0/*") if file.is_file()]
+    assert len({file.parent for file in logs}) == len(WEIGHTINGS)
+    assert all(file.parents[2].with_suffix(".json").exists() for file in logs)
 
 
 class Module(LightningDataModule):

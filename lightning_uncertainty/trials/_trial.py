@@ -1,0 +1,74 @@
+"""What is kept of one fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+__all__ = ["ENDED_EARLY", "FAILED", "FINISHED", "Trial"]
+
+FINISHED, FAILED, ENDED_EARLY = "finished", "failed", "ended early"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is kept of one fit: numbers and names.
+
+    Attributes:
+        name: of the weighting.
+        task: the only one that was trained; None for all.
+        seed: of the fit.
+        weighting: its `repr`.
+        rows: for every validation what was logged, by log key, and the epoch.
+        higher_is_better: by log key, of the metrics that the tasks own.
+        step_time: median seconds of a training batch.
+        peak_memory: bytes on a CUDA device at most; None elsewhere.
+        state: "finished", "failed", or "ended early", as by a pruner.
+        error: what a failed fit raised, in a few words.
+        traceback: of that.
+        attempt: how many fits it took to come to this state.
+    """
+
+    name: str
+    task: str | None
+    seed: int
+    weighting: str
+    rows: list[dict[str, float]]
+    higher_is_better: Mapping[str, bool | None]
+    step_time: float | None
+    peak_memory: int | None
+    state: str = FINISHED
+    error: str | None = None
+    traceback: str | None = None
+    attempt: int = 1
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Trial:
+        """Return what a file holds, of whatever version.
+
+        Raises:
+            TypeError: it holds no trial.
+        """
+        return cls(**{field.name: found[field.name] for field in fields(cls) if field.name in found})
+
+    @property
+    def failed(self) -> bool:
+        """Whether the fit raised an error."""
+        return self.state == FAILED
+
+    def row(self, best_by: str | None = None) -> dict[str, float]:
+        """Return the last row, or that at the best of a log key; a trial of one task goes by this task's loss.
+
+        Raises:
+            ValueError: it was never logged.
+        """
+        if best_by is None:
+            return self.rows[-1]
+        key = best_by if self.task is None else f"val/{self.task}/loss"
+        rows = [row for row in self.rows if key in row]
+        if not rows:
+            raise ValueError(f"best_by should be a log key of every validation: found {', '.join(self.rows[-1])}")
+        sign = -1 if self.higher_is_better.get(key) else 1
+        return min(rows, key=lambda row: math.inf if math.isnan(row[key]) else sign * row[key])
