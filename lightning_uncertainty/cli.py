@@ -233,9 +233,19 @@ class _CompareCLI(_TrainerCLI):
 def _run_trainer_command() -> None:
     with _errors_as_sentences(ValueError):
         if sys.argv[1] == "compare":
-            _CompareCLI().compare()
+            with _interruptible():
+                _CompareCLI().compare()
         else:
             _TrainerCLI()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End at Ctrl-C as a shell expects, after what was said of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 _NOISE = re.compile(

@@ -1066,6 +1066,20 @@ FAULTS = [
         ("tests/trials/test_run.py::test_what_another_has_tried_again_since_is_not_tried_again",),
     ),
     Fault(
+        "validation_foreseen_without_accumulation",
+        "trials/_watch.py",
+        "whole * batches + rest * size)",
+        "whole * batches + rest)",
+        ("tests/trials/test_watch.py::test_whether_a_fit_validates_is_foreseen",),
+    ),
+    Fault(
+        "ctrl_c_stays_off",
+        "trials/fit.py",
+        "signal.signal(signal.SIGINT, handler)",
+        "pass",
+        ("tests/trials/test_watch.py::test_ctrl_c_says_what_is_kept_and_how_to_go_on",),
+    ),
+    Fault(
         "best_epoch_of_the_lowest",
         "trials/_trial.py",
         "sign = -1 if self.higher_is_better.get(key) else 1",

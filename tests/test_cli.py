@@ -253,6 +253,17 @@ def test_compare_goes_on_and_refuses_another_setup(fitted, tmp_path, capsys):
             compare(fitted, option, value)
 
 
+def test_compare_that_is_interrupted_says_what_is_kept(fitted, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_uncertainty.trials.comparing.run_trial", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        compare(fitted)
+    assert ended.value.code == 130
+    assert f"interrupted: 0 of 2 trials are kept in {tmp_path / 'compared'}; the same call" in capsys.readouterr().err
+
+
 def test_compare_says_what_is_wrong_in_a_sentence(fitted, capsys):
     with pytest.raises(SystemExit, match="baseline should be 'single task', None, or one of equal, learnt: found 'x'"):
         compare(fitted, "--baseline", "x")

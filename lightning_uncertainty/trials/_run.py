@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightning_uncertainty.trials._measures import directions
+from lightning_uncertainty.trials._measures import directions, find_labels
 from lightning_uncertainty.trials._plan import Plan
 from lightning_uncertainty.trials._trial import ENDED_EARLY, FAILED, FINISHED, Trial
 from lightning_uncertainty.trials._watch import TrialWatch
@@ -38,9 +38,10 @@ def run_trial(
     """
     watch, state, error, told = watch or TrialWatch(), FINISHED, None, None
     known: Mapping[str, bool | None] = {}
+    labels: Mapping[str, str] = {}
     try:
         module = fit(maker, new_weighting(plan.name, plan.given), data, plan.seed, options, [watch, *callbacks])
-        known = directions(module)
+        known, labels = directions(module), find_labels(module)
     except SetupError:
         raise
     except EndedEarly:
@@ -52,7 +53,7 @@ def run_trial(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     found = watch.rows, known, watch.step_time, watch.peak_memory
-    return Trial(plan.name, plan.task, plan.seed, plan.weighting, *found, state, error, told, attempt)
+    return Trial(plan.name, plan.task, plan.seed, plan.weighting, *found, state, error, told, attempt, labels)
 
 
 def _in_short(error: Exception) -> str:

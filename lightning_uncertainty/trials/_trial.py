@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 __all__ = ["ENDED_EARLY", "FAILED", "FINISHED", "Trial"]
@@ -29,6 +29,7 @@ class Trial:
         error: what a failed fit raised, in a few words.
         traceback: of that.
         attempt: how many fits it took to come to this state.
+        labels: names of metrics by log key, where their classes are named otherwise, as "RMSE".
     """
 
     name: str
@@ -43,6 +44,7 @@ class Trial:
     error: str | None = None
     traceback: str | None = None
     attempt: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Trial:
@@ -51,7 +53,7 @@ class Trial:
         Raises:
             TypeError: it holds no trial.
         """
-        return cls(**{field.name: found[field.name] for field in fields(cls) if field.name in found})
+        return cls(**{known.name: found[known.name] for known in fields(cls) if known.name in found})
 
     @property
     def failed(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +26,16 @@ class Work:
 
     Attributes:
         trials: what is over, by plan.
+        missing: what was not when this was made.
+        waits: is told the plans that others hold, when there is nothing else to do.
+        lasting: whether the folder outlives this call.
     """
+
+    lasting = True
 
     def __init__(self, folder: TrialFolder, plans: Sequence[Plan], retry_failed: bool = False) -> None:
         self.folder, self.plans, self._retry = folder, tuple(plans), retry_failed
+        self.waits: Callable[[Sequence[Plan]], None] = lambda held: None
         found = {plan: folder.find(plan) for plan in self.plans}
         self.trials = {plan: trial for plan, trial in found.items() if trial is not None}
         self._known = {plan: trial.attempt for plan, trial in self.trials.items() if trial.failed}
@@ -43,7 +50,22 @@ class Work:
 
         Raises:
             OSError: a trial cannot be written.
+            KeyboardInterrupt: after it was told what is kept.
         """
+        try:
+            yield from self._do(run, limit)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted: {self.kept()}", file=sys.stderr, flush=True)
+            raise
+
+    def kept(self) -> str:
+        """Return in a sentence what is kept, and how to go on."""
+        count = f"{len(self.trials)} of {len(self.plans)} trials are kept"
+        if not self.lasting:
+            return f"{count} in memory alone; give a folder to go on where it was"
+        return f"{count} in {self.folder.path}; the same call goes on with the others"
+
+    def _do(self, run: Callable[[Plan, int], Trial], limit: int | None) -> Iterator[Trial]:
         count, waiting = 0, list(self.missing)
         while waiting:
             held = []
@@ -70,7 +92,8 @@ class Work:
                 yield trial
             if len(held) == len(waiting) and limit is not None:
                 return
-            if len(held) == len(waiting):
+            if held:
+                self.waits(held)
                 time.sleep(PAUSE)
             waiting = held
 

@@ -75,7 +75,8 @@ def compare(
         setup: anything else that decides the results, as `{"lr": 1e-3}`: a folder holds trials of one setup. Tasks,
             shapes of parameters, hyper-parameters and Trainer options are part of it already.
         logger: a WandbLogger or a run of wandb, which gets table and plot.
-        progress_bar: whether to show one, where rich is installed.
+        progress_bar: whether to show one, of rich; without it, or without a terminal, lines say when a trial begins and
+            when it ends.
         retry_failed: whether trials that have failed before are fitted again, once.
 
     Returns:
@@ -126,6 +127,7 @@ def compare(
         ]
     work = Work(kept, plans, retry_failed)
     with TrialProgress(len(work.missing), progress_bar) as progress:
+        work.waits = progress.waits
 
         def run(plan: Plan, attempt: int) -> Trial:
             progress.start(str(plan))
@@ -133,7 +135,7 @@ def compare(
             return run_trial(plan, attempt, maker, data, own, [progress])
 
         for trial in work.do(run):
-            progress.finish()
+            progress.finish(trial.error)
             if not trial.failed:  # tells mistakes after one fit
                 _measures([trial], tasks, metrics, higher_is_better, best_by)
     trials = tuple(work.trials[plan] for plan in plans)

@@ -11,11 +11,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from lightning_uncertainty._show import load_pyplot, render
+from lightning_uncertainty._show import load_pyplot
 from lightning_uncertainty.dashboards.wandb import log_comparison
 from lightning_uncertainty.trials._mean import Mean
 from lightning_uncertainty.trials._measures import Measure
+from lightning_uncertainty.trials._result import Result
 from lightning_uncertainty.trials._standing import gains_over, mean_ranks
+from lightning_uncertainty.trials._table import comparison_table
 from lightning_uncertainty.trials._trial import Trial
 
 if TYPE_CHECKING:
@@ -23,29 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Comparison", "Result"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a weighting comes to.
-
-    Attributes:
-        name: of the weighting.
-        values: by measure, those that its trials have.
-        gain: in percent over the baseline, + is better; None without a baseline.
-        rank: mean rank among the weightings, 1 the best; None for the single tasks, which are not ranked.
-        step_time: median seconds of a training batch.
-        peak_memory: bytes on a CUDA device at most; None elsewhere.
-        failed: how many of its trials failed, and why; empty where none did.
-    """
-
-    name: str
-    values: dict[Measure, Mean]
-    gain: Mean | None
-    rank: float | None
-    step_time: float | None
-    peak_memory: int | None
-    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,25 +98,16 @@ class Comparison:
     # -- forms ---------------------------------------------------------------------------------------------------------
 
     def table(self) -> str:
-        """Return the table as text, columns without a number left out: rich's where it is installed, plain else."""
+        """Return the table as text, columns without a number left out: rich's where it is installed, plain else.
+
+        It is 120 columns wide at most: where it would be wider, names are shortened, with a legend below it, and then
+        tasks go on in another part of it.
+        """
         seeds = len({trial.seed for trial in self.trials})
         when = "the last epoch" if self.best_by is None else f"the best epoch by {self.best_by}"
-        columns = ["weighting", *(_header(measure) for measure in self.measures)]
-        columns += ["gain %", "mean rank", "step ms", "peak MiB", "failed"]
-        lines = []
-        for result in self.results:
-            cells = [found.text() if (found := result.values.get(measure)) else None for measure in self.measures]
-            cells += [
-                result.gain.text("+.2f") if result.gain else None,
-                None if result.rank is None else f"{result.rank:.2f}",
-                None if result.step_time is None else f"{1e3 * result.step_time:.2f}",
-                None if result.peak_memory is None else f"{result.peak_memory / 2**20:.0f}",
-                result.failed[:60],
-            ]
-            lines.append([result.name, *(cell or "" for cell in cells)])
-        filled = [place for place in range(len(columns)) if any(line[place] for line in lines)]
-        columns, lines = [columns[place] for place in filled], [[line[place] for place in filled] for line in lines]
-        return render(f"Weightings at {when}, {seeds} seed{'s' if seeds > 1 else ''}", columns, lines)
+        title = f"Weightings at {when}, {seeds} seed{'s' if seeds > 1 else ''}"
+        labels = {key: label for trial in self.trials for key, label in trial.labels.items()}
+        return comparison_table(title, self.results, self.measures, labels)
 
     def __str__(self) -> str:
         return f"{self.table()}\n\n{self.answer()}"
@@ -226,10 +196,6 @@ class Comparison:
     @property
     def _counted(self) -> list[Measure]:
         return [measure for measure in self.measures if measure.task not in self.auxiliary]
-
-
-def _header(measure: Measure) -> str:
-    return f"{measure.task} {measure.metric} {'↑' if measure.higher_is_better else '↓'}"
 
 
 def _order(result: Result) -> tuple[float, float]:

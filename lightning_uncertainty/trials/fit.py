@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -113,11 +115,31 @@ def fit(
                 f"a trial should run in one process: found {trainer.world_size}; give the Trainer devices=1, and start "
                 "several programs on the same folder or storage to use several devices"
             )
-        if isinstance(loaders, tuple | list):
-            trainer.fit(module, *loaders)
-        else:
-            trainer.fit(module, datamodule=loaders)
+        with _interruptible():
+            if isinstance(loaders, tuple | list):
+                trainer.fit(module, *loaders)
+            else:
+                trainer.fit(module, datamodule=loaders)
     return module
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt where the Trainer, which has ended its fit by it, would leave the program without a word.
+
+    It has switched Ctrl-C off then; this switches it on again.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        if main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -128,7 +128,8 @@ def search_weights(
     maximize = _maximize(objective, known, higher_is_better)
     grid = [] if sampler is not None else simplex_grid(len(tasks), parts, zeros=zeros)
     with ExitStack() as stack:
-        place = folder or _beside(storage) or stack.enter_context(tempfile.TemporaryDirectory())
+        lasting = folder or _beside(storage)
+        place = lasting or stack.enter_context(tempfile.TemporaryDirectory())
         kept = None if sampler is not None else TrialFolder(place, setup)
         with nullcontext() if kept is None else kept.alone("study"):  # two cannot make its tables at once
             study = optuna.create_study(
@@ -151,7 +152,9 @@ def search_weights(
         else:
             points = found_in(study)
             weights = [dict(zip(tasks, point, strict=True)) for point in grid]
-            points |= fits.take(kept, weights, points, n_trials, retry_failed)
+            points |= fits.take(
+                kept, weights, points, n_trials, retry_failed, lasting is not None or storage is not None
+            )
     best_first = ranked(points.values(), maximize)
     return WeightSearch(
         best_first, find_measures(tasks, best_first[0].row, known, metrics, higher_is_better), objective, maximize

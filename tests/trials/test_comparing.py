@@ -502,10 +502,17 @@ def test_progress_follows_trials_and_epochs_on_a_terminal(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("rich", [True, False])
-def test_progress_is_silent_elsewhere(rich, monkeypatch, capsys):
+def test_progress_is_lines_elsewhere_and_silent_when_asked(rich, monkeypatch, capsys):
     if not rich:
         monkeypatch.setitem(sys.modules, "rich.console", None)
     run(seeds=[0], baseline=None, progress_bar=True)
+    captured = capsys.readouterr()
+    lines = [line.partition(" ")[2] for line in captured.err.splitlines()]
+    assert captured.out == ""
+    assert lines[0] == "equal, seed 0 begins"
+    assert lines[1].startswith("equal, seed 0 is finished after ")
+    assert lines[3].endswith("s; 2 of 2 done here")
+    run(seeds=[0, 1], baseline=None, progress_bar=False)
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
 
