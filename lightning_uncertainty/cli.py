@@ -187,6 +187,7 @@ class _CompareCLI(_TrainerCLI):
         )
         parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="one trial each")
         parser.add_argument("--baseline", type=str | None, default=SINGLE_TASK, help="what the gain is relative to")
+        parser.add_argument("--alone", type=list[str], default=[], help="weightings that train single tasks, too")
         parser.add_argument("--best_by", type=str | None, default=None, help="log key that chooses the epoch")
         parser.add_argument("--retry_failed", type=bool, default=False, help="fit again what failed before")
         parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of trials, table and plot")
@@ -215,6 +216,7 @@ class _CompareCLI(_TrainerCLI):
             trainer={**built.trainer, "callbacks": callbacks, **QUIET},
             setup={"data": config.data},
             retry_failed=config.retry_failed,
+            alone=config.alone,
         )
         print(found)
         found.to_csv(config.out / "comparison.csv")

@@ -225,7 +225,7 @@ def test_compare_prints_and_writes_what_it_found(fitted, tmp_path, capsys):
     compare(fitted)
     shown = capsys.readouterr().out
     assert "Weightings at the best epoch by val/balanced_loss, 1 seed" in shown
-    assert re.search(r"over equal\. One seed does not say", shown)
+    assert re.search(r"equal.*\(1 seed\)\.\s+One\s+seed\s+does\s+not\s+say", shown)
     for kind, name in [("Numbers", "comparison.csv"), ("Plot", "comparison.png")]:
         assert f"{kind}: {tmp_path / 'compared' / name}" in shown
         assert (tmp_path / "compared" / name).stat().st_size > 300

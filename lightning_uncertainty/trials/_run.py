@@ -40,7 +40,8 @@ def run_trial(
     known: Mapping[str, bool | None] = {}
     labels: Mapping[str, str] = {}
     try:
-        module = fit(maker, new_weighting(plan.name, plan.given), data, plan.seed, options, [watch, *callbacks])
+        weighting = new_weighting(plan.name, plan.given)
+        module = fit(maker, weighting, data, plan.seed, options, [watch, *callbacks], plan.task)
         known, labels = directions(module), find_labels(module)
     except SetupError:
         raise

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lightning_uncertainty._show import render
+from lightning_uncertainty.trials._mean import Mean
 from lightning_uncertainty.trials._measures import Measure
 from lightning_uncertainty.trials._result import Result
 
@@ -18,7 +19,7 @@ Column = tuple[str, list[str]]
 
 
 def comparison_table(
-    title: str, results: Sequence[Result], measures: Sequence[Measure], labels: Mapping[str, str]
+    title: str, results: Sequence[Result], measures: Sequence[Measure], labels: Mapping[str, str], seeds: int
 ) -> str:
     """Return the table: whole, else with short names, else in several parts that are each narrow enough.
 
@@ -27,19 +28,21 @@ def comparison_table(
         results: its rows.
         measures: of its first columns.
         labels: names of metrics by log key, where these differ from what is logged.
+        seeds: of the title; a figure over fewer says so.
     """
     names = [result.name for result in results]
     long = [f"{measure.task} {_metric(measure, labels)}" for measure in measures]
-    whole = _parts(title, names, _columns(results, measures, long), _last(results), parts=1)
+    whole = _parts(title, names, _columns(results, measures, long, seeds), _last(results, seeds), parts=1)
     if _width(whole) <= WIDTH:
         return whole
     short, legend = _short_tasks(measures, labels)
     names, cut = _short_names(names)
     columns = [
-        (head, [cell.replace(" ± ", "±") for cell in cells]) for head, cells in _columns(results, measures, short)
+        (head, [cell.replace(" ± ", "±") for cell in cells])
+        for head, cells in _columns(results, measures, short, seeds)
     ]
     for parts in range(1, len(columns) + 2):
-        text = _parts(title, names, columns, _last(results), parts)
+        text = _parts(title, names, columns, _last(results, seeds), parts)
         if _width(text) <= WIDTH:
             break
     return "\n".join([text, *_wrapped(legend + cut)])
@@ -61,25 +64,30 @@ def _metric(measure: Measure, labels: Mapping[str, str]) -> str:
     return labels.get(measure.key, measure.metric)
 
 
-def _columns(results: Sequence[Result], measures: Sequence[Measure], names: Sequence[str]) -> list[Column]:
+def _columns(results: Sequence[Result], measures: Sequence[Measure], names: Sequence[str], seeds: int) -> list[Column]:
     return [
         (
             f"{name} {'↑' if measure.higher_is_better else '↓'}",
-            [found.text() if (found := result.values.get(measure)) else "" for result in results],
+            [_text(result.values.get(measure), ".4g", seeds) for result in results],
         )
         for name, measure in zip(names, measures, strict=True)
     ]
 
 
-def _last(results: Sequence[Result]) -> list[Column]:
+def _last(results: Sequence[Result], seeds: int) -> list[Column]:
     columns = [
-        ("gain %", [result.gain.text("+.2f") if result.gain else "" for result in results]),
-        ("mean rank", ["" if result.rank is None else f"{result.rank:.2f}" for result in results]),
+        ("gain %", [_text(result.gain, "+.2f", seeds) for result in results]),
+        ("gain alone %", [_text(result.gain_alone, "+.2f", seeds) for result in results]),
+        ("mean rank", [_text(result.ranks, ".2f", seeds) for result in results]),
         ("step ms", ["" if result.step_time is None else f"{1e3 * result.step_time:.2f}" for result in results]),
         ("peak MiB", ["" if result.peak_memory is None else f"{result.peak_memory / 2**20:.0f}" for result in results]),
         ("failed", [_cut(result.failed, 40) for result in results]),
     ]
     return [column for column in columns if any(column[1])]
+
+
+def _text(found: Mean | None, spec: str, seeds: int) -> str:
+    return "" if found is None else found.text(spec, seeds)
 
 
 def _parts(title: str, names: Sequence[str], columns: Sequence[Column], last: Sequence[Column], parts: int) -> str:

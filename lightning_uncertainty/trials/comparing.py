@@ -18,13 +18,11 @@ from lightning_uncertainty.trials._run import run_trial
 from lightning_uncertainty.trials._setup import describe, text_of
 from lightning_uncertainty.trials._trial import Trial
 from lightning_uncertainty.trials._work import Work
-from lightning_uncertainty.trials.comparison import Comparison
+from lightning_uncertainty.trials.comparison import SINGLE_TASK, Comparison, alone_under
 from lightning_uncertainty.trials.fit import Data, Make, Maker, NewWeighting, new_weighting
 from lightning_uncertainty.weightings import FixedWeighting
 
 __all__ = ["SINGLE_TASK", "compare"]
-
-SINGLE_TASK = "single task"
 
 
 def compare(
@@ -43,6 +41,7 @@ def compare(
     logger: Any = None,
     progress_bar: bool = True,
     retry_failed: bool = False,
+    alone: Sequence[str] = (),
 ) -> Comparison:
     """Train a model under every weighting and seed, and compare what each task comes to.
 
@@ -63,8 +62,8 @@ def compare(
         folder: where the trials are kept.
         seeds: of `seed_everything`, one trial each.
         baseline: what the gain is relative to. "single task" trains every task that is not auxiliary alone, in the same
-            network (`FixedWeighting` with 0 for the others): a baseline of equal capacity. The name of a weighting
-            saves these fits; None leaves the gain out.
+            network with constant weight, and without the heads that the others own: a baseline of equal capacity. The
+            name of a weighting saves these fits; None leaves the gain out.
         metrics: by task, one or more names under `val/<task>/`, or whole log keys; by default the first that the module
             logs there, else "loss".
         higher_is_better: by task, or by task and metric; by default what torchmetrics says.
@@ -78,6 +77,8 @@ def compare(
         progress_bar: whether to show one, of rich; without it, or without a terminal, lines say when a trial begins and
             when it ends.
         retry_failed: whether trials that have failed before are fitted again, once.
+        alone: names of weightings under which single tasks are trained, too, a fit for every task and seed: what a
+            weighting gains over these it gains by tasks together, and not by the rate or the loss that it gives one.
 
     Returns:
         A `Comparison`: table, CSV, plot, gain and mean rank.
@@ -104,7 +105,7 @@ def compare(
         >>> sorted(result.name for result in found.results)
         ['equal', 'single task', 'uncertainty']
     """
-    _check(weightings, seeds, baseline)
+    _check(weightings, seeds, baseline, alone)
     if logger is not None:
         check_comparison_logger(logger)
     options, maker = dict(trainer or {}), Maker(make)
@@ -116,23 +117,21 @@ def compare(
     del probe
     texts = {name: text_of(new_weighting(name, given)) for name, given in weightings.items()}
     plans = [Plan(name, None, seed, given, texts[name]) for seed in seeds for name, given in weightings.items()]
+    own = [task for task in tasks if task not in auxiliary]
+    singles = [(alone_under(name), task, weightings[name], texts[name]) for name in alone for task in own]
     if baseline == SINGLE_TASK:
-        kept_on = {task: [kind.constant or other == task for other, kind in kinds.items()] for task in tasks}
-        alone = {task: FixedWeighting(dict(zip(tasks, map(float, kept_on[task]), strict=True))) for task in tasks}
-        plans += [
-            Plan(SINGLE_TASK, task, seed, alone[task], text_of(alone[task]))
-            for seed in seeds
-            for task in tasks
-            if task not in auxiliary
-        ]
+        for task in own:
+            weights = {other: float(kind.constant or other == task) for other, kind in kinds.items()}
+            singles.append((SINGLE_TASK, task, FixedWeighting(weights), text_of(FixedWeighting(weights))))
+    plans += [Plan(name, task, seed, given, text) for seed in seeds for name, task, given, text in singles]
     work = Work(kept, plans, retry_failed)
     with TrialProgress(len(work.missing), progress_bar) as progress:
         work.waits = progress.waits
 
         def run(plan: Plan, attempt: int) -> Trial:
             progress.start(str(plan))
-            own = {"default_root_dir": kept.scratch(plan), **options}
-            return run_trial(plan, attempt, maker, data, own, [progress])
+            logged = {"default_root_dir": kept.scratch(plan), **options}
+            return run_trial(plan, attempt, maker, data, logged, [progress])
 
         for trial in work.do(run):
             progress.finish(trial.error)
@@ -164,11 +163,19 @@ def _measures(
     return find_measures(tasks, trial.row(best_by), trial.higher_is_better, metrics, higher_is_better)
 
 
-def _check(weightings: Mapping[str, NewWeighting], seeds: Sequence[int], baseline: str | None) -> None:
+def _check(
+    weightings: Mapping[str, NewWeighting], seeds: Sequence[int], baseline: str | None, alone: Sequence[str]
+) -> None:
     if not weightings or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(
             f"a comparison should have weightings, and seeds that differ: found {len(weightings)} weightings and seeds "
             f"{list(seeds)}"
+        )
+    if unknown := [name for name in alone if name not in weightings]:
+        raise ValueError(f"alone should name weightings ({', '.join(weightings)}): found {', '.join(unknown)}")
+    if clash := [name for name in alone if alone_under(name) in weightings]:
+        raise ValueError(
+            f"a weighting should not be called {alone_under(clash[0])!r}, as its single tasks are: rename it"
         )
     if SINGLE_TASK in weightings:
         raise ValueError(f"a weighting should not be called {SINGLE_TASK!r}, which is the baseline: rename it")

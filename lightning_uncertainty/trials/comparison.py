@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_uncertainty._show import load_pyplot
 from lightning_uncertainty.dashboards.wandb import log_comparison
+from lightning_uncertainty.trials._answer import answer
 from lightning_uncertainty.trials._mean import Mean
 from lightning_uncertainty.trials._measures import Measure
 from lightning_uncertainty.trials._result import Result
-from lightning_uncertainty.trials._standing import gains_over, mean_ranks
-from lightning_uncertainty.trials._table import comparison_table
+from lightning_uncertainty.trials._standing import BySeed, by_seed, gains_over, ranks_by_seed
+from lightning_uncertainty.trials._table import WIDTH, comparison_table
 from lightning_uncertainty.trials._trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Comparison", "Result"]
+__all__ = ["SINGLE_TASK", "Comparison", "Result", "alone_under"]
+
+SINGLE_TASK = "single task"
 
 
 @dataclass(frozen=True)
@@ -50,23 +54,28 @@ class Comparison:
     @cached_property
     def results(self) -> tuple[Result, ...]:
         """What each weighting comes to: single tasks first, then the best first."""
-        values = {name: self._values(trials) for name, trials in self._by_name.items()}
-        known = {name: found for name, found in values.items() if found}  # of which not every trial failed
-        ranked = {name: found for name, found in known.items() if not self._is_single(name)}
-        gains = gains_over(known[self.baseline], known, self._counted) if self.baseline in known else {}
-        ranks = mean_ranks(ranked, self._counted) if ranked else {}
-        results = [
-            Result(
+        values = {name: by_seed(trials, self.measures, self.best_by) for name, trials in self._by_name.items()}
+        ranked = {name: found for name, found in values.items() if not self._is_single(name)}
+        ranks = ranks_by_seed(ranked, self._counted)
+        results = []
+        for name, trials in self._by_name.items():
+            base = values.get(self.baseline or "", {})
+            gains = gains_over(base, values[name], self._counted)
+            alone = gains_over(values.get(alone_under(name), {}), values[name], self._counted)
+            place = _mean(ranks.get(name, {}))
+            result = Result(
                 name,
-                values[name],
-                gains.get(name),
-                ranks.get(name),
+                _means(values[name], self.measures),
+                _mean(gains),
+                None if place is None else place.mean,
                 step_time=median(times) if (times := _given(trial.step_time for trial in trials)) else None,
                 peak_memory=max(_given(trial.peak_memory for trial in trials), default=None),
                 failed=_failed(trials),
+                ranks=place,
+                gains=gains,
+                gain_alone=_mean(alone),
             )
-            for name, trials in self._by_name.items()
-        ]
+            results.append(result)
         return tuple(sorted(results, key=lambda result: (not self._is_single(result.name), _order(result))))
 
     @property
@@ -75,25 +84,12 @@ class Comparison:
         return next(result for result in self.results if not self._is_single(result.name))
 
     def answer(self) -> str:
-        """Return in a sentence which weighting is best, and which others a t-test over seeds cannot tell from it."""
-        best = self.best
-        if best.rank is None:
-            return f"Every fit failed that was not of single tasks, as {best.name}: {best.failed}."
-        if best.gain is None:
-            return f"{best.name} has the lowest mean rank, {best.rank:.2f}."
-        verb = "gains most" if best.gain.mean >= 0 else "loses least"
-        text = f"{best.name} {verb}: {best.gain.text('+.2f')} % over {self.baseline}."
-        if len(best.gain.values) < 2:
-            return f"{text} One seed does not say how much of it is chance."
-        near = [
-            other.name
-            for other in self.results
-            if other is not best
-            and not self._is_single(other.name)
-            and other.gain is not None
-            and best.gain.near(other.gain)
-        ]
-        return f"{text} The seeds do not tell it from {', '.join(near)} (paired t-test, 5 %)." if near else text
+        """Return in sentences which weighting is best, and what the seeds say of its lead over the others.
+
+        Its lead over the baseline and over each other is tested over seeds that both have, by paired t-tests at 5 % for
+        all of them together (Holm); where the second is not told from it, there is how many seeds it would take.
+        """
+        return answer([result for result in self.results if not self._is_single(result.name)], self.baseline)
 
     # -- forms ---------------------------------------------------------------------------------------------------------
 
@@ -105,25 +101,31 @@ class Comparison:
         """
         seeds = len({trial.seed for trial in self.trials})
         when = "the last epoch" if self.best_by is None else f"the best epoch by {self.best_by}"
-        title = f"Weightings at {when}, {seeds} seed{'s' if seeds > 1 else ''}"
+        title = f"Weightings at {when}, {seeds} seed{'s, mean ± 95 % interval' if seeds > 1 else ''}"
         labels = {key: label for trial in self.trials for key, label in trial.labels.items()}
-        return comparison_table(title, self.results, self.measures, labels)
+        return comparison_table(title, self.results, self.measures, labels, seeds)
 
     def __str__(self) -> str:
-        return f"{self.table()}\n\n{self.answer()}"
+        return f"{self.table()}\n\n{textwrap.fill(self.answer(), WIDTH)}"
 
     def rows(self) -> tuple[list[str], list[list[Any]]]:
         """Return the columns of the CSV and its rows: numbers, None where there is none."""
-        columns = ["weighting", "seeds"]
-        for measure in self.measures:
-            columns += [f"{measure.task}/{measure.metric}", f"{measure.task}/{measure.metric} std"]
-        columns += ["gain", "gain std", "mean rank", "step seconds", "peak bytes", "failed"]
+        figures = [
+            *(f"{measure.task}/{measure.metric}" for measure in self.measures),
+            "gain",
+            "gain alone",
+            "mean rank",
+        ]
+        parts = ("", " std", " ci95", " seeds")
+        columns = ["weighting", "seeds", *(f"{figure}{part}" for figure in figures for part in parts)]
+        columns += ["step seconds", "peak bytes", "failed"]
         rows = []
         for result in self.results:
             row: list[Any] = [result.name, len({trial.seed for trial in self._by_name[result.name]})]
-            for found in [*(result.values.get(measure) for measure in self.measures), result.gain]:
-                row += [None, None] if found is None else [found.mean, None if math.isnan(found.std) else found.std]
-            rows.append([*row, result.rank, result.step_time, result.peak_memory, result.failed or None])
+            means = [*(result.values.get(measure) for measure in self.measures), result.gain, result.gain_alone]
+            for found in [*means, result.ranks]:
+                row += [None] * len(parts) if found is None else _numbers(found)
+            rows.append([*row, result.step_time, result.peak_memory, result.failed or None])
         return columns, rows
 
     def to_csv(self, path: str | Path) -> None:
@@ -133,7 +135,9 @@ class Comparison:
             csv.writer(file).writerows([columns, *rows])
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
-        """Draw the gain of every weighting, mean and seeds, or its mean rank; into axes or a new figure; return both.
+        """Draw the gain of every weighting, or its mean rank, into axes or a new figure; return both.
+
+        A bar is the mean, a line its 95 % interval, and each seed a point.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
@@ -144,16 +148,21 @@ class Comparison:
             _, ax = pyplot.subplots(figsize=(6.4, 1.2 + 0.35 * len(shown)), layout="constrained")
         places = range(len(shown))
         for place, result in zip(places, shown, strict=True):
-            found = Mean.of([result.rank or math.nan]) if result.gain is None else result.gain
+            found = result.ranks if self.baseline is None else result.gain
+            if found is None:  # it failed
+                continue
             ax.plot(found.values, [place] * len(found.values), "o", color="0.6", markersize=4)
             ax.plot([found.mean], [place], "|", color="C0", markersize=16, markeredgewidth=3)
-        ax.set_yticks(places, [result.name for result in shown])
+            if not math.isnan(found.interval):
+                ends = found.mean - found.interval, found.mean + found.interval
+                ax.plot(ends, [place, place], color="C0", linewidth=1)
+        ax.set_yticks(places, [_with_count(result, self.baseline) for result in shown])
         ax.set_ylim(-0.5, len(shown) - 0.5)
         if self.baseline is None:
-            ax.set_xlabel("mean rank, 1 is best")
+            ax.set_xlabel("mean rank, 1 is best: mean, 95 % interval and seeds")
         else:
             ax.axvline(0, color="0.3", linewidth=0.8)
-            ax.set_xlabel(f"gain over {self.baseline}, %: mean and seeds")
+            ax.set_xlabel(f"gain over {self.baseline}, %: mean, 95 % interval and seeds")
         figure = ax.get_figure()
         assert figure is not None
         return figure, ax  # type: ignore[return-value]
@@ -184,15 +193,6 @@ class Comparison:
     def _is_single(self, name: str) -> bool:
         return self._by_name[name][0].task is not None
 
-    def _values(self, trials: Sequence[Trial]) -> dict[Measure, Mean]:
-        values, broken = {}, {trial.seed for trial in trials if trial.failed}
-        whole = [trial for trial in trials if trial.seed not in broken]
-        for measure in self.measures:
-            rows = [trial.row(self.best_by) for trial in whole if trial.task in (None, measure.task)]
-            if rows:
-                values[measure] = Mean.of(row.get(measure.key, math.nan) for row in rows)
-        return values
-
     @property
     def _counted(self) -> list[Measure]:
         return [measure for measure in self.measures if measure.task not in self.auxiliary]
@@ -201,6 +201,30 @@ class Comparison:
 def _order(result: Result) -> tuple[float, float]:
     gain = -math.inf if result.gain is None or math.isnan(result.gain.mean) else result.gain.mean
     return -gain, math.inf if result.rank is None else result.rank
+
+
+def alone_under(name: str) -> str:
+    """Return what single tasks under a weighting are called."""
+    return f"{SINGLE_TASK}, {name}"
+
+
+def _with_count(result: Result, baseline: str | None) -> str:
+    found = result.ranks if baseline is None else result.gain
+    return f"{result.name} (failed)" if found is None else f"{result.name} (n={len(found.values)})"
+
+
+def _means(values: BySeed, measures: Sequence[Measure]) -> dict[Measure, Mean]:
+    found = {measure: [own[measure] for own in values.values() if measure in own] for measure in measures}
+    return {measure: Mean.of(numbers) for measure, numbers in found.items() if numbers}
+
+
+def _mean(by_seed: Mapping[int, float]) -> Mean | None:
+    return Mean.of(by_seed.values()) if by_seed else None
+
+
+def _numbers(mean: Mean) -> list[float | int | None]:
+    numbers = [mean.mean, *(None if math.isnan(width) else width for width in (mean.std, mean.interval))]
+    return [*numbers, len(mean.values)]
 
 
 def _failed(trials: Sequence[Trial]) -> str:

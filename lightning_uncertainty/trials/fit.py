@@ -15,6 +15,7 @@ from typing import Any
 from pytorch_lightning import seed_everything
 
 from lightning_uncertainty.callbacks.base import require_tasks
+from lightning_uncertainty.trials._alone import train_alone
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "SetupError", "fit", "new_weighting"]
@@ -95,9 +96,15 @@ class Maker:
 
 
 def fit(
-    maker: Maker, weighting: Weighting, data: Data, seed: int, options: Mapping[str, Any], callbacks: Sequence[Any]
+    maker: Maker,
+    weighting: Weighting,
+    data: Data,
+    seed: int,
+    options: Mapping[str, Any],
+    callbacks: Sequence[Any],
+    task: str | None = None,
 ) -> Any:
-    """Train a new module, and return it.
+    """Train a new module, on one task alone if so, and return it.
 
     The Trainer is that of the package which the module is of. Its callbacks are ours and copies of the user's.
 
@@ -106,6 +113,8 @@ def fit(
     """
     seed_everything(seed, workers=True, verbose=False)
     module = maker(weighting)
+    if task is not None:
+        train_alone(module, task)
     loaders = data() if callable(data) else data
     own = deepcopy(_as_list(options.get("callbacks")))
     with _silent():

@@ -105,7 +105,9 @@ def test_a_single_task_that_fails_takes_its_seed_from_the_baseline():
     with pytest.warns(UserWarning, match="'single task depth, seed 1' failed: RuntimeError: no; "):
         found = run(make, seeds=[0, 1, 2])
     by_name = {result.name: result for result in found.results}
-    assert {len(mean.values) for mean in by_name[SINGLE_TASK].values.values()} == {2}
+    assert sorted(len(mean.values) for mean in by_name[SINGLE_TASK].values.values()) == [2, 3]
+    assert {len(by_name[name].gain.values) for name in WEIGHTINGS} == {2}
+    assert "(n=2)" in found.table()
     assert by_name[SINGLE_TASK].failed == "1 of 6 failed: RuntimeError: no"
     assert by_name["equal"].gain is not None
 
