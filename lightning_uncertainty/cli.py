@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
@@ -188,6 +188,12 @@ class _CompareCLI(_TrainerCLI):
         parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="one trial each")
         parser.add_argument("--baseline", type=str | None, default=SINGLE_TASK, help="what the gain is relative to")
         parser.add_argument("--alone", type=list[str], default=[], help="weightings that train single tasks, too")
+        parser.add_argument(
+            "--settings",
+            type=dict[str, list[Any]],
+            default={},
+            help="by path, as {model.optimizer.init_args.lr: [1e-3, 3e-3]}",
+        )
         parser.add_argument("--best_by", type=str | None, default=None, help="log key that chooses the epoch")
         parser.add_argument("--retry_failed", type=bool, default=False, help="fit again what failed before")
         parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of trials, table and plot")
@@ -200,9 +206,9 @@ class _CompareCLI(_TrainerCLI):
         config, built = self.config, self._build()
         callbacks = [one for one in built.trainer.callbacks or [] if not isinstance(one, Checkpoint)]
 
-        def make(weighting: Weighting) -> Any:
+        def make(weighting: Weighting, **settings: Any) -> Any:
             nonlocal built
-            built = self._build(weighting)
+            built = self._build(weighting, settings)
             return built.model
 
         found = compare(
@@ -217,6 +223,7 @@ class _CompareCLI(_TrainerCLI):
             setup={"data": config.data},
             retry_failed=config.retry_failed,
             alone=config.alone,
+            settings=config.settings,
         )
         print(found)
         found.to_csv(config.out / "comparison.csv")
@@ -225,9 +232,15 @@ class _CompareCLI(_TrainerCLI):
             found.plot()[0].savefig(config.out / "comparison.png", dpi=120)
             print(f"Plot: {(config.out / 'comparison.png').resolve()}")
 
-    def _build(self, weighting: Weighting | None = None) -> Any:
-        """Build anew what the configuration says, with another weighting."""
+    def _build(self, weighting: Weighting | None = None, settings: Mapping[str, Any] | None = None) -> Any:
+        """Build anew what the configuration says, with another weighting, at other settings."""
         config = self.config.clone()
+        for path, value in (settings or {}).items():
+            if path not in config:
+                raise ValueError(
+                    f"settings should be paths of the configuration: found {path!r}, which it does not have"
+                )
+            config[path] = value
         config.model.weighting = weighting
         return self.parser.instantiate_classes(config)
 

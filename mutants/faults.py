@@ -1122,6 +1122,13 @@ FAULTS = [
         ("tests/trials/test_alone.py::test_a_module_that_computes_its_losses_trains_one_of_them",),
     ),
     Fault(
+        "settings_chosen_by_the_worst",
+        "trials/_settings.py",
+        "return min(plans, key=badness)",
+        "return max(plans, key=badness)",
+        ("tests/trials/test_settings.py::test_each_weighting_is_reported_on_test_data_at_its_best_rate",),
+    ),
+    Fault(
         "best_epoch_of_the_lowest",
         "trials/_trial.py",
         "sign = -1 if self.higher_is_better.get(key) else 1",

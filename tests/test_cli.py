@@ -253,6 +253,19 @@ def test_compare_goes_on_and_refuses_another_setup(fitted, tmp_path, capsys):
             compare(fitted, option, value)
 
 
+def test_compare_takes_settings_by_their_path(fitted, tmp_path, capsys):
+    lr = "model.optimizer.init_args.lr"
+    compare(fitted, "--best_by", "null", "--settings", f"{{{lr}: [1e-5, 1e-2]}}", "--trainer.max_epochs", "1")
+    assert f"{lr}=0.01" in " ".join(capsys.readouterr().out.split()).replace(" ", "")
+    held = [json.loads(file.read_text()) for file in (tmp_path / "compared").glob("[0-9a-f]*.json")]
+    assert {(one["name"], one["settings"][lr]) for one in held} == {
+        (name, rate) for name in ("equal", "learnt") for rate in ("1e-05", "0.01")
+    }
+    assert len({json.dumps(one["rows"]) for one in held}) == 4
+    with pytest.raises(SystemExit, match=r"settings should be paths of the configuration: found 'model\.lr'"):
+        compare(fitted, "--best_by", "null", "--settings", "{model.lr: [1, 2]}", "--trainer.max_epochs", "1")
+
+
 def test_compare_that_is_interrupted_says_what_is_kept(fitted, tmp_path, capsys, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from lightning_uncertainty.trials._alone import train_alone
 from lightning_uncertainty.trials._measures import directions, find_labels
 from lightning_uncertainty.trials._plan import Plan
+from lightning_uncertainty.trials._setup import text_of
 from lightning_uncertainty.trials._trial import ENDED_EARLY, FAILED, FINISHED, Trial
 from lightning_uncertainty.trials._watch import TrialWatch
 from lightning_uncertainty.trials.fit import Data, Maker, SetupError, fit, new_weighting
@@ -30,8 +32,9 @@ def run_trial(
     options: Mapping[str, Any],
     callbacks: Sequence[Any],
     watch: TrialWatch | None = None,
+    tested: bool = False,
 ) -> Trial:
-    """Fit, and return what is to be kept: the numbers, or what was raised.
+    """Fit, test if so, and return what is to be kept: the numbers, or what was raised.
 
     Raises:
         SetupError: what would be wrong in every trial.
@@ -39,9 +42,16 @@ def run_trial(
     watch, state, error, told = watch or TrialWatch(), FINISHED, None, None
     known: Mapping[str, bool | None] = {}
     labels: Mapping[str, str] = {}
+    test: Mapping[str, float] = {}
+
+    def make() -> Any:
+        module = maker(new_weighting(plan.name, plan.given), **plan.settings)
+        if plan.task is not None:
+            train_alone(module, plan.task)
+        return module
+
     try:
-        weighting = new_weighting(plan.name, plan.given)
-        module = fit(maker, weighting, data, plan.seed, options, [watch, *callbacks], plan.task)
+        module, test = fit(make, data, plan.seed, options, [watch, *callbacks], tested)
         known, labels = directions(module), find_labels(module)
     except SetupError:
         raise
@@ -53,8 +63,11 @@ def run_trial(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    settings = {name: text_of(value) for name, value in plan.settings.items()}
     found = watch.rows, known, watch.step_time, watch.peak_memory
-    return Trial(plan.name, plan.task, plan.seed, plan.weighting, *found, state, error, told, attempt, labels)
+    return Trial(
+        plan.name, plan.task, plan.seed, plan.weighting, *found, state, error, told, attempt, labels, settings, test
+    )
 
 
 def _in_short(error: Exception) -> str:

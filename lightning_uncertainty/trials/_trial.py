@@ -29,6 +29,8 @@ class Trial:
         error: what a failed fit raised, in a few words.
         traceback: of that.
         attempt: how many fits it took to come to this state.
+        settings: what `make` was given besides the weighting, by name, as text.
+        test: what was found on the test data after the fit, by log key; empty where it was not looked at.
         labels: names of metrics by log key, where their classes are named otherwise, as "RMSE".
     """
 
@@ -45,6 +47,8 @@ class Trial:
     traceback: str | None = None
     attempt: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Trial:
@@ -63,14 +67,24 @@ class Trial:
     def row(self, best_by: str | None = None) -> dict[str, float]:
         """Return the last row, or that at the best of a log key; a trial of one task goes by this task's loss.
 
+        The last has what was found on the test data, too.
+
         Raises:
             ValueError: it was never logged.
         """
         if best_by is None:
-            return self.rows[-1]
-        key = best_by if self.task is None else f"val/{self.task}/loss"
+            return {**self.rows[-1], **self.test}
+        key = self.judged_by(best_by)
         rows = [row for row in self.rows if key in row]
         if not rows:
             raise ValueError(f"best_by should be a log key of every validation: found {', '.join(self.rows[-1])}")
+        return min(rows, key=lambda row: self.badness(row, key))
+
+    def judged_by(self, key: str) -> str:
+        """Return a log key, or that of the own loss of a trial of one task."""
+        return key if self.task is None else f"val/{self.task}/loss"
+
+    def badness(self, row: Mapping[str, float], key: str) -> float:
+        """Return what is the lower the better a row is by a log key; infinite for NaN."""
         sign = -1 if self.higher_is_better.get(key) else 1
-        return min(rows, key=lambda row: math.inf if math.isnan(row[key]) else sign * row[key])
+        return math.inf if math.isnan(row[key]) else sign * row[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning_uncertainty.trials._measures import Directions, Measure, MetricNa
 from lightning_uncertainty.trials._plan import Plan
 from lightning_uncertainty.trials._progress import TrialProgress
 from lightning_uncertainty.trials._run import run_trial
+from lightning_uncertainty.trials._settings import chosen, points_of
 from lightning_uncertainty.trials._setup import describe, text_of
 from lightning_uncertainty.trials._trial import Trial
 from lightning_uncertainty.trials._work import Work
@@ -42,6 +44,8 @@ def compare(
     progress_bar: bool = True,
     retry_failed: bool = False,
     alone: Sequence[str] = (),
+    settings: Mapping[str, Sequence[Any]] | None = None,
+    choose_by: str = "val/balanced_loss",
 ) -> Comparison:
     """Train a model under every weighting and seed, and compare what each task comes to.
 
@@ -79,6 +83,11 @@ def compare(
         retry_failed: whether trials that have failed before are fitted again, once.
         alone: names of weightings under which single tasks are trained, too, a fit for every task and seed: what a
             weighting gains over these it gains by tasks together, and not by the rate or the loss that it gives one.
+        settings: values by name that `make` is called with, as `{"lr": [1e-3, 3e-3]}` for `make(weighting, lr)`. Every
+            weighting, and every single task, is fitted at each with the first seed, and with all seeds where that did
+            best on the validation data; there it is reported on the test data, after the last epoch. Loaders are then
+            three, the last for testing.
+        choose_by: log key of the last validation by which settings are chosen; single tasks go by their own loss.
 
     Returns:
         A `Comparison`: table, CSV, plot, gain and mean rank.
@@ -108,12 +117,17 @@ def compare(
     _check(weightings, seeds, baseline, alone)
     if logger is not None:
         check_comparison_logger(logger)
+    points = points_of(settings or {})
+    if settings and best_by is not None:
+        raise ValueError(f"best_by should be None with settings, which are tested at the last epoch: found {best_by!r}")
     options, maker = dict(trainer or {}), Maker(make)
     seed_everything(seeds[0], workers=True, verbose=False)
-    probe = maker(FixedWeighting())  # which no model refuses
+    probe = maker(FixedWeighting(), **points[0])  # which no model refuses
     kinds, auxiliary = probe.task_likelihoods(), tuple(probe.auxiliary_tasks())
     tasks = tuple(kinds)
-    kept = TrialFolder(folder, describe(probe, data, options, setup or {}))
+    kept = TrialFolder(folder, describe(probe, data, options, setup or {}, settings or {}))
+    if settings:
+        _check_tested(probe, data)
     del probe
     texts = {name: text_of(new_weighting(name, given)) for name, given in weightings.items()}
     plans = [Plan(name, None, seed, given, texts[name]) for seed in seeds for name, given in weightings.items()]
@@ -124,35 +138,62 @@ def compare(
             weights = {other: float(kind.constant or other == task) for other, kind in kinds.items()}
             singles.append((SINGLE_TASK, task, FixedWeighting(weights), text_of(FixedWeighting(weights))))
     plans += [Plan(name, task, seed, given, text) for seed in seeds for name, task, given, text in singles]
-    work = Work(kept, plans, retry_failed)
-    with TrialProgress(len(work.missing), progress_bar) as progress:
-        work.waits = progress.waits
-
-        def run(plan: Plan, attempt: int) -> Trial:
-            progress.start(str(plan))
-            logged = {"default_root_dir": kept.scratch(plan), **options}
-            return run_trial(plan, attempt, maker, data, logged, [progress])
-
-        for trial in work.do(run):
-            progress.finish(trial.error)
-            if not trial.failed:  # tells mistakes after one fit
-                _measures([trial], tasks, metrics, higher_is_better, best_by)
-    trials = tuple(work.trials[plan] for plan in plans)
-    comparison = Comparison(
-        trials, _measures(trials, tasks, metrics, higher_is_better, best_by), auxiliary, baseline, best_by
+    judged = partial(
+        _measures, tasks=tasks, metrics=metrics, directions=higher_is_better, best_by=best_by, tested=bool(settings)
     )
+
+    def done(plans: Sequence[Plan]) -> dict[Plan, Trial]:
+        work = Work(kept, plans, retry_failed)
+        with TrialProgress(len(work.missing), progress_bar) as progress:
+            work.waits = progress.waits
+
+            def run(plan: Plan, attempt: int) -> Trial:
+                progress.start(str(plan))
+                logged = {"default_root_dir": kept.scratch(plan), **options}
+                return run_trial(plan, attempt, maker, data, logged, [progress], tested=bool(settings))
+
+            for trial in work.do(run):
+                progress.finish(trial.error)
+                if not trial.failed:  # tells mistakes after one fit
+                    judged([trial])
+        return work.trials
+
+    if settings:
+        tried = {plan: [plan.at(point) for point in points] for plan in plans if plan.seed == seeds[0]}
+        first = done([at for ats in tried.values() for at in ats])
+        best = {plan.of: chosen(ats, first, choose_by) for plan, ats in tried.items()}
+        plans = [at if plan.seed == at.seed else plan.at(at.settings) for plan in plans for at in [best[plan.of]]]
+        found = first | done([plan for plan in plans if plan not in first])
+    else:
+        found = done(plans)
+    trials = tuple(found[plan] for plan in plans)
+    comparison = Comparison(trials, judged(trials), auxiliary, baseline, best_by)
     if logger is not None:
         with refusable(logger, "a comparison"):
             comparison.log(logger)
     return comparison
 
 
+def _check_tested(module: Any, data: Data) -> None:
+    if type(module).test_step.__module__.partition(".")[0] in ("pytorch_lightning", "lightning"):
+        raise ValueError(
+            f"settings should be reported on test data: found no test_step in {type(module).__name__}; write one that "
+            "calls weigh(..., stage='test') or task_step(..., 'test')"
+        )
+    if isinstance(data, tuple | list) and len(data) < 3:
+        raise ValueError(
+            f"settings should be reported on test data: found {len(data)} loaders; give those for training, validation "
+            "and testing, or a LightningDataModule"
+        )
+
+
 def _measures(
     trials: Sequence[Trial],
     tasks: Sequence[str],
     metrics: MetricNames | None,
-    higher_is_better: Directions | None,
+    directions: Directions | None,
     best_by: str | None,
+    tested: bool,
 ) -> tuple[Measure, ...]:
     trial = next((trial for trial in trials if not trial.failed), None)
     if trial is None:
@@ -160,7 +201,8 @@ def _measures(
             f"a comparison should have a trial that came to its end: found {len(trials)} that failed, the last with "
             f"{trials[-1].error}; mend it, and call this again with retry_failed=True\n\n{trials[-1].traceback}"
         )
-    return find_measures(tasks, trial.row(best_by), trial.higher_is_better, metrics, higher_is_better)
+    stage = "test" if tested else "val"
+    return find_measures(tasks, trial.row(best_by), trial.higher_is_better, metrics, directions, stage)
 
 
 def _check(

@@ -17,7 +17,7 @@ from lightning_uncertainty.dashboards.wandb import log_comparison
 from lightning_uncertainty.trials._answer import answer
 from lightning_uncertainty.trials._mean import Mean
 from lightning_uncertainty.trials._measures import Measure
-from lightning_uncertainty.trials._result import Result
+from lightning_uncertainty.trials._result import Result, failures_of, settings_of
 from lightning_uncertainty.trials._standing import BySeed, by_seed, gains_over, ranks_by_seed
 from lightning_uncertainty.trials._table import WIDTH, comparison_table
 from lightning_uncertainty.trials._trial import Trial
@@ -70,10 +70,11 @@ class Comparison:
                 None if place is None else place.mean,
                 step_time=median(times) if (times := _given(trial.step_time for trial in trials)) else None,
                 peak_memory=max(_given(trial.peak_memory for trial in trials), default=None),
-                failed=_failed(trials),
+                failed=failures_of(trials),
                 ranks=place,
                 gains=gains,
                 gain_alone=_mean(alone),
+                settings=settings_of(trials),
             )
             results.append(result)
         return tuple(sorted(results, key=lambda result: (not self._is_single(result.name), _order(result))))
@@ -100,10 +101,14 @@ class Comparison:
         tasks go on in another part of it.
         """
         seeds = len({trial.seed for trial in self.trials})
+        tested = any(trial.test for trial in self.trials)
         when = "the last epoch" if self.best_by is None else f"the best epoch by {self.best_by}"
-        title = f"Weightings at {when}, {seeds} seed{'s, mean ± 95 % interval' if seeds > 1 else ''}"
+        count = f"{seeds} seed{'s, mean ± 95 % interval' if seeds > 1 else ''}"
+        title = f"Weightings {'on test data ' if tested else ''}at {when}, {count}"
         labels = {key: label for trial in self.trials for key, label in trial.labels.items()}
-        return comparison_table(title, self.results, self.measures, labels, seeds)
+        text = comparison_table(title, self.results, self.measures, labels, seeds)
+        at = "; ".join(f"{result.name}: {result.settings}" for result in self.results if result.settings)
+        return f"{text}\n\n{textwrap.fill(f'settings: {at}', WIDTH)}" if at else text
 
     def __str__(self) -> str:
         return f"{self.table()}\n\n{textwrap.fill(self.answer(), WIDTH)}"
@@ -118,14 +123,14 @@ class Comparison:
         ]
         parts = ("", " std", " ci95", " seeds")
         columns = ["weighting", "seeds", *(f"{figure}{part}" for figure in figures for part in parts)]
-        columns += ["step seconds", "peak bytes", "failed"]
+        columns += ["step seconds", "peak bytes", "failed", "settings"]
         rows = []
         for result in self.results:
             row: list[Any] = [result.name, len({trial.seed for trial in self._by_name[result.name]})]
             means = [*(result.values.get(measure) for measure in self.measures), result.gain, result.gain_alone]
             for found in [*means, result.ranks]:
                 row += [None] * len(parts) if found is None else _numbers(found)
-            rows.append([*row, result.step_time, result.peak_memory, result.failed or None])
+            rows.append([*row, result.step_time, result.peak_memory, result.failed or None, result.settings or None])
         return columns, rows
 
     def to_csv(self, path: str | Path) -> None:
@@ -225,15 +230,6 @@ def _mean(by_seed: Mapping[int, float]) -> Mean | None:
 def _numbers(mean: Mean) -> list[float | int | None]:
     numbers = [mean.mean, *(None if math.isnan(width) else width for width in (mean.std, mean.interval))]
     return [*numbers, len(mean.values)]
-
-
-def _failed(trials: Sequence[Trial]) -> str:
-    """Return what is to be said of those that failed, the commonest reason of them."""
-    reasons = [trial.error or "" for trial in trials if trial.failed]
-    if not reasons:
-        return ""
-    reason = max(dict.fromkeys(reasons), key=reasons.count)
-    return f"failed: {reason}" if len(reasons) == len(trials) else f"{len(reasons)} of {len(trials)} failed: {reason}"
 
 
 def _given(values: Iterable[Any]) -> list[Any]:

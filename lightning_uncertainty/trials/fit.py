@@ -15,12 +15,11 @@ from typing import Any
 from pytorch_lightning import seed_everything
 
 from lightning_uncertainty.callbacks.base import require_tasks
-from lightning_uncertainty.trials._alone import train_alone
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "SetupError", "fit", "new_weighting"]
 
-Make = Callable[[Weighting], Any]
+Make = Callable[..., Any]  # from a weighting, and settings by name
 Data = Any  # a LightningDataModule, a pair of loaders, or a function that returns either
 NewWeighting = Weighting | Callable[[], Weighting]
 
@@ -68,14 +67,14 @@ class Maker:
         self.make = make
         self._last: list[Callable[[], Any]] = []  # parameters of the last module, as long as they live
 
-    def __call__(self, weighting: Weighting) -> Any:
-        """Return a new module with this weighting.
+    def __call__(self, weighting: Weighting, **settings: Any) -> Any:
+        """Return a new module with this weighting, at these settings.
 
         Raises:
             TypeError: it is no `MultiTaskMixin`.
             ValueError: it has another weighting, or parameters of the module before it.
         """
-        module = self.make(weighting)
+        module = self.make(weighting, **settings)
         require_tasks("a trial", module)
         given = module._task_fit.given
         if given is None or given() is not weighting:
@@ -96,15 +95,9 @@ class Maker:
 
 
 def fit(
-    maker: Maker,
-    weighting: Weighting,
-    data: Data,
-    seed: int,
-    options: Mapping[str, Any],
-    callbacks: Sequence[Any],
-    task: str | None = None,
-) -> Any:
-    """Train a new module, on one task alone if so, and return it.
+    make: Callable[[], Any], data: Data, seed: int, options: Mapping[str, Any], callbacks: Sequence[Any], tested: bool
+) -> tuple[Any, dict[str, float]]:
+    """Train a new module; return it and, if so, what it finds on the test data.
 
     The Trainer is that of the package which the module is of. Its callbacks are ours and copies of the user's.
 
@@ -112,9 +105,7 @@ def fit(
         ValueError: as `Maker`, or the Trainer has several processes.
     """
     seed_everything(seed, workers=True, verbose=False)
-    module = maker(weighting)
-    if task is not None:
-        train_alone(module, task)
+    module = make()
     loaders = data() if callable(data) else data
     own = deepcopy(_as_list(options.get("callbacks")))
     with _silent():
@@ -126,10 +117,22 @@ def fit(
             )
         with _interruptible():
             if isinstance(loaders, tuple | list):
-                trainer.fit(module, *loaders)
+                trainer.fit(module, *loaders[:2])
             else:
                 trainer.fit(module, datamodule=loaders)
-    return module
+            if not tested:
+                return module, {}
+            if not isinstance(loaders, tuple | list):
+                trainer.test(module, datamodule=loaders, verbose=False)
+            elif len(loaders) > 2:
+                trainer.test(module, loaders[2], verbose=False)
+            else:
+                raise SetupError(
+                    "settings should be reported on test data: found loaders for training and validation; give a "
+                    "third, or a LightningDataModule"
+                )
+    found = {key: value.item() for key, value in trainer.callback_metrics.items() if value.numel() == 1}
+    return module, {key: value for key, value in found.items() if key.startswith("test/")}
 
 
 @contextmanager
