@@ -1122,6 +1122,13 @@ FAULTS = [
         ("tests/trials/test_alone.py::test_a_module_that_computes_its_losses_trains_one_of_them",),
     ),
     Fault(
+        "short_of_the_nadir_untold",
+        "trials/_fairness.py",
+        "0 <= epochs <= weighting.nadir_epoch + 1",
+        "0 <= epochs < weighting.nadir_epoch",
+        ("tests/trials/test_fairness.py::test_a_fit_shorter_than_the_nadir_is_told",),
+    ),
+    Fault(
         "settings_chosen_by_the_worst",
         "trials/_settings.py",
         "return min(plans, key=badness)",
