@@ -1073,13 +1073,6 @@ FAULTS = [
         ("tests/trials/test_watch.py::test_whether_a_fit_validates_is_foreseen",),
     ),
     Fault(
-        "ctrl_c_stays_off",
-        "trials/fit.py",
-        "signal.signal(signal.SIGINT, handler)",
-        "pass",
-        ("tests/trials/test_watch.py::test_ctrl_c_says_what_is_kept_and_how_to_go_on",),
-    ),
-    Fault(
         "gain_over_the_baseline_of_another_seed",
         "trials/_standing.py",
         "{measure: ours[seed][measure] for measure in counted}",

@@ -39,6 +39,6 @@ class FairnessWatch(AnyCallback):
         if task is not None and len(weights) > 1 and weights[task] > MOST * total:
             warnings.warn(
                 f"UW-SO should share its weight among tasks: found {weights[task] / total:.1%} for {task!r} in the "
-                "first batch, as its loss is smallest in its unit; bring losses to one size, or give a higher temperature",
+                "first batch, as its loss is the smallest; bring losses to one size, or give a higher temperature",
                 stacklevel=2,
             )

@@ -42,7 +42,14 @@ def test_a_name_may_be_anything(name, tmp_path):
 
 def test_names_and_tasks_are_not_mixed_up(tmp_path):
     folder = TrialFolder(tmp_path, {})
-    plans = [plan("a, b"), plan("a", task="b"), plan("a, b", task="c"), plan("a", task="b, c"), plan("a", seed=1)]
+    plans = [
+        plan("a, b"),
+        plan("a b"),
+        plan("a", task="b"),
+        plan("a, b", task="c"),
+        plan("a", task="b, c"),
+        plan("a", seed=1),
+    ]
     for one in plans:
         folder.keep(one, finished(one))
     assert [folder.find(one) for one in plans] == [finished(one) for one in plans]

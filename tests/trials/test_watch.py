@@ -43,7 +43,7 @@ def test_whether_a_fit_validates_is_foreseen(size):
             num_sanity_val_steps=0,
             callbacks=[watch],
         )
-        trainer.fit(Owning(), dicts(16), dicts(16))
+        trainer.fit(Owning(), dicts(32), dicts(16))
         assert watch.foreseen == bool(watch.rows), options
         seen.add(watch.foreseen)
     assert seen == {True, False}
