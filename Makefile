@@ -3,22 +3,31 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 BEGAN := $(shell date +%s)
-PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+RUN = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python $(RUN)
+FAST = --hypothesis-profile fast -m "smoke or not (slow or multiprocess or matrix)"
+LOWEST = OMP_NUM_THREADS=1 $(VENV)/lowest/bin/python $(RUN) $(FAST) -W default::DeprecationWarning -W default::FutureWarning
+OF_WORKSPACE = tests/dashboards/test_wandb.py lightning_uncertainty/dashboards/wandb.py \
+	'tests/test_docs.py::test_python_blocks_run_and_print_what_they_say[dashboard]'
 export WANDB_MODE ?= offline
 
-.PHONY: demo test test-all test-hosts ready mutants gpu lint docs notebooks bench browser clean
+.PHONY: demo test test-all test-lowest test-hosts ready mutants gpu lint docs notebooks bench browser clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/lightning-uncertainty demo
 
 test: ready # the fast tier
-	$(PYTEST) --hypothesis-profile fast -m "smoke or not (slow or multiprocess or matrix)"
+	$(PYTEST) $(FAST)
 
 test-all: ready
 	$(PYTEST)
 
 ready: lint browser $(VENV)/transformers
 	@echo "set up, linted and type-checked in $$(($$(date +%s) - $(BEGAN))) s"
+
+test-lowest: $(VENV)/lowest.stamp browser # the fast tier beside the lowest versions that pyproject.toml allows
+	$(LOWEST) $(addprefix --deselect=,$(OF_WORKSPACE))
+	PYTHONPATH=$(abspath $(VENV)/lowest/workspace) $(LOWEST) $(OF_WORKSPACE) # whose wandb is newer
 
 test-hosts: # projects whose code is not ours, each in an environment of its own; minutes each, a gigabyte each
 	$(PYTHON) -m tests.hosts --into $(VENV)/hosts $(HOSTS)
@@ -62,6 +71,17 @@ clean:
 $(VENV)/pip.stamp:
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25'
+	touch $@
+
+$(VENV)/lowest.stamp: pyproject.toml constraints.txt tests/lowest.py | $(VENV)/transformers
+	$(PYTHON) -m venv $(VENV)/lowest
+	$(VENV)/lowest/bin/python -m pip install --quiet --upgrade 'pip>=25'
+	$(PYTHON) -m tests.lowest test >$(VENV)/lowest/test.txt
+	$(VENV)/lowest/bin/python -m pip install --quiet -c constraints.txt -r $(VENV)/lowest/test.txt
+	$(VENV)/lowest/bin/python -m pip install --quiet --no-deps -e .
+	$(PYTHON) -m tests.lowest workspace >$(VENV)/lowest/workspace.txt
+	$(VENV)/lowest/bin/python -m pip install --quiet --no-warn-conflicts --upgrade --target $(VENV)/lowest/workspace -r $(VENV)/lowest/workspace.txt
+	ln -sfn ../transformers $(VENV)/lowest/transformers
 	touch $@
 
 $(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp

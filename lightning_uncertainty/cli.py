@@ -142,11 +142,15 @@ class _TrainerCLI(LightningCLI):
             LightningDataModule,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # it would decay the log-variances
-            parser_class=_Parser,
             parser_kwargs={"prog": prog},
             save_config_kwargs={"overwrite": True},  # loggers without versions have one folder for all runs
             **options,
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        parser.__class__ = _Parser  # Lightning takes a `parser_class` from 2.5.1 on
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(UncertaintyMonitor, "monitor")

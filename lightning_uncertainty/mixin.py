@@ -25,6 +25,7 @@ from lightning_uncertainty._step import (
     StepWindow,
     TaskLossValue,
     all_sound,
+    check_graphs,
     check_losses,
     check_optimizers,
     check_rates,
@@ -289,7 +290,7 @@ class MultiTaskMixin(Predicting, _Host):
             where a Trainer is, the optimizers' next step finds no gradient of what was added either.
 
         Raises:
-            RuntimeError: no tasks are registered.
+            RuntimeError: no tasks are registered; or, in a fit's first step, no loss depends on what is trained.
             ValueError: a task is unknown or missing, or a loss is not a scalar, is negative (where the likelihood is
                 not normalised), NaN or inf (on eager CPU, and with `on_nonfinite="skip_step"`, at once and before any
                 state changes, elsewhere when `UncertaintyMonitor` logs).
@@ -307,6 +308,8 @@ class MultiTaskMixin(Predicting, _Host):
         if not weighting.learning:
             return self._evaluated(sums, counts)
         if not torch.compiler.is_compiling() and not (weighting.checked and self._task_fit.is_checked(self)):
+            if running_trainer(self) is not None:
+                check_graphs(losses, split(self.parameters(), list(weighting.parameters()))[0])
             self.check_setup()
             self._tell(stage)
         self._task_fit.end_skip()

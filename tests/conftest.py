@@ -6,13 +6,14 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests._launch import found, launches  # noqa: F401 - fixtures
 
 torch.set_num_threads(1)
-settings.register_profile("fast", max_examples=100)
-settings.register_profile("whole", max_examples=500)
+_BUSY = [HealthCheck.too_slow]  # which tells of the machine's other work
+settings.register_profile("fast", max_examples=100, suppress_health_check=_BUSY)
+settings.register_profile("whole", max_examples=500, suppress_health_check=_BUSY)
 settings.load_profile("whole")
 
 COSTLIEST = (  # first, so that no worker is left alone with one of them

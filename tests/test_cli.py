@@ -21,6 +21,7 @@ from lightning_uncertainty.examples.demo import demo
 from lightning_uncertainty.examples.penguins import PenguinData, Trunk
 from lightning_uncertainty.module import MultiTaskModule
 from tests import _wandb_reader
+from tests._versions import has
 
 EXAMPLE = files("lightning_uncertainty.examples").joinpath("penguins.yaml").read_text(encoding="utf-8")
 ELSEWHERE = "ignore:The dirpath has changed"  # ModelCheckpoint's, of a checkpoint of another run
@@ -82,7 +83,8 @@ def test_the_demo_logs_prints_and_plots(tmp_path):
     page = Path(re.search(r"The same and more, for a browser: (\S+)", printed).group(1))
     assert page == tmp_path / "out/report.html"
     assert "body_mass_g" in page.read_text(encoding="utf-8")
-    folder = re.search(r"wandb leet (\S+)", printed).group(1)
+    folder = re.search(r"wandb sync (\S+)", printed).group(1)
+    assert (f"wandb leet {folder}" in printed) == has("wandb", "0.28")
     written = _wandb_reader.history(tmp_path / folder)
     assert any("sigma/body_mass_g" in row for row in written)
     board = re.search(r"tensorboard --logdir (\S+)", printed).group(1)
@@ -385,8 +387,8 @@ def test_report_says_what_is_wrong_in_a_sentence(fitted, tmp_path, monkeypatch):
 def test_workspace_prints_the_address(tasks, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(cli, "save_wandb_workspace", lambda *a, **k: asked.append((a, k)) or "https://wandb.test/w")
-    run("workspace", "me", "scenes", tasks, "--prefix", "u/")
-    assert asked == [(("me", "scenes", ["depth", "kind"]), {"prefix": "u/"})]
+    run("workspace", "me", "scenes", tasks, "--prefix", "u/", "--more", "{host: [train_loss]}")
+    assert asked == [(("me", "scenes", ["depth", "kind"]), {"prefix": "u/", "more": {"host": ["train_loss"]}})]
     assert capsys.readouterr().out.strip() == "Workspace: https://wandb.test/w"
 
 

@@ -19,6 +19,7 @@ import lightning_uncertainty
 from lightning_uncertainty import likelihoods
 from lightning_uncertainty.examples import toy
 from tests._browser import chromium, opened
+from tests._versions import averages, has
 from tests.weightings._properties import WEIGHTINGS
 
 ROOT = Path(__file__).parents[1]
@@ -47,11 +48,10 @@ def groups():
     return dict(zip(captions, (re.findall(r"^[\w-]+$", tree, re.MULTILINE) for tree in trees), strict=True))
 
 
-SLOW = ("index", "outliers", "physics-informed")
+MARKS = dict.fromkeys(("index", "outliers", "physics-informed"), pytest.mark.slow)
+MARKS["callbacks-and-optimizers"] = averages
 PAGES_WITH_CODE = [
-    pytest.param(page, marks=pytest.mark.slow if page in SLOW else ())
-    for page, text in PAGES.items()
-    if blocks(text, "python")
+    pytest.param(page, marks=MARKS.get(page, ())) for page, text in PAGES.items() if blocks(text, "python")
 ]
 
 
@@ -132,6 +132,8 @@ def test_commands_exist(monkeypatch, capsys):
             assert set(re.fullmatch(r"\.(?:\[(.*)\])?", what)[1].split(",") if what != "." else ()) <= set(extras)
         elif program == "python":
             assert importlib.util.find_spec(rest[0]) if first == "-m" else (ROOT / first).is_file()
+        elif (program, first) == ("wandb", "leet"):
+            assert (" leet " in helps[program]) == has("wandb", "0.28")
         elif program in helps:
             assert re.search(rf"(?<![\w-]){re.escape(first)}(?![\w-])", helps[program]), f"{program} {first}"
         else:

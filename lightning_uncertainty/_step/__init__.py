@@ -2,7 +2,7 @@
 
 from lightning_uncertainty._step.kpis import hearing
 from lightning_uncertainty._step.logs import log_evaluation, log_metrics, log_prefix
-from lightning_uncertainty._step.losses import TaskLossValue, graph_of, stack_losses
+from lightning_uncertainty._step.losses import TaskLossValue, check_graphs, graph_of, stack_losses
 from lightning_uncertainty._step.optimizers import (
     BETAS,
     FACTOR,
@@ -38,6 +38,7 @@ __all__ = [
     "TaskLossValue",
     "all_dataloaders",
     "all_sound",
+    "check_graphs",
     "check_losses",
     "check_optimizers",
     "check_rates",

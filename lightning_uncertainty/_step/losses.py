@@ -13,7 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from lightning_uncertainty._tensors import promote, reads_values
 from lightning_uncertainty.tasks.task import check_known
 
-__all__ = ["TaskLossValue", "graph_of", "stack_losses"]
+__all__ = ["TaskLossValue", "check_graphs", "graph_of", "stack_losses"]
 
 TaskLossValue = Tensor | tuple[Tensor, Tensor | float] | None
 
@@ -112,6 +112,27 @@ def graph_of(value: TaskLossValue) -> Tensor | None:
     """Return the tensor of a loss that has a gradient, None where it has none."""
     total = value[0] if isinstance(value, tuple) else value
     return total if total is not None and total.requires_grad else None
+
+
+def check_graphs(losses: Mapping[str, TaskLossValue], network: Iterable[Tensor]) -> None:
+    """Look whether anything of a network would learn from losses.
+
+    Args:
+        losses: of a step that is to be gone back from.
+        network: its parameters.
+
+    Raises:
+        RuntimeError: no loss has a gradient, though parameters have one and losses are not 0.
+    """
+    given = {name: value for name, value in losses.items() if value is not None}
+    if not torch.is_grad_enabled() or any(graph_of(value) is not None for value in given.values()):
+        return
+    values = [value[0] if isinstance(value, tuple) else value for value in given.values()]
+    if any(parameter.requires_grad for parameter in network) and any(bool(value.ne(0).any()) for value in values):
+        raise RuntimeError(
+            "losses should depend on what is trained, or σ alone would learn: found none with a graph of "
+            f"{', '.join(given)}, as after detach() or item(), or under no_grad; give weigh the losses themselves"
+        )
 
 
 def _pair(name: str, value: TaskLossValue, nothing: Tensor) -> tuple[Tensor, Tensor]:

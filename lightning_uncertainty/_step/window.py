@@ -99,7 +99,7 @@ class StepWindow:
             if not math.isfinite(column[1]):
                 normalised = task in weighting.normalised
                 found = f"a value that is {'' if normalised else 'negative, '}NaN or inf since the last logged step"
-                raise ValueError(unsound_loss(task, found, normalised))
+                raise ValueError(unsound_loss(task, found, normalised, negative=not normalised))
         weighted = {task: abs(column[2] * column[3]) for task, column in rows.items()}
         total = sum(weighted.values())
         row = {
@@ -137,13 +137,25 @@ def check_losses(weighting: Weighting, values: Tensor, allow_nonfinite: bool) ->
     }
     for name, value in found.items():
         if not allow_nonfinite or math.isfinite(value):
-            raise ValueError(unsound_loss(name, f"{value:g}", name in weighting.normalised))
+            negative = -math.inf < value < 0
+            raise ValueError(unsound_loss(name, f"{value:g}", name in weighting.normalised, negative=negative))
     return found
 
 
-def unsound_loss(task: str, found: str, normalised: bool = False) -> str:
-    """The sentence for a loss that no weighting can use; that of a normalised likelihood may be negative."""
+def unsound_loss(task: str, found: str, normalised: bool = False, *, negative: bool = False) -> str:
+    """The sentence for a loss that no weighting can use; that of a normalised likelihood may be negative.
+
+    Args:
+        task: whose loss it is.
+        found: what it is.
+        normalised: whether the task's likelihood is.
+        negative: whether it is, or may be, a loss that is negative by its nature.
+    """
+    mend = (
+        "; one that may be negative, as a Gaussian NLL or a cosine, has no σ to learn: make its task 'constant', or "
+        "HeteroscedasticGaussian() whose head gives a σ of its own"
+    )
     return (
         f"the loss of task {task!r} should be finite{'' if normalised else ' and at least 0'}: found {found}; look at "
-        "its labels, its output and the learning rate"
+        f"its labels, its output and the learning rate{mend if negative else ''}"
     )

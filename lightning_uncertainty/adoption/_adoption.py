@@ -117,7 +117,7 @@ class Adoption(Idling):
         self._asked, self._asked_with = True, bool(watch.sights)
         check = self.is_checked(host) or self._opposed
         losses = None
-        derived = options.rest or options.keep_host_weights or options.may_be_absent or options.global_losses
+        derived = options.rest or options.kept or options.may_be_absent or options.global_losses
         alone = not (check or derived)
         if alone and not self._manual and isinstance(total, Tensor) and total.requires_grad:
             losses = losses_alone(watch)
@@ -128,7 +128,7 @@ class Adoption(Idling):
                     watch,
                     remainder=options.rest is not None,
                     check=check,
-                    constant=not options.keep_host_weights,
+                    kept=options.kept,
                     expected=self.expect,
                 )
             if terms is None:
@@ -179,7 +179,7 @@ class Adoption(Idling):
     # -- within --------------------------------------------------------------------------------------------------------
 
     def _losses(self, terms: Terms) -> dict[str, Any]:
-        """Return the losses of a total's terms: with the host's weights if asked, absent ones as pairs that count 0."""
+        """Return the losses of a total: with the host's weights where they stay, absent ones as pairs that count 0."""
         losses: dict[str, Any] = dict(terms.losses)
         if self.options.rest in self.options.tasks:
             losses[str(self.options.rest)] = terms.rest
@@ -189,8 +189,8 @@ class Adoption(Idling):
             losses = {task: of_all_ranks(loss, ranks, seen=task in seen) for task, loss in losses.items()}
             weights = {task: weight / ranks for task, weight in weights.items()}
         self.evaluation.note(weights)
-        if self.options.keep_host_weights:
-            losses = {task: weights[task] * loss if task in weights else loss for task, loss in losses.items()}
+        for task in weights.keys() & set(self.options.kept):
+            losses[task] = weights[task] * losses[task]
         for task in weights.keys() & set(self.options.may_be_absent):
             there = (losses[task] != 0) & (weights[task] != 0)
             labels = torch.where(there, torch.inf, 0.0)

@@ -33,7 +33,7 @@ class Evaluation:
 
     def note(self, weights: Mapping[str, Tensor]) -> None:
         """Take note of the host's weights in a step of training."""
-        if self._parts and self._options.keep_host_weights:
+        if self._parts and self._options.kept:
             self.host_weights.update({task: weight.detach() for task, weight in weights.items()})
 
     def check_key(self, key: str) -> None:
@@ -62,22 +62,20 @@ class Evaluation:
                 stacklevel=3,
             )
         self._begun = True
-        if self._options.keep_host_weights:
-            unknown = losses.keys() - self.host_weights.keys()
-            if unknown and not self._told and not getattr(host._trainer, "sanity_checking", False):
-                self._told = True
-                warnings.warn(
-                    "losses in validation should be in the unit of those in training, with the host's weights: found "
-                    f"none known of {', '.join(sorted(unknown))} before a step of training; left out until then",
-                    stacklevel=3,
-                )
-            losses = {
-                task: loss * self.host_weights[task].to(loss)
-                for task, loss in losses.items()
-                if task in self.host_weights
-            }
-            if not losses:
-                return
+        kept = losses.keys() & set(self._options.kept)
+        unknown = kept - self.host_weights.keys()
+        if unknown and not self._told and not getattr(host._trainer, "sanity_checking", False):
+            self._told = True
+            warnings.warn(
+                "losses in validation should be in the unit of those in training, with the host's weights: found "
+                f"none known of {', '.join(sorted(unknown))} before a step of training; left out until then",
+                stacklevel=3,
+            )
+        for task in kept - unknown:
+            losses[task] = losses[task] * self.host_weights[task].to(losses[task])
+        losses = {task: loss for task, loss in losses.items() if task not in unknown}
+        if not losses:
+            return
         if self._options.count is None:
             size = size_of(batch)
             losses = {task: (loss * size, size) for task, loss in losses.items()}

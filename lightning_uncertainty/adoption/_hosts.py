@@ -25,6 +25,9 @@ def check_host(module: Any) -> None:
     Raises:
         TypeError: it cannot.
     """
+    if isinstance(module, type):
+        name = module.__name__
+        raise TypeError(f"adopt takes a LightningModule: found the class {name}; give an instance, as {name}(...)")
     kind = type(module).__name__
     base = base_of(type(module))
     if base is None or not isinstance(module, nn.Module):

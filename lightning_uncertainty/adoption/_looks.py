@@ -144,12 +144,14 @@ class Looks:
                 f"explains, with losses {_by_name(losses)} of weights {_by_name(weights)}; name what is missing, or "
                 "say rest='plain' to add it as it is, or rest= a task whose loss it is"
             )
-        off = [task for task, weight in weights.items() if weight == 0 and task not in options.may_be_absent]
+        free = {*options.may_be_absent, *options.constants}
+        off = [task for task, weight in weights.items() if weight == 0 and task not in free]
         if off:
             raise RuntimeError(
                 f"a host should give every task a weight: found 0 for {', '.join(off)}, of a task that is switched "
-                "off or a total that is not a sum (as a maximum); give it a weight, leave the task out, or say "
-                f"may_be_absent={sorted({*off, *options.may_be_absent})!r}"
+                "off or a total that is not a sum (as a maximum); give it a weight, leave the task out, say "
+                f"may_be_absent={sorted({*off, *options.may_be_absent})!r}, or, of a regulariser that is annealed, "
+                "rest='plain' or the likelihood 'constant'"
             )
         gone = [
             task
@@ -164,12 +166,12 @@ class Looks:
                 f"labels that are missing or a total that is not a sum (as a maximum); where labels may be missing, "
                 f"say may_be_absent={sorted({*gone, *options.may_be_absent})!r}"
             )
-        negative = [task for task, weight in weights.items() if weight < 0]
-        if negative and not options.keep_host_weights:
+        negative = [task for task, weight in weights.items() if weight < 0 and task not in options.kept]
+        if negative:
             raise RuntimeError(
                 f"a host's weight should be positive: found {weights[negative[0]]:.4g} for {negative[0]}, which the "
-                "host makes large and not small; leave it to rest='plain', or say keep_host_weights=True and give it "
-                "the likelihood 'constant'"
+                "host makes large and not small; leave it to rest='plain', or give it the likelihood 'constant', "
+                "which keeps the host's weight"
             )
         return True
 

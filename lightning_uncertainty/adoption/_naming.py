@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -60,7 +60,7 @@ def as_parts(given: Parts, tasks: list[str], rest: str | None, host: Any = None)
         host: whose weights they are.
 
     Raises:
-        ValueError: a task has none, a part is no task's or two tasks' at once.
+        ValueError: a task has none, a part is no task's or two tasks' at once, or there are more or fewer weights.
     """
     named = [name for name in tasks if name != rest]
     if isinstance(given, str | HostWeight):
@@ -72,6 +72,13 @@ def as_parts(given: Parts, tasks: list[str], rest: str | None, host: Any = None)
             )
         if len(named) == 1 and _is_number(host, vector):
             return {named[0]: vector}
+        several = _length(host, vector)
+        if several not in (None, len(named)):
+            raise ValueError(
+                f"'{vector}' for all tasks should have a weight for each ({', '.join(named)}): found {several} there; "
+                f"name those that are meant, as in {{{named[0]!r}: '{vector}[0]'}}, and have a task for every other "
+                "or rest='plain'"
+            )
         return {name: HostWeight(f"{vector.path}[{index}]") for index, name in enumerate(named)}
     if not isinstance(given, Mapping) or given.keys() != set(named):
         found = ", ".join(map(str, given)) if isinstance(given, Mapping) else repr(given)
@@ -98,3 +105,14 @@ def _is_number(host: Any, weight: HostWeight) -> bool:
     except RuntimeError:
         return False
     return isinstance(found, Real) or (isinstance(found, Tensor) and found.dim() == 0)
+
+
+def _length(host: Any, weight: HostWeight) -> int | None:
+    """Return how many weights stand in a host, as it is now; None where that is not known."""
+    try:
+        found = fetch(host, weight.keys, f"'{weight}'")
+    except RuntimeError:
+        return None
+    if isinstance(found, Tensor):
+        return found.numel() if found.dim() else None
+    return len(found) if isinstance(found, Sequence) and not isinstance(found, str) else None

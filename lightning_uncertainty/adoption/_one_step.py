@@ -8,6 +8,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,16 @@ def _has_loaders(data: Any) -> bool:
     return any(isinstance(part, DataLoader) or type(part).__name__ == "CombinedLoader" for part in parts)
 
 
-def trainer_of(kind: type) -> Any:
-    """Return a Trainer for one step, of the namespace that the host is of."""
+def trainer_of(kind: type, folder: str) -> Any:
+    """Return a Trainer for one step, of the namespace that the host is of, which writes into a folder."""
     if base_of(kind).__module__.startswith("lightning."):
         import lightning.pytorch as namespace
     else:
         import pytorch_lightning as namespace  # type: ignore[no-redef]
     quiet: Any = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     once: Any = dict.fromkeys(("devices", "max_epochs", "max_steps", "limit_train_batches"), 1)
-    return namespace.Trainer(accelerator="cpu", limit_val_batches=0, num_sanity_val_steps=0, **once, **quiet)
+    nothing: Any = dict.fromkeys(("limit_val_batches", "num_sanity_val_steps"), 0)
+    return namespace.Trainer(accelerator="cpu", default_root_dir=folder, **nothing, **once, **quiet)
 
 
 def drawn() -> Callable[[], None]:
@@ -95,17 +97,22 @@ def redrawing(back_to: Callable[[], None] | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def looking() -> Iterator[None]:
-    """Have a fit that is a look say nothing, draw nothing and compile nothing."""
+def looking() -> Iterator[str]:
+    """Have a fit that is a look say nothing, draw nothing and compile nothing; yield a folder that goes with it."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redrawing(), nullcontext() if stance is None else stance("force_eager"):
+        with (
+            TemporaryDirectory() as folder,
+            warnings.catch_warnings(),
+            redrawing(),
+            nullcontext() if stance is None else stance("force_eager"),
+        ):
             warnings.simplefilter("ignore")
-            yield
+            yield folder
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

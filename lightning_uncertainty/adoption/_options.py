@@ -18,7 +18,11 @@ Count = Callable[[Any], Any] | str | None
 
 @dataclass(frozen=True)
 class Options:
-    """What `adopt` was asked for; equal ones are one adoption."""
+    """What `adopt` was asked for; equal ones are one adoption.
+
+    Attributes:
+        constants: the tasks that are constant terms.
+    """
 
     tasks: tuple[str, ...]
     likelihoods: str
@@ -28,6 +32,7 @@ class Options:
     count: Count
     divisor: Count
     keep_host_weights: bool
+    constants: tuple[str, ...]
     may_be_absent: tuple[str, ...]
     follow: bool
     shared: tuple[str, ...]
@@ -36,6 +41,11 @@ class Options:
     validation: tuple[tuple[str, Part], ...]
     renamed: tuple[tuple[str, str], ...]
     on_nonfinite: str
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The tasks in whose losses the host's weights stay."""
+        return self.tasks if self.keep_host_weights else self.constants
 
 
 def asked(count: Count, batch: Any) -> Any:

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ Key = tuple[bool, str | int]
 """Whether it is an index in brackets, and the index, or the attribute's name."""
 
 Keys = tuple[Key, ...]
+
+_NAMED = 8
+"""So many keys are named where one leads to nothing."""
 
 _KEY = re.compile(r"""(?:^|\.)(\w+)|\[\s*(?:'([^']*)'|"([^"]*)"|(-?\d+))\s*\]""")
 
@@ -59,9 +63,25 @@ def fetch(root: Any, keys: Keys, what: str) -> Any:
         except (AttributeError, LookupError, TypeError) as error:
             raise RuntimeError(
                 f"{what} should lead to something in the host: found no {'index' if item else 'attribute'} {key!r} in "
-                f"a {type(root).__name__}; `describe` of lightning_uncertainty.adoption shows what there is"
+                f"a {type(root).__name__}{_instead(root, key, item)}; `describe` of lightning_uncertainty.adoption "
+                "shows what there is"
             ) from error
     return root
+
+
+def _instead(root: Any, key: str | int, item: bool) -> str:
+    """Say what stands where a key leads to nothing: keys, how many, or attributes that are called alike."""
+    if item and hasattr(root, "keys"):
+        found = [repr(name) for name in root]
+        return f" that has {_first(found)}" if found else " that is empty"
+    if item and hasattr(root, "__len__") and not isinstance(root, str):
+        return f" of {len(root)}" if not isinstance(root, Tensor) else f" of shape {list(root.shape)}"
+    alike = get_close_matches(str(key), [name for name in dir(root) if not name.startswith("_")])
+    return f" that has {_first([repr(name) for name in alike])}" if alike else ""
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def split_at_value(root: Any, keys: Keys, what: str) -> tuple[Keys, Keys]:

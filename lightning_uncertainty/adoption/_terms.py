@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ def losses_alone(watch: Watch) -> dict[str, Tensor] | None:
 
 
 def terms_of(
-    total: Tensor, watch: Watch, *, remainder: bool, check: bool, constant: bool = True, expected: Expected
+    total: Tensor, watch: Watch, *, remainder: bool, check: bool, kept: Collection[str] = (), expected: Expected
 ) -> Terms | None:
     """Return the terms of a total; None where no part is in it, or it is not the tasks'.
 
@@ -54,7 +54,7 @@ def terms_of(
         watch: what its step showed.
         remainder: whether to say what no part explains.
         check: whether to look if the total is linear in its parts, which reads from the device.
-        constant: whether the host's weights should be constants, as they are taken out.
+        kept: tasks whose host weights stay; those of others should be constants, as they are taken out.
         expected: looks at them where they are read.
 
     Raises:
@@ -76,8 +76,8 @@ def terms_of(
     if check:
         _check_apart(watch, [each for each, gradient in zip(seen, gradients, strict=False) if gradient is not None])
         _check_linear(gradients, inputs, [None] * len(seen) + watch.weights.named())
-        if constant:
-            _check_constant(total, seen, gradients, watch.weights.leaves)
+        taken_out = [None if task in kept else each for (task, _), each in zip(seen, gradients, strict=False)]
+        _check_constant(total, seen, taken_out, watch.weights.leaves)
     losses, weights = {}, {}
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for (task, sight), gradient in zip(seen, gradients, strict=False):
@@ -173,7 +173,7 @@ def _of(value: Tensor, named: Tensor | None) -> Tensor:
 
 
 def _check_constant(
-    total: Tensor, seen: list[tuple[str, Sight]], weights: tuple[Tensor | None, ...], leaves: list[Tensor]
+    total: Tensor, seen: list[tuple[str, Sight]], weights: list[Tensor | None], leaves: list[Tensor]
 ) -> None:
     """Look whether the host's weights are trained, those apart that are `leaves` for this step.
 

@@ -33,7 +33,8 @@ class AdoptLosses(AnyCallback):
         rest: "plain", or a task.
         count: a function of the batch, or its dotted name.
         divisor: a function of the batch, or its dotted name.
-        keep_host_weights: whether losses are weighed with the host's weights in them.
+        keep_host_weights: whether losses are weighed with the host's weights in them, as those of a task with the
+            likelihood `constant` always are.
         may_be_absent: tasks that may be missing in the first step.
         follow: whether to find losses behind numbers.
         shared: paths of what the tasks share.

@@ -15,6 +15,7 @@ from lightning_uncertainty.adoption._naming import Parts, as_part, as_parts
 from lightning_uncertainty.adoption._options import PLAIN, Count, Options
 from lightning_uncertainty.adoption._structure import base_of
 from lightning_uncertainty.adoption.parts import Function, HostWeight, Part
+from lightning_uncertainty.likelihoods import as_likelihood
 from lightning_uncertainty.mixin import OnNonfinite
 from lightning_uncertainty.tasks.task import Tasks, check_known, specify
 from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, Weighting
@@ -70,6 +71,7 @@ def adopt(
         divisor: a function of the batch, or its dotted name, that returns by what the host divided a task's sum of
             losses, by task or for all; `count` where None.
         keep_host_weights: whether losses are weighed with the host's weights in them; σ is then not in label units.
+            Those of a task with the likelihood `constant`, as of a KL term that is annealed, stay always.
         may_be_absent: tasks that may be missing in the first step, or whose loss is exactly 0 where they have no
             labels. Others may be missing once they were there.
         follow: whether to find the losses behind numbers that the host logs by `detach()` or `item()`; costs time.
@@ -79,8 +81,8 @@ def adopt(
         global_losses: whether the host has each process make the loss of the global batch, multiplied by the number of
             processes, so that the mean of gradients over them is its own; as NequIP does.
         validation: by task, how its loss is named in `validation_step`; then `val/<task>/loss` and `val/balanced_loss`
-            are logged beside the host's own keys. No weights: there is no gradient then. With `keep_host_weights` they
-            are with those of the latest step of training.
+            are logged beside the host's own keys. No weights: there is no gradient then. Where the host's
+            weights stay in a loss, they are those of the latest step of training.
         renamed: as for `register_tasks`.
         on_nonfinite: as for `register_tasks`.
 
@@ -128,6 +130,11 @@ def adopt(
     names = list(specified)
     if rest is not None and rest != PLAIN and rest not in specified:
         raise ValueError(f"rest should be 'plain' or a task ({', '.join(names)}): found {rest!r}")
+    if divisor is not None and count is None:
+        raise ValueError(
+            "divisor= undoes what the host divided the labels of count= by: found no count=; say count= (labels by "
+            "task in a batch), too"
+        )
     absent = (may_be_absent,) if isinstance(may_be_absent, str) else tuple(may_be_absent)
     check_known(absent, names)
     weighting = AnalyticUncertaintyWeighting() if weighting is None else weighting
@@ -140,6 +147,7 @@ def adopt(
         count=_checked_function(count, "count"),
         divisor=_checked_function(divisor, "divisor"),
         keep_host_weights=keep_host_weights,
+        constants=tuple(name for name, task in specified.items() if as_likelihood(task.likelihood).constant),
         may_be_absent=absent,
         follow=follow,
         shared=(shared,) if isinstance(shared, str) else tuple(shared or ()),

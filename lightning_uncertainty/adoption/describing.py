@@ -76,15 +76,15 @@ def describe(
         return _described(module, seen)
     if data is None or hasattr(data, "train_dataloader"):
         host, seen = _copied(module, weights)
-        with looking():
-            trainer_of(type(host)).fit(host, datamodule=data)
+        with looking() as folder:
+            trainer_of(type(host), folder).fit(host, datamodule=data)
         return _described(module, seen)
     failed: list[tuple[Seen, Exception]] = []
-    with looking():
+    with looking() as folder:
         for loader in ways_to_take(data):
             host, seen = _copied(module, weights)
             try:
-                trainer_of(type(host)).fit(host, loader)
+                trainer_of(type(host), folder).fit(host, loader)
             except Exception as error:
                 failed.append((seen, error))
             else:

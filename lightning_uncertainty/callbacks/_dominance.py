@@ -15,6 +15,7 @@ _DOMINANT = 0.99  # share of the growth of all weights; what is learnt well may 
 _FALLEN = 0.5  # σ now over σ of the first row
 _FALLING = 0.9  # σ now over σ in the middle of the history
 _ROWS_TO_JUDGE = 10
+_NAMED = 3  # so many tasks are named one by one
 
 
 def dominance(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float], prefix: str = "") -> str | None:
@@ -55,7 +56,12 @@ def _over(now: float, first: float | None) -> float:
 
 def _grown(tasks: Sequence[str], growth: Mapping[str, float]) -> str:
     """Say how much the weights of tasks have grown beside those of the others."""
-    own = " and ".join(f"{growth[task]:.3g}" for task in tasks)
+    grown = [growth[task] for task in tasks]
+    own = (
+        " and ".join(f"{value:.3g}" for value in grown)
+        if len(grown) < _NAMED
+        else f"{min(grown):.3g} to {max(grown):.3g}"
+    )
     others = max(grown for task, grown in growth.items() if task not in tasks)
     return f"grown {own} times since the first row, the others' at most {others:.3g} times"
 
@@ -68,19 +74,26 @@ def _of_one(task: str, growth: Mapping[str, float], curve: Sequence[float]) -> s
     return (
         f"task {task!r} takes over: its weight has {_grown([task], growth)}, and its σ has fallen from {curve[0]:.3g} "
         f"to {curve[-1]:.3g} and is still falling: its loss is heading to zero, as when a model overfits or a task is "
-        "too easy; stop earlier, regularise, or cap its weight with "
-        f"UncertaintyWeighting(bounds={{{task!r}: (lowest, math.inf)}})"
+        "too easy, or its labels are in a large unit, from which the network began far off; stop earlier, regularise, "
+        f"cap its weight with UncertaintyWeighting(bounds={{{task!r}: (lowest, math.inf)}}), or for such labels put "
+        "Rescale(mean, std) behind its head"
     )
 
 
 def _of_several(
     tasks: Sequence[str], growth: Mapping[str, float], curves: Mapping[str, Sequence[float]], still: Sequence[str]
 ) -> str:
-    falls = ", ".join(f"{task} from {curves[task][0]:.3g} to {curves[task][-1]:.3g}" for task in tasks)
+    falls = _first([f"{task} from {curves[task][0]:.3g} to {curves[task][-1]:.3g}" for task in tasks])
     return (
-        f"tasks {', '.join(map(repr, tasks))} take over: their weights have {_grown(tasks, growth)}, and their σ fall "
-        f"together ({falls}) "
-        f"while that of {', '.join(map(repr, still))} stands still: their losses may be small for a trivial reason, as "
-        "of a network that predicts zero; begin with UncertaintyWeighting(start=0.0) and a slow log_variance_lr, or "
-        "cap their weights with bounds"
+        f"tasks {_first(list(map(repr, tasks)))} take over: their weights have {_grown(tasks, growth)}, and their σ "
+        f"fall together ({falls}) "
+        f"while that of {_first(list(map(repr, still)))} stands still: their losses may be small for a trivial reason, "
+        "as of a network that predicts zero, or their labels in a large unit; begin with "
+        "UncertaintyWeighting(start=0.0) and a slow log_variance_lr, cap their weights with bounds, or for such labels "
+        "put Rescale(mean, std) behind their heads"
     )
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_uncertainty._show import axes_or_new
+from lightning_uncertainty._show import axes_or_new, load_pyplot
 from lightning_uncertainty.dashboards.charts import KINDS, LOG_KINDS
 
 if TYPE_CHECKING:
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Kind", "plot_rows"]
+
+_MOST_IN_COLUMN = 10  # of the legend
+_LINES = ("-", "--", ":", "-.")
 
 Kind = Literal["sigma", "sigma_gap", "weight", "loss_share", "loss"]
 
@@ -36,12 +39,14 @@ def plot_rows(
             "log_every_n_steps above 0, with a weighting that has it"
         )
     figure, ax = axes_or_new(ax)
+    colours = len(load_pyplot().rcParams["axes.prop_cycle"])
     for key in keys:
         points = [(row["step"], row[key]) for row in rows if key in row]
-        ax.plot(*zip(*points, strict=True), label=key.removeprefix(start))
+        line = _LINES[len(ax.lines) // colours % len(_LINES)]  # another one when colours begin again
+        ax.plot(*zip(*points, strict=True), label=key.removeprefix(start), linestyle=line)
     ax.set_xlabel("step")
     ax.set_ylabel(KINDS[kind])
     if kind in LOG_KINDS:
         ax.set_yscale("log")
-    ax.legend()
+    ax.legend(ncols=-(-len(keys) // _MOST_IN_COLUMN))
     return figure, ax

@@ -108,7 +108,7 @@ def require_tasks(who: str, module: nn.Module) -> None:
         kind = type(module).__name__
         raise TypeError(
             f"{who} needs a MultiTaskMixin: found {kind}; write `class {kind}(MultiTaskMixin, LightningModule)` "
-            "and call register_tasks"
+            "and call register_tasks, or, where its code is not yours, adopt it by `adopt` or the callback AdoptLosses"
         )
     if not module.task_likelihoods():
         module.check_setup()  # says that tasks are missing

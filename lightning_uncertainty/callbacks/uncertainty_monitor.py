@@ -6,6 +6,8 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
+from tqdm import tqdm
+
 from lightning_uncertainty.callbacks._dominance import dominance
 from lightning_uncertainty.callbacks._kept import KeptRows
 from lightning_uncertainty.callbacks._lateness import lateness
@@ -167,7 +169,7 @@ class UncertaintyMonitor(KeptRows):
             with refusable(logger, "the table of the tasks"):
                 log_task_table(logger, f"{self.prefix}tasks", list(COLUMNS), rows)
         if self.table:
-            print(render_tasks(rows, trainer.global_step))
+            tqdm.write(render_tasks(rows, trainer.global_step))  # on a line of its own, where a bar is unfinished
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Log the last row of a fit that fails; print the table too if somebody interrupts it."""

@@ -33,6 +33,10 @@ def metrics_by_task(tasks: TaskNames) -> dict[str, list[str]]:
                 f"the metrics of task {task!r} should be a list of names: found the text {metrics!r}; write "
                 f"[{metrics!r}], as in `val/{task}/{metrics}`"
             )
+        if not isinstance(metrics, Iterable):
+            raise ValueError(
+                f"the metrics of task {task!r} should be a list of names: found {metrics!r}; write [] where it has none"
+            )
         if task in found:
             raise ValueError(f"tasks should be named once each: found {task!r} twice; drop one")
         found[task] = list(metrics)

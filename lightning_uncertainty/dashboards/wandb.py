@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +44,8 @@ def wandb_workspace(
         A `wandb_workspaces.workspaces.Workspace`; building it needs no account.
 
     Raises:
-        ValueError: there is no task, a task is there twice, or names or keys are one text instead of a list.
+        ValueError: there is no task, a task is there twice, names or keys are no list of texts, or `more` has no
+            titles.
         ModuleNotFoundError: wandb-workspaces is not installed.
 
     Example:
@@ -52,19 +54,20 @@ def wandb_workspace(
         ['sigma/depth', 'sigma/normals']
     """
     metrics = metrics_by_task(tasks)
-    others = {title: _listed(title, keys) for title, keys in (more or {}).items()}
+    others = _by_title(more)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, for wandb_workspaces itself
-            import wandb_workspaces.reports.v2 as reports
             import wandb_workspaces.workspaces as workspaces
+
+            reports: Any = importlib.import_module("wandb_workspaces.reports.v2")  # untyped
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "a wandb workspace needs wandb-workspaces: pip install 'lightning-uncertainty[workspace]'"
         ) from error
 
     def chart(title: str, keys: Iterable[str], **options: Any) -> Any:
-        return reports.LinePlot(title=title, x=_STEP, y=list(keys), title_x="step", **options)  # type: ignore[attr-defined]
+        return reports.LinePlot(title=title, x=_STEP, y=list(keys), title_x="step", **options)
 
     def training(kind: str, **options: Any) -> Any:
         if kind in LOG_KINDS:
@@ -120,10 +123,24 @@ def wandb_workspace(
     )
 
 
-def _listed(title: str, keys: Iterable[str]) -> list[str]:
+def _by_title(more: Any) -> dict[str, list[str]]:
+    if more is not None and not isinstance(more, Mapping):
+        raise ValueError(
+            f"more should have lists of keys by the title of their chart: found {more!r}; write "
+            "{'host': ['train_loss']}"
+        )
+    return {title: _listed(title, keys) for title, keys in (more or {}).items()}
+
+
+def _listed(title: str, keys: Any) -> list[str]:
     if isinstance(keys, str):
         raise ValueError(f"the keys of chart {title!r} should be a list: found the text {keys!r}; write [{keys!r}]")
-    return list(keys)
+    listed = list(keys) if isinstance(keys, Iterable) else []
+    if not isinstance(keys, Iterable) or not all(isinstance(key, str) for key in listed):
+        raise ValueError(
+            f"the keys of chart {title!r} should be a list of what is logged: found {keys!r}; write ['train_loss']"
+        )
+    return listed
 
 
 def save_wandb_workspace(

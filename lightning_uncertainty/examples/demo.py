@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from pytorch_lightning import Trainer, seed_everything
 
 from lightning_uncertainty._show import render
@@ -62,14 +64,14 @@ def demo(epochs: int = 60, seed: int = 0, out: Path = Path("runs/penguins")) -> 
     columns = ["task", "likelihood", "σ is", "σ", "uncertainty", "equal", "held-out"]
     print(render(f"Penguins after {epochs} epochs: {len(data[0])} birds, {len(data[1])} held out", columns, lines))
     wandb_folder = Path(wandb_runs["uncertainty"].dir).parent
+    live = f"  wandb leet {wandb_folder}\n" if Version(version("wandb")) >= Version("0.28") else ""  # its first
     grams = held_out["uncertainty"]["test/body_mass_g/MeanSquaredError"]
     print(
         f"σ of the body mass is {sigma['body_mass_g']:.0f} g; on held-out birds the net is off by {grams:.0f} g "
         "(RMSE).\n"
         f"Trajectories of σ and of the effective weights: {plot}\n"
         f"The same and more, for a browser: {page}\n"
-        "Dashboards:\n"
-        f"  wandb leet {wandb_folder}\n"
+        f"Dashboards:\n{live}"
         f"  tensorboard --logdir {out / 'tensorboard'}\n"
         f"  wandb sync {wandb_folder}    # with an account: on the web"
     )

@@ -80,7 +80,11 @@ def _merge(metric: Metric, parts: list[_Part]) -> None:
 
 
 def _reduced(values: list[Any], reduction: Callable[[Any], Any] | str | None) -> Any:
-    whole = torch.stack(values) if isinstance(values[0], Tensor) else [one for value in values for one in value]
+    whole: Tensor | list[Any]
+    if isinstance(values[0], Tensor):  # of one number by one shape: torchmetrics 1.4 leaves it as [] or [1]
+        whole = torch.stack([value.reshape(values[0].shape) for value in values])
+    else:
+        whole = [one for value in values for one in value]
     return reduction(whole) if callable(reduction) else whole
 
 

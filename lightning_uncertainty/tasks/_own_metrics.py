@@ -146,8 +146,8 @@ def _tried(metric: Metric, likelihood: Likelihood, form: Form) -> list[tuple[str
 def _example(metric: Metric, likelihood: Likelihood, form: Form, count: int) -> tuple[Tensor, Tensor]:
     """Return what a metric would be given of a task, made up."""
     attributes = [vars(part) for part in metric.modules()]
-    numbers = [part[key] for key in ("num_labels", "num_outputs") for part in attributes if part.get(key)]
-    numbers += [len(part.metrics) for part in metric.modules() if isinstance(part, MultioutputWrapper)]
+    numbers = [len(part.metrics) for part in metric.modules() if isinstance(part, MultioutputWrapper)]
+    numbers += [part[key] for key in ("num_labels", "num_outputs") for part in attributes if part.get(key)]
     like = torch.zeros((), dtype=torch.float32, device="cpu")
     if likelihood.predictive == "classes":
         classes = next((part["num_classes"] for part in attributes if part.get("num_classes")), 3)

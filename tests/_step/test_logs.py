@@ -8,10 +8,11 @@ from torchmetrics import ClasswiseWrapper, ConfusionMatrix, MeanAbsoluteError, M
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 from torchmetrics.detection import PanopticQuality
 from torchmetrics.image import StructuralSimilarityIndexMeasure
-from torchmetrics.wrappers import LambdaInputTransformer
 
 from lightning_uncertainty import MultiTaskModule, Task, UncertaintyMonitor
 from tests._nets import trainer
+from tests._versions import needs
+from tests.metrics._torchmetrics import r2_of_each
 
 NAN = float("nan")
 
@@ -49,8 +50,8 @@ OUTPUTS, LABELS = torch.randn(10, 3), torch.randn(10, 3) * torch.tensor([0.1, 1.
 
 
 def test_every_output_has_its_own_r2():
-    found = logged(task("gaussian", R2Score(multioutput="raw_values"), "rows"), OUTPUTS, LABELS)
-    expected = of(R2Score(multioutput="raw_values"), OUTPUTS, LABELS)
+    found = logged(task("gaussian", r2_of_each(), "rows"), OUTPUTS, LABELS)
+    expected = of(r2_of_each(), OUTPUTS, LABELS)
     assert [found[f"R2Score/{i}"] for i in range(3)] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
     assert "R2Score" not in found
 
@@ -70,11 +71,11 @@ def test_an_output_keeps_the_labels_that_are_missing_in_others():
 def test_rows_that_are_not_complete_are_left_out_with_a_warning():
     labels = LABELS.clone()
     labels[0, 1], labels[5] = NAN, NAN
-    metric = R2Score(multioutput="raw_values")
+    metric = r2_of_each()
     with pytest.warns(UserWarning, match="1 rows are not given to R2Score, as labels are missing in them"):
         found = logged(task("gaussian", metric, "rows"), OUTPUTS, labels)
     complete = ~labels.isnan().any(1)
-    expected = of(R2Score(multioutput="raw_values"), OUTPUTS[complete], labels[complete])
+    expected = of(r2_of_each(), OUTPUTS[complete], labels[complete])
     assert [found[f"R2Score/{i}"] for i in range(3)] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
 
 
@@ -110,7 +111,10 @@ def test_whole_images_have_a_similarity(shape):
     assert found["StructuralSimilarityIndexMeasure"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+@needs("torchmetrics", "1.5", "has no LambdaInputTransformer")
 def test_panoptic_quality_of_whole_images():
+    from torchmetrics.wrappers import LambdaInputTransformer
+
     logits, labels = torch.randn(10, 3, 8, 8), torch.randint(3, (10, 8, 8))
     labels[:, 0] = -100  # void
 
@@ -157,20 +161,18 @@ def test_a_metric_that_cannot_take_a_batch_is_named():
 
 @pytest.mark.filterwarnings("ignore:no label of mine")
 def test_nothing_is_logged_of_what_nobody_observed():
-    metric = R2Score(multioutput="raw_values")
+    metric = r2_of_each()
     assert logged(task("gaussian", metric, "rows"), OUTPUTS, torch.full_like(LABELS, NAN)).keys() == set()
 
 
 def test_epochs_do_not_mix_and_the_monitor_has_every_number():
-    net = MultiTaskModule(
-        nn.Identity(), {"mine": task("gaussian", R2Score(multioutput="raw_values"), "rows")}, inputs="x"
-    )
+    net = MultiTaskModule(nn.Identity(), {"mine": task("gaussian", r2_of_each(), "rows")}, inputs="x")
     rows = [{"x": x, "mine": label} for x, label in zip(OUTPUTS, LABELS, strict=True)]
     monitor = UncertaintyMonitor(table=False)
     net._optimizer = lambda groups: torch.optim.SGD(groups, lr=0.0)
     fit = trainer(max_epochs=3, callbacks=[monitor])
     fit.fit(net, DataLoader(rows, batch_size=4), DataLoader(rows, batch_size=4))
-    expected = of(R2Score(multioutput="raw_values"), OUTPUTS, LABELS)
+    expected = of(r2_of_each(), OUTPUTS, LABELS)
     for i in range(3):
         key = f"val/mine/R2Score/{i}"
         assert [row[key] for row in monitor.evaluations.rows] == pytest.approx(

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from lightning_uncertainty._step import stack_losses
+from lightning_uncertainty._step import check_graphs, stack_losses
 from lightning_uncertainty._tensors import mean_losses
 from lightning_uncertainty.likelihoods._labels import Counted
 from lightning_uncertainty.tasks.task import check_known
+from tests._nets import Plain, tensors, trainer, tuples
 
 TASKS = {"depth": "gaussian", "kind": "categorical"}
 CPU = torch.empty(2)
@@ -135,3 +136,28 @@ def test_a_sum_of_nothing_whose_gradient_is_finite_counts_nothing(forked):
     assert not logits.grad.any()
     leaf = torch.tensor(math.nan, requires_grad=True)
     assert stack_losses({"depth": (leaf, 0), "kind": ONE}, TASKS, CPU)[1].tolist() == [0.0, 1.0]
+
+
+class Cut(Plain):
+    def training_step(self, batch, batch_idx):
+        return self.weigh({name: loss.detach() for name, loss in self.losses(batch).items()})
+
+
+def test_a_fit_whose_losses_are_cut_off_is_told_before_anything_moves():
+    net = Cut()
+    before = tensors(net.task_weighting)
+    with pytest.raises(RuntimeError, match="found none with a graph of depth, kind, as after detach"):
+        trainer().fit(net, tuples())
+    torch.testing.assert_close(tensors(net.task_weighting), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_losses_without_graph_are_fine_where_nothing_is_cut_off():
+    cut, whole = torch.tensor(1.0), torch.tensor(1.0, requires_grad=True)
+    network = [torch.nn.Parameter(torch.ones(2))]
+    check_graphs({"depth": cut, "kind": whole}, network)
+    check_graphs({"depth": (0 * cut, 0), "kind": None}, network)  # a batch without labels
+    check_graphs({"depth": cut, "kind": cut}, [network[0].detach()])  # a frozen network, whose σ is wanted
+    with torch.no_grad():
+        check_graphs({"depth": cut, "kind": cut}, network)
+    net = Plain().train()
+    assert net.weigh({"depth": cut, "kind": cut}).requires_grad  # no Trainer: to try it

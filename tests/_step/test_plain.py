@@ -6,7 +6,6 @@ from contextlib import nullcontext
 import pytest
 import torch
 from pytorch_lightning import LightningModule
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from lightning_uncertainty import (
 )
 from lightning_uncertainty._step.plain import OWN_CALLBACKS, OWN_PARTS
 from tests._nets import Owning, trainer, tuples
+from tests._versions import averages
 
 
 class Host(LightningModule):
@@ -198,8 +198,11 @@ def test_a_part_makes_the_checkpoint_of_what_is_around_it_plain():
     assert groups[0] == groups[1]
 
 
+@averages
 @pytest.mark.filterwarnings("ignore:the checkpoint has nothing of")
 def test_an_average_of_weights_is_plain_too(tmp_path):
+    from pytorch_lightning.callbacks import EMAWeightAveraging
+
     net = Weighed(optimizer="all")
     fit = trainer(max_epochs=1, callbacks=[EMAWeightAveraging(decay=0.9)])
     kept = []

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from lightning_uncertainty._step import StepWindow, unsound_loss
-from lightning_uncertainty.likelihoods import HeteroscedasticGaussian, as_likelihood
+from lightning_uncertainty._step.window import StepWindow, check_losses, unsound_loss
+from lightning_uncertainty.likelihoods import Gaussian, HeteroscedasticGaussian, as_likelihood
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     FixedWeighting,
@@ -206,6 +206,15 @@ def test_adding_does_not_write_into_what_it_is_given():
 def test_the_sentence_names_task_and_finding():
     assert "task 'depth' should be finite and at least 0: found -1.0" in unsound_loss("depth", "-1.0")
     assert "task 'depth' should be finite: found nan" in unsound_loss("depth", "nan", normalised=True)
+    assert "'constant'" not in unsound_loss("depth", "nan")
+
+
+def test_a_negative_loss_is_told_what_it_may_be():
+    weighting = FixedWeighting().bind({"depth": Gaussian()})
+    for value, told in ((-1.0, True), (-math.inf, False), (math.nan, False), (math.inf, False)):
+        with pytest.raises(ValueError, match="task 'depth' should be finite") as error:
+            check_losses(weighting, torch.tensor([value]), allow_nonfinite=False)
+        assert ("make its task 'constant', or HeteroscedasticGaussian() whose head" in str(error.value)) is told
 
 
 def test_a_normalised_loss_may_be_negative_and_has_no_sigma():

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 from torch.optim.swa_utils import SWALR
@@ -22,6 +22,7 @@ from lightning_uncertainty import (
 )
 from lightning_uncertainty.adoption import unadopt
 from tests._nets import trainer
+from tests._versions import averages, exact_resume
 from tests.adoption._hosts import PARTS, TASKS, Host, Loader, rows, seeded
 
 LOG = PARTS["log"]
@@ -94,6 +95,7 @@ def bits(state):
     return {name: value.double().nan_to_num(-7).tolist() for name, value in state.items()}
 
 
+@exact_resume
 @pytest.mark.parametrize("kind", ["log", "weight", "call", "function"])
 def test_a_fit_resumes_to_the_last_bit(kind, weighting, tmp_path):
     def host():
@@ -162,7 +164,10 @@ def test_a_state_of_the_host_leaves_sigma_as_it_is():
     assert host.sigma() == sigma
 
 
+@averages
 def test_an_average_of_weights_is_the_hosts():
+    from pytorch_lightning.callbacks import WeightAveraging
+
     host = adopt(seeded(Host), TASKS, LOG)
     found = saved(fit(host, 4, WeightAveraging()))
     assert found["state_dict"].keys() == found["current_model_state"].keys() == host.state_dict().keys()
@@ -523,6 +528,7 @@ class Filtering(Host):
         checkpoint["state_dict"]["vector"] = self.vector
 
 
+@exact_resume
 @pytest.mark.parametrize("kind", [NoKeywords, Trimmed, Filtering])
 def test_states_of_the_hosts_own_making(kind, weighting, tmp_path):
     def host():

@@ -109,8 +109,53 @@ def test_a_rest_may_be_a_task():
             torch.testing.assert_close(found[1][name], gradient, rtol=1e-12, atol=1e-14)
 
 
+class Variational(Host):
+    """The weight of its KL term begins at 0, and an entropy is made large."""
+
+    beta = 0.0
+
+    def training_step(self, batch, batch_idx):
+        kl, entropy = self.head.weight.square().sum(), self.head.bias.square().sum().log()
+        self.log_dict({"kl": kl, "entropy": entropy})
+        return super().training_step(batch, batch_idx) + self.beta * kl - 0.01 * entropy
+
+
+@pytest.mark.parametrize("weighting", [AnalyticUncertaintyWeighting, UncertaintyWeighting])
+@pytest.mark.parametrize("kl", ["log:kl", "weight:beta"])
+def test_a_constant_term_keeps_the_hosts_weight_as_it_is_annealed(kl, weighting):
+    tasks, parts = {**TASKS, "kl": "constant", "entropy": "constant"}, {**LOG, "kl": kl, "entropy": "log:entropy"}
+    host = adopt(seeded(Variational), tasks, parts, weighting=weighting())
+    plain = adopt(seeded(Variational), TASKS, LOG, rest="plain", weighting=weighting())
+    for step, batch in enumerate(rows(32)):
+        host.beta = plain.beta = 0.1 * step
+        found, expected = gradients(host, batch, step), gradients(plain, batch, step)
+        for name, _ in seeded(Variational).named_parameters():
+            gradient = expected[1][name]
+            torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_a_constant_term_is_in_validation_as_in_training():
+    class Validated(Variational):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            self.log("val_kl", torch.tensor(3.0))
+
+    tasks, parts = {**TASKS, "kl": "constant"}, {**LOG, "kl": "log:kl"}
+    validation = {"depth": "log:val_depth", "kl": "log:val_kl"}
+    host = adopt(seeded(Validated), tasks, parts, rest="plain", validation=validation)
+    host.beta = 0.5
+    fit = trainer(max_epochs=1)
+    fit.fit(host, Loader(rows()), Loader(rows()))
+    assert fit.callback_metrics["val/kl/loss"].item() == pytest.approx(1.5)
+
+
 def labels(batch):
     return {"depth": 1, "height": 4}
+
+
+def test_a_divisor_wants_a_count():
+    with pytest.raises(ValueError, match=r"divisor= undoes .* found no count=; say count="):
+        adopt(seeded(Host), TASKS, LOG, divisor=lambda batch: 6)
 
 
 def test_labels_are_counted_and_what_the_host_divided_by_is_undone():
@@ -218,7 +263,7 @@ def compiled():
     ("module", "found"),
     [
         (lambda: nn.Linear(1, 1), "takes a LightningModule: found a Linear"),
-        (lambda: Host, "takes a LightningModule: found a type"),
+        (lambda: Host, r"takes a LightningModule: found the class Host; give an instance, as Host\(\.\.\.\)"),
         (lambda: torch.compile(Host(), backend="eager"), "found a OptimizedModule; adopt the module itself"),
         (Own, "found Own, a MultiTaskMixin; call weigh in its step"),
         (Stepless, "found none in Stepless"),
@@ -254,7 +299,7 @@ def test_what_cannot_be_adopted_is_told_and_stays_as_it_is(module, found):
         ({"rest": "width"}, r"rest should be 'plain' or a task \(depth, height\): found 'width'"),
         ({"may_be_absent": "width"}, "tasks should be among depth, height: found width"),
         ({"count": 3}, "count should be a function of the batch, or its dotted name: found a int"),
-        ({"divisor": 3}, "divisor should be a function of the batch"),
+        ({"count": labels, "divisor": 3}, "divisor should be a function of the batch"),
         ({"validation": {"width": "log:a"}}, "found width"),
         ({"validation": {"depth": "weight:weights[0]"}}, "found weight:weights"),
         ({"on_nonfinite": "skip"}, "on_nonfinite should be"),

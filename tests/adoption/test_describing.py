@@ -360,6 +360,13 @@ class Keeping(Host):
         return total + 5 * self.alone(made[:, 0], label) + 7 * self.table[0](made[:, 1], label)
 
 
+def test_a_look_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    describe(seeded(Host), rows()[0])
+    describe(seeded(Host), Loader(rows()))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 @pytest.mark.parametrize("kind", [Holding, Keeping])
 def test_every_name_that_is_listed_leads_to_its_loss(kind):
@@ -373,7 +380,7 @@ def test_every_name_that_is_listed_leads_to_its_loss(kind):
     for part in found.candidates:
         for name in part.names:
             weighting = FixedWeighting()
-            adopted = adopt(copy.deepcopy(host), {"it": "constant"}, {"it": name}, rest="plain", weighting=weighting)
+            adopted = adopt(copy.deepcopy(host), {"it": "generic"}, {"it": name}, rest="plain", weighting=weighting)
             batch = rows()[0]
             total = float(adopted.training_step(batch, 0))
             assert total == pytest.approx(found.total + (1 - part.weight) * part.loss), name

@@ -49,6 +49,21 @@ def test_the_weight_of_one_task_alone_may_be_a_number():
     assert as_parts("weight:w", ["a", "b"], None, host) == {"a": HostWeight("w[0]"), "b": HostWeight("w[1]")}
 
 
+@pytest.mark.parametrize("weights", [[0.5, 0.5, 1.0], (0.5,), torch.ones(1, 3)])
+def test_weights_for_all_are_as_many_as_the_tasks(weights):
+    host = SimpleNamespace(w=weights)
+    with pytest.raises(
+        ValueError, match=r"a weight for each \(a, b\): found [13] there; name those .* \{'a': 'weight:w\[0\]'\}"
+    ):
+        as_parts("weight:w", ["a", "b"], None, host)
+    assert as_parts({"a": "weight:w[0]"}, ["a", "b"], "b", host) == {"a": HostWeight("w[0]")}
+
+
+def test_two_weights_are_not_one_tasks():
+    with pytest.raises(ValueError, match=r"should have a weight for each \(a\): found 2 there"):
+        as_parts("weight:w", ["a"], None, SimpleNamespace(w=torch.ones(2)))
+
+
 @pytest.mark.parametrize("given", [{}, {"a": "log:a"}, {"a": "log:a", "b": "log:b", "c": "log:c"}, None, ["log:a"]])
 def test_every_task_has_a_part(given):
     with pytest.raises(ValueError, match=r"every task should have a part \(a, b\): found .*; give parts by task"):

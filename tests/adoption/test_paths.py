@@ -177,3 +177,23 @@ def test_parameters_in_lists_are_replaced_and_stay_parameters():
         with replaced(owner, keys, value := torch.zeros(()), "it"):
             assert fetch(owner, keys, "it") is value
         assert fetch(owner, keys, "it") is before
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("dict['a']", "no index 'a' in a dict that has 'a.b';"),
+        ("many['a']", "that has 'k0', 'k1', 'k2', 'k3', 'k4', 'k5', 'k6', 'k7' and 4 more;"),
+        ("none[0]", "no index 0 in a dict that is empty;"),
+        ("list[2]", "no index 2 in a list of 2;"),
+        ("child[3]", "no index 3 in a ModuleList of 1;"),
+        ("buffer[1]", r"no index 1 in a Tensor of shape \[\];"),
+        ("bufer", "no attribute 'bufer' in a Owner that has 'buffer'"),
+        ("zzz", "no attribute 'zzz' in a Owner; `describe`"),
+    ],
+)
+def test_where_a_key_leads_to_nothing_what_is_there_is_named(path, found):
+    owner = Owner()
+    owner.many, owner.none = {f"k{place}": 0.0 for place in range(12)}, {}
+    with pytest.raises(RuntimeError, match=found):
+        fetch(owner, keys_of(path, "it"), "it")

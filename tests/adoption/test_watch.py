@@ -57,7 +57,7 @@ def test_a_method_an_entry_and_a_function_that_is_held_are_seen():
     watch, returned = watched("call:rule", lambda host: host.rule(host.made(), torch.zeros(2, 1)))
     assert of(watch) == [returned.item()]
     with pytest.raises(
-        RuntimeError, match=r"the entry of .* should lead to something in the host: found no index 'no'"
+        RuntimeError, match=r"the entry of .* in the host: found no index 'no' in a dict that has 'near', 'inner'"
     ):
         watched("call:both@['no']", lambda host: host.both(host.made()))
     with pytest.raises(RuntimeError, match="should be something that is called: found a Parameter"):

@@ -97,3 +97,17 @@ def test_tasks_that_fall_together_while_another_stands_still_are_told():
 )
 def test_tasks_that_do_not_are_not(sigmas):
     assert warned_together(**sigmas) is None
+
+
+def test_many_tasks_are_counted_and_three_named():
+    tasks = [f"t{place}" for place in range(12)]
+    weights = {task: 6.0 + place for place, task in enumerate(tasks)} | dict.fromkeys(("u", "v", "w", "x"), 0.01)
+    told = warned_together(weights, **dict.fromkeys(tasks, FALLING), **dict.fromkeys(("u", "v", "w", "x"), STILL))
+    assert told.startswith("tasks 't0', 't1', 't2' and 9 more take over: their weights have grown 600 to 1.7e+03 times")
+    assert "t2 from 1 to 0.314 and 9 more) while that of 'u', 'v', 'w' and 1 more stands still" in told
+
+
+def test_labels_in_a_large_unit_are_a_reason_that_is_named():
+    for told in (warned(FALLING), warned_together(residual=FALLING, boundary=FALLING, initial=STILL)):
+        assert "large unit" in told
+        assert "Rescale(mean, std) behind" in told

@@ -30,6 +30,7 @@ from lightning_uncertainty.callbacks._similarity import SIMILARITIES, shares_of_
 from lightning_uncertainty.callbacks.gradient_conflict import _set_stance
 from tests import _wandb_reader
 from tests._nets import Plain, tensors, trainer, tuples
+from tests._versions import exact_resume
 from tests.callbacks._watched import CASES, NAMES, START, Watched, batch_of, fit
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors.json").read_text(encoding="utf-8"))
@@ -402,6 +403,7 @@ def test_no_fit_leaves_the_weighting_watching(error):
     assert backend.frame_count == 1  # what is compiled afterwards is
 
 
+@exact_resume
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided")
 def test_a_resumed_fit_goes_on_with_rows_and_means(tmp_path):

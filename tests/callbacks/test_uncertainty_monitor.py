@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from pytorch_lightning import LightningModule
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -426,6 +427,14 @@ def test_the_table_covers_the_last_steps_and_needs_no_rich(capsys, monkeypatch):
     assert kind.endswith("√(2·CE) [-]")
 
 
+def test_the_table_begins_a_line_of_its_own_below_a_bar(capsys):
+    bar = TQDMProgressBar()
+    trainer(callbacks=[UncertaintyMonitor(), bar], enable_progress_bar=True).fit(Plain(), tuples())
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "Task uncertainty after 8 steps" in lines
+    assert any("100%" in line for line in lines[: lines.index("Task uncertainty after 8 steps")])
+
+
 def test_the_table_keeps_a_task_that_had_no_labels_in_the_last_rows(capsys):
     batches = dicts()
     batches.dataset.table["depth"][8:] = torch.nan  # in the first of four batches only
@@ -525,7 +534,7 @@ def test_a_module_without_the_mixin_is_refused():
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    with pytest.raises(TypeError, match=r"needs a MultiTaskMixin: found Bare; write `class Bare\(MultiTaskMixin"):
+    with pytest.raises(TypeError, match=r"found Bare; write `class Bare\(MultiTaskMixin.*AdoptLosses"):
         trainer(callbacks=[UncertaintyMonitor()]).fit(Bare(), tuples())
 
 

@@ -22,6 +22,7 @@ from lightning_uncertainty import (
     UncertaintyWeighting,
 )
 from tests._nets import Owning, Plain, dicts, tensors, trainer, tuples
+from tests._versions import exact_resume
 from tests.callbacks._drawn import BATCHES, BLEND, CASES, HOLD, Drawn, batch_of, fit
 
 START = {"depth": 1.0, "kind": -0.5}
@@ -249,6 +250,7 @@ class Killed(Callback):
         trainer.save_checkpoint("failed.ckpt")
 
 
+@exact_resume
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided")
 @pytest.mark.parametrize("accumulated", [1, 2])

@@ -156,6 +156,23 @@ def test_more_charts_have_lists_of_keys():
         wandb_workspace("me", "scenes", TASKS, more={"host": "loss"})
 
 
+@pytest.mark.parametrize("more", [["train_loss"], "train_loss", [], 3])
+def test_more_charts_have_titles(more):
+    with pytest.raises(ValueError, match=r"by the title of their chart: found .*; write \{'host': \['train_loss'\]\}"):
+        wandb_workspace("me", "scenes", TASKS, more=more)
+
+
+@pytest.mark.parametrize("keys", [None, 3, [1], [["train_loss"]]])
+def test_keys_of_more_charts_are_texts(keys):
+    with pytest.raises(ValueError, match="the keys of chart 'host' should be a list of what is logged: found"):
+        wandb_workspace("me", "scenes", TASKS, more={"host": keys})
+
+
+def test_metrics_that_are_no_list_are_refused():
+    with pytest.raises(ValueError, match=r"metrics of task 'depth' should be a list of names: found None; write \[\]"):
+        wandb_workspace("me", "scenes", {"depth": None})
+
+
 def test_a_list_of_tasks_gives_a_workspace_without_metrics():
     assert len(panels(specification(wandb_workspace("me", "scenes", ["depth", "kind"])))) == len(KINDS) + 2
 

@@ -190,7 +190,7 @@ def test_an_opponent_steps_as_it_would_alone(kind, name):
 
 def test_lbfgs_is_refused():
     """It evaluates a batch many times a step."""
-    with pytest.raises(RuntimeError, match="found LBFGS"):
+    with pytest.raises(RuntimeError, match="found the host's LBFGS"):
         adopted(1, optimizer=TorchOptimizer(torch.optim.LBFGS))
 
 

@@ -8,13 +8,13 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
-from torchmetrics import MetricCollection, R2Score
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAveragePrecision
 
 from lightning_uncertainty import Task
 from lightning_uncertainty.metrics import ObservedMetric
 from tests._nets import Owning, Rows, dicts, trainer
-from tests.metrics._torchmetrics import draw, made
+from tests.metrics._torchmetrics import draw, made, r2_of_each
 
 BATCHES = {"one": ((9, 0, 7), ()), "other": ((), (9, 7)), "uneven": ((9, 4, 3), (5,)), "none": ((0,), ())}
 """How many labels the batches of each rank have."""
@@ -49,12 +49,11 @@ class Ranked(Owning):
         self.trunk = nn.Linear(4, 8)
         ranks = MetricCollection({"r2": made("R2Score"), "rho": made("SpearmanCorrCoef")})
         curve = MulticlassAveragePrecision(3)
-        each = R2Score(multioutput="raw_values")
         self.register_tasks(
             {
                 "depth": Task("gaussian", nn.Linear(8, 1), metrics=ranks),
                 "kind": Task("categorical", nn.Linear(8, 3), metrics=curve),
-                "pose": Task("gaussian", nn.Linear(8, 3), metrics=each, metrics_on="rows"),
+                "pose": Task("gaussian", nn.Linear(8, 3), metrics=r2_of_each(), metrics_on="rows"),
             }
         )
 

@@ -9,6 +9,8 @@ import torch
 import torchmetrics
 from torchmetrics import Metric, classification, regression, wrappers
 
+from tests._versions import has
+
 KINDS = ("Binary", "Multiclass", "Multilabel")
 GROUPED = ("BinaryFairness", "BinaryGroupStatRates")  # which want groups, too
 OPTIONS = {
@@ -65,6 +67,11 @@ MORE = {
     "multioutput": lambda: wrappers.MultioutputWrapper(torchmetrics.R2Score(), num_outputs=3),
     "classwise": lambda: wrappers.ClasswiseWrapper(classification.MulticlassAccuracy(3, average=None)),
 }
+
+
+def r2_of_each():
+    """An R2Score of three outputs, whose number it asked for until torchmetrics 1.5."""
+    return torchmetrics.R2Score(*[3] * (not has("torchmetrics", "1.5")), multioutput="raw_values")
 
 
 def made(name):

@@ -3,6 +3,7 @@ import torch
 from torchmetrics import Accuracy, MeanAbsoluteError, MeanSquaredError, R2Score
 
 from lightning_uncertainty.metrics import ObservedMetric
+from lightning_uncertainty.metrics._over_ranks import _reduced
 from tests.metrics._other_rank import with_other_rank
 from tests.metrics._ranks import BATCHES, logged, shares, updated
 from tests.metrics._torchmetrics import CLASSES, MORE, draw, made
@@ -103,6 +104,21 @@ def test_ranks_have_the_value_of_one_process(name, split, found):
             values, ([*first, *second], [*first, *second, *more], [*second, *first]), strict=True
         ):
             torch.testing.assert_close(value, updated(name, batches).compute(), equal_nan=True)
+
+
+@pytest.mark.parametrize("shapes", [((1,), ()), ((), (1,)), ((2, 3), (2, 3))])
+def test_states_of_ranks_are_stacked_in_one_shape(shapes):
+    """PearsonCorrCoef of torchmetrics 1.4 has a mean of shape [] or [1], as its first batch was."""
+    states = [torch.randn(shape) for shape in shapes]
+    whole = _reduced(states, None)
+    assert whole.shape == (2, *shapes[0])
+    assert whole.flatten().equal(torch.cat([state.flatten() for state in states]))
+    assert _reduced(states, lambda stacked: stacked.sum(0)).equal(states[0] + states[1].reshape(shapes[0]))
+
+
+def test_states_of_other_sizes_are_not_stacked():
+    with pytest.raises(RuntimeError):
+        _reduced([torch.ones(3), torch.ones(())], None)
 
 
 @pytest.mark.smoke

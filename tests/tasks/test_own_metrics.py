@@ -4,7 +4,16 @@ import pytest
 import torch
 import torchmetrics
 from torch import nn
-from torchmetrics import MeanAbsoluteError, MeanMetric, Metric, MetricCollection, R2Score
+from torchmetrics import (
+    MeanAbsoluteError,
+    MeanMetric,
+    MeanSquaredError,
+    Metric,
+    MetricCollection,
+    MultioutputWrapper,
+    PearsonCorrCoef,
+    R2Score,
+)
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from lightning_uncertainty import Task
@@ -52,12 +61,8 @@ def test_every_metric_is_taken_in_its_form_or_refused_in_a_sentence(name):
     ("likelihood", "metric", "message"),
     [
         ("gaussian", R2Score(multioutput="raw_values"), r"outputs \(multioutput='raw_values'\) should be given rows"),
-        (
-            "gaussian",
-            torchmetrics.MeanSquaredError(num_outputs=3),
-            r"outputs \(num_outputs=3\) should be given",
-        ),
-        ("gaussian", torchmetrics.MultioutputWrapper(R2Score(), 3), r"found metric 'M.*' of task 'mine'.*on='rows'"),
+        ("gaussian", MeanSquaredError(num_outputs=3), r"outputs \(num_outputs=3\) should be given"),
+        ("gaussian", MultioutputWrapper(R2Score(), 3), r"found metric 'M.*' of task 'mine'.*on='rows'"),
         ("gaussian", StructuralSimilarityIndexMeasure(), r"found metric 'S.*say Task\(\.\.\., metrics_on='images'"),
         ("categorical", torchmetrics.Accuracy("binary"), "expected to have the same shape.*take another metric"),
         ("categorical", MeanAbsoluteError(), "take another metric"),
@@ -73,6 +78,14 @@ def test_every_metric_is_taken_in_its_form_or_refused_in_a_sentence(name):
 def test_slips_are_told_with_task_and_metric(likelihood, metric, message):
     with pytest.raises(ValueError, match=message):
         own_metrics("mine", Task(likelihood, metrics=metric))
+
+
+@pytest.mark.parametrize("kind", [R2Score, MeanSquaredError, PearsonCorrCoef], ids=lambda kind: kind.__name__)
+def test_a_wrapper_of_several_outputs_knows_them_whatever_its_parts_say(kind):
+    wrapper = MultioutputWrapper(kind(), 3)
+    with pytest.raises(ValueError, match=r"say Task\(\.\.\., metrics_on='rows'\)"):
+        own_metrics("mine", Task("gaussian", metrics=wrapper))
+    assert own_metrics("mine", Task("gaussian", metrics=wrapper, metrics_on="rows"))
 
 
 @pytest.mark.parametrize("form", ["row", {"MAE": "rows"}, {"MeanAbsoluteError": "image"}, None])

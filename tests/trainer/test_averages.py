@@ -2,17 +2,12 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule
-from pytorch_lightning.callbacks import (
-    Callback,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from pytorch_lightning import LightningModule, callbacks
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
 from torch.optim.swa_utils import get_ema_avg_fn
 
@@ -21,6 +16,7 @@ from lightning_uncertainty._tensors import text_of, text_tensor
 from lightning_uncertainty.likelihoods import HeteroscedasticGaussian
 from lightning_uncertainty.tasks import HeteroscedasticHead
 from tests._nets import Owning, Plain, dicts, trainer, tuples
+from tests._versions import averages
 
 
 def log_variances(net):
@@ -51,6 +47,10 @@ def ema(values, decay):
     return average
 
 
+def mean(values):
+    return torch.stack(values).mean(0)
+
+
 class Burning(Owning):
     """Its depth has a σ for every element, after four steps."""
 
@@ -64,10 +64,16 @@ class Burning(Owning):
 
 
 AVERAGES = {
-    "EMA": (lambda: EMAWeightAveraging(decay=0.8), lambda values: ema(values, 0.8)),
-    "EMA without buffers": (lambda: EMAWeightAveraging(decay=0.8, use_buffers=False), lambda values: ema(values, 0.8)),
-    "mean": (WeightAveraging, lambda values: torch.stack(values).mean(0)),
-    "mean without buffers": (lambda: WeightAveraging(use_buffers=False), lambda values: torch.stack(values).mean(0)),
+    "EMA": (lambda: callbacks.EMAWeightAveraging(decay=0.8), partial(ema, decay=0.8)),
+    "EMA without buffers": (
+        lambda: callbacks.EMAWeightAveraging(decay=0.8, use_buffers=False),
+        partial(ema, decay=0.8),
+    ),
+    "mean": (lambda: callbacks.WeightAveraging(), mean),
+    "mean without buffers": (
+        lambda: callbacks.WeightAveraging(use_buffers=False),
+        mean,
+    ),
     "SWA": (  # at the start of epochs 2 and 3
         lambda: StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=3, annealing_epochs=1),
         lambda values: (values[7] + values[11]) / 2,
@@ -76,7 +82,7 @@ AVERAGES = {
 
 
 @pytest.mark.filterwarnings("ignore:parameter groups should keep learning rates of their own")
-@pytest.mark.parametrize("name", AVERAGES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[averages] * (name != "SWA")) for name in AVERAGES])
 def test_a_fit_ends_with_averaged_log_variances_and_trains_with_its_own(name):
     build, average = AVERAGES[name]
     net, watch = Plain(), Watch()
@@ -88,6 +94,7 @@ def test_a_fit_ends_with_averaged_log_variances_and_trains_with_its_own(name):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@averages
 @pytest.mark.parametrize("name", [name for name in AVERAGES if name != "SWA"])
 def test_a_checkpoint_of_averages_trains_on_and_resumes(name, tmp_path):
     build, _ = AVERAGES[name]
@@ -118,11 +125,12 @@ def test_names_survive_a_long_average(decay, whole):
     assert [text_of(row) for row in mean] == names
 
 
-@pytest.mark.parametrize("average", [EMAWeightAveraging, WeightAveraging])
+@averages
+@pytest.mark.parametrize("average", ["EMAWeightAveraging", "WeightAveraging"])
 def test_a_burn_in_ends_in_the_average_too(average):
     """An average of integers, cut off to an integer at each step, would stay at 1."""
-    net, options = Burning(), {"decay": 0.6} if average is EMAWeightAveraging else {}
-    trainer(max_epochs=4, callbacks=[average(**options)]).fit(net, dicts())
+    net, options = Burning(), {"decay": 0.6} if average == "EMAWeightAveraging" else {}
+    trainer(max_epochs=4, callbacks=[getattr(callbacks, average)(**options)]).fit(net, dicts())
     assert 4 < net.task_heads["depth"].steps < 16
     log_variance = net.task_heads["depth"](torch.randn(5, 8))[:, 1]
     assert not log_variance.eq(1.0).any()
@@ -144,12 +152,13 @@ REMEDIES = {
 }
 
 
+@averages
 @pytest.mark.parametrize("remedy", REMEDIES)
 def test_a_task_without_labels_at_first_has_its_sigma_in_the_average_if(remedy):
     options, start = REMEDIES[remedy]
     batches, net, watch = dicts(128, 32), Owning(UncertaintyWeighting(start=start)), Watch()
     batches.dataset.table["depth"] *= 1000
     batches.dataset.table["depth"][:32] = torch.nan  # in the first of four batches
-    trainer(max_epochs=1, callbacks=[watch, EMAWeightAveraging(decay=0.9, **options)]).fit(net, batches)
+    trainer(max_epochs=1, callbacks=[watch, callbacks.EMAWeightAveraging(decay=0.9, **options)]).fit(net, batches)
     assert log_variances(net)[0] == pytest.approx(watch.after[-1][0].item(), abs=0.3)
     assert net.sigma()["depth"] == pytest.approx(log_variances(net)[0].div(2).exp().item(), rel=0.2)

@@ -19,6 +19,9 @@ from pytorch_lightning.loggers import CSVLogger
 
 from lightning_uncertainty import UncertaintyMonitor, UncertaintyWeighting
 from tests._nets import Plain, tensors, trainer, tuples
+from tests._versions import has
+
+REGISTRY = {"model_registry": None} if has("pytorch-lightning", "2.5.1") else {}
 
 
 class Stepwise(Plain):
@@ -64,7 +67,7 @@ def bare_loop(net, batches):
         ({"check_val_every_n_epoch": 2, "num_sanity_val_steps": -1}, [0, 1, 2, 3] * 2),
         ({"max_time": "00:01:00:00", "min_epochs": 1}, [0, 1, 2, 3] * 2),
         ({"deterministic": True, "benchmark": False}, [0, 1, 2, 3] * 2),
-        ({"model_registry": None, "use_distributed_sampler": False}, [0, 1, 2, 3] * 2),
+        ({"use_distributed_sampler": False, **REGISTRY}, [0, 1, 2, 3] * 2),
     ],
     ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
 )

@@ -2,12 +2,16 @@
 
 import pytest
 
+from tests._versions import exact_resume
 from tests.trainer._killed import CASES, LOGGED_EVERY
 from tests.trainer._resume import BATCHES, LATE, bits
 
 PROGRAM = "tests.trainer._killed"
 SMOKE = "UncertaintyWeighting, in the checkpoint 14 then before the step 21"
-pytestmark = pytest.mark.cells(PROGRAM, "{case}")
+pytestmark = [
+    pytest.mark.cells(PROGRAM, "{case}"),
+    exact_resume,
+]
 every_case = pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.smoke] * (case == SMOKE)) for case in CASES]
 )

@@ -11,6 +11,9 @@ from torch import nn
 
 from lightning_uncertainty import UncertaintyMonitor, own_group
 from tests._nets import Plain, tensors, trainer, tuples
+from tests._versions import has, needs
+
+finder = needs("pytorch-lightning", "2.5.4", "forgets what LearningRateFinder found among the callbacks")
 
 
 class Tuned(Plain):
@@ -106,6 +109,7 @@ def fit_tuned(net, *callbacks, **options):
     return fit
 
 
+@finder
 @pytest.mark.parametrize("watched", [True, False])
 @pytest.mark.parametrize(
     ("make", "ratios"), [(Tuned, [1, 10]), (Parts, [1, 3, 10]), (Theirs, [1, 10]), (Module, [1, 10])]
@@ -121,12 +125,14 @@ def test_a_finder_among_the_callbacks_leaves_the_groups_their_ratios(make, ratio
     assert net.rates[-steps:] == [pytest.approx([net.lr * ratio for ratio in ratios])] * steps
 
 
+@finder
 def test_a_finder_that_looks_again_in_the_middle_of_a_fit_does_so_too(capsys):
     net = Tuned()
     fit_tuned(net, FineTuning(num_training_steps=20, max_lr=0.1), max_epochs=2)
     assert net.rates[-15:] == [pytest.approx([net.lr, 10 * net.lr])] * 15
 
 
+@finder
 def test_a_ratio_that_nobody_knows_is_told_to_be_lost(capsys):
     message = "found one for all, from LearningRateFinder; build the optimizer from `self.parameter_groups"
     with pytest.warns(UserWarning, match=message):
@@ -184,9 +190,10 @@ def test_scale_batch_size_leaves_no_trace_but_the_size(capsys):
     before = tensors(net)
     search(lambda net: Tuner(fit).scale_batch_size(net, max_trials=2, steps_per_trial=2), net)
     torch.testing.assert_close(tensors(net), before, rtol=0, atol=0, equal_nan=True)
-    assert net.batch_size == 4
+    assert net.batch_size == (4 if has("pytorch-lightning", "2.6") else 8)  # doubled after its last trial too
     fit.fit(net)
-    assert rows_of(fit) == (list(range(16)), pytest.approx(net.seen[-16:]))
+    steps = 64 // net.batch_size
+    assert rows_of(fit) == (list(range(steps)), pytest.approx(net.seen[-steps:]))
 
 
 class Rates(Callback):

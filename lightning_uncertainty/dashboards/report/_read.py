@@ -65,7 +65,7 @@ def _find(path: Path) -> Path:
         raise ValueError(f"a run should be of {_KNOWN}: found none in {path} or below it; give the run's folder")
     if len(runs) > 1:
         named = ", ".join(map(str, sorted(runs)[:_NAMED])) + (", ..." if len(runs) > _NAMED else "")
-        raise ValueError(f"a folder should hold one run: found {len(runs)} in {path}, {named}; give one of them")
+        raise ValueError(f"a folder should hold one run: found {len(runs)} in {path}: {named}; give one of them")
     return next(iter(runs.values()))
 
 

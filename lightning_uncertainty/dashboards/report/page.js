@@ -9,6 +9,8 @@
     [0.1, 0.2, 0.5, 1, 2, 5, 10],
     [0.5, 0.67, 0.8, 1, 1.25, 1.5, 2],
     [0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25],
+    [0.9, 0.95, 0.98, 1, 1.02, 1.05, 1.1],
+    [0.97, 0.98, 0.99, 1, 1.01, 1.02, 1.03],
   ];
   const alone = new Set(); // tasks that are shown; all where it is empty
   let optima = true; // whether σ* is shown
@@ -31,8 +33,9 @@
     const [low, high] = seen.reduce(([least, most], log) => [Math.min(least, log), Math.max(most, log)], [Infinity, -Infinity]);
     if (chart.axis === "gap") {
       const widest = Math.max(high, -low);
-      const tickvals = RATIOS[widest > 1 ? 0 : widest > 0.3 ? 1 : widest > 0.1 ? 2 : 3];
-      return { type: "log", tickvals, ticktext: tickvals.map((ratio) => percent(ratio, 0)) };
+      const tickvals = RATIOS[[1, 0.3, 0.1, 0.04, 0.013].filter((least) => widest <= least).length];
+      const range = widest < 0.005 ? [-0.005, 0.005] : undefined; // a per cent at least
+      return { type: "log", tickvals, ticktext: tickvals.map((ratio) => percent(ratio, 0)), ...(range && { range }) };
     }
     if (high - low < 2) return { type: "log", nticks: 3, tickformat: "~g" };
     return { type: "log", nticks: 7, exponentformat: "power", minexponent: 4, tickfont: { size: 9.6 } }; // plotly adds 25 %

@@ -183,3 +183,19 @@ def test_an_old_report_is_replaced_whole(tmp_path):
     write_report(by_hand(), str(path))
     assert path.read_text(encoding="utf-8").endswith("</html>\n")
     assert [file.name for file in Path().iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("widest", [0.0, 1e-6, 0.004, 0.012, 0.02, 0.05, 0.09, 0.2, 0.6, 3.0, 40.0])
+def test_gaps_of_any_size_have_ticks_beside_zero(tmp_path, browser, widest):
+    rows = [
+        {"step": step, "sigma/a": 1.0, "sigma_gap/a": gap, "loss_share/a": 1.0}
+        for step, gap in enumerate((0.0, widest))
+    ]
+    write_report(Run("gaps", rows, {}), tmp_path / "report.html")
+    with opened(browser, tmp_path / "report.html") as page:
+        page.wait_for_selector(DRAWN)
+        ticks = page.eval_on_selector_all(
+            'figure[data-chart="sigma_gap"] .ytick text', "texts => texts.map(text => text.textContent)"
+        )
+    assert len(ticks) >= 2
+    assert len(set(ticks)) == len(ticks)
