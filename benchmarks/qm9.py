@@ -20,12 +20,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -49,8 +48,6 @@ from lightning_uncertainty.weightings import (
     Weighting,
 )
 
-Errors = Mapping[Any, Any]  # means over seeds by measure, as of a `Result`
-
 SUBSET = ("mu", "R2", "U0")  # of the search: one hard, one of medium difficulty, one easy
 
 HIDDEN = 256
@@ -64,8 +61,10 @@ WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
     "analytic uncertainty": AnalyticUncertaintyWeighting,
     "DWA": DynamicWeightAverage,
     "DTP": partial(DynamicTaskPrioritization, 1.0),  # KPI 1 / (1 + MSE), ½ for who predicts the mean
+    "DTP, 0.01": partial(DynamicTaskPrioritization, 0.01),  # ½ for an MSE of a hundredth of the labels' variance
     "GLS": GeometricLossWeighting,
-    "MGDA": partial(GradientBalancing, "mgda"),
+    "MGDA-UB": partial(GradientBalancing, "mgda"),  # of the features, a bound
+    "MGDA": partial(GradientBalancing, "mgda", on="parameters"),
     "PCGrad": partial(GradientBalancing, "pcgrad"),
     "UPGrad": lambda: GradientBalancing(UPGradWeighting()),
 }
@@ -114,37 +113,16 @@ class Net(MultiTaskMixin, LightningModule):
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def gain_over(baseline: Errors, errors: Errors) -> str:
-    """Return the gain over the means of a baseline in percent, mean and deviation over seeds."""
-    by_seed = zip(*(errors[measure].values for measure in baseline), strict=True)
-    means = [mean.mean for mean in baseline.values()]
-    gains = [100 * fmean(1 - own / mean for own, mean in zip(seed, means, strict=True)) for seed in by_seed]
-    return f"{fmean(gains):+.2f}" + (f" ± {stdev(gains):.2g}" if len(gains) > 1 else "")
-
-
-def show(found: Comparison, alone: Sequence[Comparison] = ()) -> None:
-    """Print a comparison as a Markdown table, and its answer.
-
-    `alone` are those of one task each, under one weighting of that comparison; they make a row and an answer more.
-    """
+def show(found: Comparison) -> None:
+    """Print a comparison as a Markdown table, and its answer."""
     columns = [f"{measure.task} {PROPERTIES[measure.task][0]}" for measure in found.measures]
     rows = []
     for result in found.results:
         cells = [result.values[measure].text() for measure in found.measures]
-        gain = result.gain.text("+.2f") if result.gain else ""
-        rank = "" if result.rank is None else f"{result.rank:.2f}"
-        rows.append([result.name, *cells, gain, rank])
-    answers = [found.answer()]
-    if alone:
-        name = alone[0].best.name
-        alone_name = f"{found.baseline}, {name}"
-        own = {measure: mean for single in alone for measure, mean in single.best.values.items()}
-        values = {result.name: result.values for result in found.results}
-        cells = [own[measure].text() for measure in found.measures]
-        rows.insert(1, [alone_name, *cells, gain_over(values[found.baseline], own), ""])
-        answers.append(f"Over single tasks under the same weighting {name} gains {gain_over(own, values[name])} %.")
-    table(["weighting", *columns, "gain %", "mean rank"], rows)
-    print("\n".join(answers) + "\n", flush=True)
+        gains = [gain.text("+.2f") if gain else "" for gain in (result.gain, result.gain_alone)]
+        rows.append([result.name, *cells, *gains, "" if result.ranks is None else result.ranks.text(".2f")])
+    table(["weighting", *columns, "gain %", "gain alone %", "mean rank"], rows)
+    print(f"{found.answer()}\n", flush=True)
 
 
 def main() -> None:
@@ -168,8 +146,8 @@ def main() -> None:
         f"{sizes[1]} for validation, {sizes[2]} for testing; {args.epochs} epochs in batches of {BATCH}; seeds "
         f"{', '.join(map(str, args.seeds))}. {os.cpu_count()} CPUs, 1 thread, {packages}; read and described in "
         f"{time.monotonic() - start:.0f} s.\n\nMean absolute errors on the test molecules after the last epoch, mean ± "
-        "deviation over seeds. The gain is Δm over the baseline, + is better: the published tables print it with the "
-        "other sign.\n",
+        "95 % interval over seeds. The gain is Δm over the baseline of the same seed, + is better: the published "
+        "tables print it with the other sign.\n",
         flush=True,
     )
     folder = args.folder / f"{args.molecules or 'all'} molecules, {args.epochs} epochs"
@@ -182,20 +160,8 @@ def main() -> None:
     shared = {"seeds": args.seeds, "trainer": options, "setup": {"lr": LEARNING_RATE, "batch": BATCH}}
     train, val, test = data.train.loader(shuffle=True), data.val.loader(shuffle=False), data.test.loader(shuffle=False)
 
-    together = compare(partial(Net, std=data.std), (train, test), WEIGHTINGS, folder / "tasks", **shared)
-    name = "uncertainty"
-    alone = [
-        compare(
-            partial(Net, std=data.std, tasks=[task]),
-            (train, test),
-            {name: WEIGHTINGS[name]},
-            folder / "alone" / task,
-            baseline=name,
-            **shared,
-        )
-        for task in PROPERTIES
-    ]
-    show(together, alone)
+    net = partial(Net, std=data.std)
+    show(compare(net, (train, test), WEIGHTINGS, folder / "tasks", alone=["uncertainty"], **shared))
 
     print(
         f"# {', '.join(SUBSET)} alone, with fixed weights by search\n\nThe search goes by the validation molecules, "

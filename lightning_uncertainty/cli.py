@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
@@ -191,20 +191,28 @@ class _CompareCLI(_TrainerCLI):
         )
         parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="one trial each")
         parser.add_argument("--baseline", type=str | None, default=SINGLE_TASK, help="what the gain is relative to")
+        parser.add_argument("--alone", type=list[str], default=[], help="weightings that train single tasks, too")
+        parser.add_argument(
+            "--settings",
+            type=dict[str, list[Any]],
+            default={},
+            help="by path, as {model.optimizer.init_args.lr: [1e-3, 3e-3]}",
+        )
         parser.add_argument("--best_by", type=str | None, default=None, help="log key that chooses the epoch")
+        parser.add_argument("--retry_failed", type=bool, default=False, help="fit again what failed before")
         parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of trials, table and plot")
 
     def instantiate_classes(self) -> None:
         """Leave it to the trials."""
 
     def compare(self) -> None:
-        """Run the trials that are missing, print the table, and write table and plot."""
+        """Run the trials that are missing and that no other process runs, print the table, and write table and plot."""
         config, built = self.config, self._build()
         callbacks = [one for one in built.trainer.callbacks or [] if not isinstance(one, Checkpoint)]
 
-        def make(weighting: Weighting) -> Any:
+        def make(weighting: Weighting, **settings: Any) -> Any:
             nonlocal built
-            built = self._build(weighting)
+            built = self._build(weighting, settings)
             return built.model
 
         found = compare(
@@ -217,6 +225,9 @@ class _CompareCLI(_TrainerCLI):
             best_by=config.best_by,
             trainer={**built.trainer, "callbacks": callbacks, **QUIET},
             setup={"data": config.data},
+            retry_failed=config.retry_failed,
+            alone=config.alone,
+            settings=config.settings,
         )
         print(found)
         found.to_csv(config.out / "comparison.csv")
@@ -225,9 +236,15 @@ class _CompareCLI(_TrainerCLI):
             found.plot()[0].savefig(config.out / "comparison.png", dpi=120)
             print(f"Plot: {(config.out / 'comparison.png').resolve()}")
 
-    def _build(self, weighting: Weighting | None = None) -> Any:
-        """Build anew what the configuration says, with another weighting."""
+    def _build(self, weighting: Weighting | None = None, settings: Mapping[str, Any] | None = None) -> Any:
+        """Build anew what the configuration says, with another weighting, at other settings."""
         config = self.config.clone()
+        for path, value in (settings or {}).items():
+            if path not in config:
+                raise ValueError(
+                    f"settings should be paths of the configuration: found {path!r}, which it does not have"
+                )
+            config[path] = value
         config.model.weighting = weighting
         return self.parser.instantiate_classes(config)
 
@@ -235,9 +252,19 @@ class _CompareCLI(_TrainerCLI):
 def _run_trainer_command() -> None:
     with _errors_as_sentences(ValueError):
         if sys.argv[1] == "compare":
-            _CompareCLI().compare()
+            with _interruptible():
+                _CompareCLI().compare()
         else:
             _TrainerCLI()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End at Ctrl-C as a shell expects, after what was said of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 _NOISE = re.compile(

@@ -1,61 +1,32 @@
-"""What is kept of a fit, and the folder where it is kept."""
+"""The folder where trials are kept, and claimed by who trains them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-__all__ = ["Trial", "TrialFolder"]
+from filelock import FileLock, Timeout
 
+from lightning_uncertainty.trials._plan import Plan
+from lightning_uncertainty.trials._trial import Trial
 
-@dataclass(frozen=True)
-class Trial:
-    """What is kept of one fit: numbers and names.
-
-    Attributes:
-        name: of the weighting.
-        task: the only one that was trained; None for all.
-        seed: of the fit.
-        weighting: its `repr`.
-        rows: for every validation what was logged, by log key, and the epoch.
-        higher_is_better: by log key, of the metrics that the tasks own.
-        step_time: median seconds of a training batch.
-        peak_memory: bytes on a CUDA device at most; None elsewhere.
-    """
-
-    name: str
-    task: str | None
-    seed: int
-    weighting: str
-    rows: list[dict[str, float]]
-    higher_is_better: Mapping[str, bool | None]
-    step_time: float | None
-    peak_memory: int | None
-
-    def row(self, best_by: str | None = None) -> dict[str, float]:
-        """Return the last row, or that at the best of a log key; a trial of one task goes by this task's loss.
-
-        Raises:
-            ValueError: it was never logged.
-        """
-        if best_by is None:
-            return self.rows[-1]
-        key = best_by if self.task is None else f"val/{self.task}/loss"
-        rows = [row for row in self.rows if key in row]
-        if not rows:
-            raise ValueError(f"best_by should be a log key of every validation: found {', '.join(self.rows[-1])}")
-        sign = -1 if self.higher_is_better.get(key) else 1
-        return min(rows, key=lambda row: math.inf if math.isnan(row[key]) else sign * row[key])
+__all__ = ["TrialFolder"]
 
 
 class TrialFolder:
-    """Trials of one setup on disk, each written at once when it is finished.
+    """Trials of one setup on disk, each written at once when it is over.
+
+    A trial is a JSON file. Its name is a hash of the trial's, which may be of any length; the file says what it is.
+    Who trains it holds the lock beside it as long as the fit takes. The kernel frees the lock of a process that dies.
 
     Args:
         path: of the folder, which is made.
@@ -69,35 +40,73 @@ class TrialFolder:
         self.path = Path(path).resolve()
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / "setup.json"
-        if not file.exists():
-            _write(file, dict(setup))
+        with self.alone("setup"):  # of two that come at once one writes, and the other compares
+            if not file.exists():
+                _write(file, dict(setup))
         self._check(json.loads(file.read_text(encoding="utf-8")), setup)
+        self._named = {name for name in os.listdir(self.path) if name.endswith(".json") and ", seed " in name}
 
-    def find(self, name: str, task: str | None, seed: int, weighting: str) -> Trial | None:
-        """Return a trial that was finished, None where there is none.
+    def find(self, plan: Plan) -> Trial | None:
+        """Return a trial that is over, None where there is none.
 
         Raises:
             ValueError: it had another weighting under this name.
         """
-        file = self._file(name, task, seed)
-        if not file.exists():
-            return None
-        found = json.loads(file.read_text(encoding="utf-8"))
-        trial = Trial(**found)
-        self._check({f"weighting {name!r}": trial.weighting}, {f"weighting {name!r}": weighting})
-        return trial
+        for file in self._files(plan):
+            try:
+                trial = Trial.of(json.loads(file.read_text(encoding="utf-8")))
+            except FileNotFoundError:
+                continue
+            except (ValueError, TypeError, AttributeError) as error:  # as a machine that lost its power may leave
+                warnings.warn(
+                    f"a trial should be a JSON object: found {error} in {file}; it is fitted anew", stacklevel=2
+                )
+                continue
+            self._check({f"weighting {plan.name!r}": trial.weighting}, {f"weighting {plan.name!r}": plan.weighting})
+            return trial
+        return None
 
-    def keep(self, trial: Trial) -> None:
-        """Write a finished trial."""
-        _write(self._file(trial.name, trial.task, trial.seed), asdict(trial))
+    def keep(self, plan: Plan, trial: Trial) -> None:
+        """Write a trial that is over.
 
-    def scratch(self, name: str, task: str | None, seed: int) -> Path:
+        Raises:
+            OSError: there is no room, or another reason not to; what was there before stays.
+        """
+        _write(self._file(plan), asdict(trial))
+
+    @contextmanager
+    def claim(self, plan: Plan) -> Iterator[bool]:
+        """Hold a trial, and say whether it is held: it is not where another process does."""
+        lock = FileLock(self._file(plan).with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def alone(self, what: str) -> FileLock:
+        """Return a lock for what one process at a time may do."""
+        return FileLock(self.path / f"{what}.lock")
+
+    def scratch(self, plan: Plan) -> Path:
         """Return where a trial may write what it logs."""
-        return self._file(name, task, seed).with_suffix("")
+        return self._file(plan).with_suffix("")
 
-    def _file(self, name: str, task: str | None, seed: int) -> Path:
-        parts = [name, *([] if task is None else [task]), f"seed {seed}"]
-        return self.path / f"{', '.join(quote(part, safe=' ') for part in parts)}.json"
+    def _file(self, plan: Plan) -> Path:
+        digest = hashlib.sha256(json.dumps(plan.key).encode()).hexdigest()
+        return self.path / f"{digest[:20]}.json"
+
+    def _files(self, plan: Plan) -> Iterator[Path]:
+        """Yield where a trial may be: its file, and that of folders before names were hashes."""
+        yield self._file(plan)
+        parts = [plan.name, *([] if plan.task is None else [plan.task]), f"seed {plan.seed}"]
+        named = f"{', '.join(quote(part, safe=' ') for part in parts)}.json"
+        if named in self._named:
+            yield self.path / named
 
     def _check(self, held: Mapping[str, str], given: Mapping[str, str]) -> None:
         apart = [
@@ -118,6 +127,14 @@ def _union(*parts: Iterable[str]) -> dict[str, None]:
 
 def _write(file: Path, content: Any) -> None:
     """Write a file that is there as a whole or not at all."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(partial, file)
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(content, indent=1))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Directions", "Measure", "MetricNames", "directions", "find_measures"]
+from torchmetrics import MeanSquaredError
+
+__all__ = ["Directions", "Measure", "MetricNames", "directions", "find_labels", "find_measures"]
 
 MetricNames = Mapping[str, str | Sequence[str]]
 Directions = Mapping[str, bool | Mapping[str, bool]]
+
+STAGES = {"val": "validation", "test": "testing"}
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,20 @@ def directions(module: Any) -> dict[str, bool | None]:
     return {key: metric.higher_is_better for key, metric in module.task_metrics.items() if key.startswith("val/")}
 
 
+def find_labels(module: Any) -> dict[str, str]:
+    """Return by log key the names of metrics that are not what their class is called."""
+    own = {key: getattr(metric, "metric", metric) for key, metric in module.task_metrics.items()}
+    roots = {key for key, one in own.items() if isinstance(one, MeanSquaredError) and not one.squared}
+    return {key: "RMSE" for key in sorted(roots) if key.endswith("/MeanSquaredError")}
+
+
 def find_measures(
     tasks: Iterable[str],
     row: Mapping[str, float],
     known: Mapping[str, bool | None],
     metrics: MetricNames | None = None,
     higher_is_better: Directions | None = None,
+    stage: str = "val",
 ) -> tuple[Measure, ...]:
     """Return what each task is judged by: what the user names, else its first metric, else its loss.
 
@@ -49,6 +61,7 @@ def find_measures(
         known: directions by log key.
         metrics: by task, names under `val/<task>/`, or log keys.
         higher_is_better: by task, or by task and metric; comes before what is known.
+        stage: "val", or "test" for what was found on the test data; directions are known of "val".
 
     Raises:
         ValueError: a task is unknown, a metric is not logged, or has no known direction.
@@ -64,20 +77,27 @@ def find_measures(
             raise ValueError(f"{what} should name tasks ({', '.join(tasks)}): found {', '.join(unknown)}")
     found = []
     for task in tasks:
-        names = metrics.get(task) or _default(task, row)
+        names = metrics.get(task) or _default(f"{stage}/{task}/", row)
         for name in [names] if isinstance(names, str) else names:
-            key = name if name in row else f"val/{task}/{name}"
+            key = name if name in row else f"{stage}/{task}/{name}"
             if key not in row:
                 raise ValueError(
-                    f"a metric of task {task!r} should be logged in validation: found nothing under {key!r} among "
+                    f"a metric of task {task!r} should be logged in {STAGES[stage]}: found nothing under {key!r} among "
                     f"{', '.join(row)}"
                 )
-            found.append(Measure(task, name, key, _direction(task, name, known.get(key), higher_is_better)))
+            found.append(
+                Measure(
+                    task,
+                    name,
+                    key,
+                    _direction(task, name, known.get(key.replace("test/", "val/", 1)), higher_is_better),
+                )
+            )
     return tuple(found)
 
 
-def _default(task: str, row: Mapping[str, float]) -> str:
-    names = [key.removeprefix(f"val/{task}/") for key in row if key.startswith(f"val/{task}/")]
+def _default(prefix: str, row: Mapping[str, float]) -> str:
+    names = [key.removeprefix(prefix) for key in row if key.startswith(prefix)]
     return next((name for name in names if name != "loss"), "loss")
 
 

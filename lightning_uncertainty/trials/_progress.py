@@ -1,7 +1,10 @@
-"""A bar over trials, and one over the epochs of the present one."""
+"""A bar over trials and one over the epochs of the present one, or lines where there is no terminal."""
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_uncertainty.callbacks.base import AnyCallback
@@ -10,7 +13,7 @@ __all__ = ["TrialProgress"]
 
 
 class TrialProgress(AnyCallback):
-    """Rich's bars on a terminal, nothing elsewhere or where rich is not installed; a context manager.
+    """Rich's bars on a terminal, lines elsewhere and where rich is not installed; a context manager.
 
     As a callback of a trial it follows the epochs.
 
@@ -22,6 +25,8 @@ class TrialProgress(AnyCallback):
     def __init__(self, trials: int, show: bool) -> None:
         super().__init__()
         self._bar: Any = None
+        self._lines, self._count, self._of = show, 0, trials
+        self._name, self._since, self._waits = "", 0.0, 0
         if not show:
             return
         try:
@@ -30,8 +35,9 @@ class TrialProgress(AnyCallback):
         except ModuleNotFoundError:
             return
         console = Console(stderr=True)
-        if not console.is_terminal:  # where a disabled bar of rich 13.0 leaves an empty line
+        if not console.is_terminal:
             return
+        self._lines = False
         text = TextColumn("{task.description}")
         columns = text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=console)
@@ -49,15 +55,31 @@ class TrialProgress(AnyCallback):
 
     def start(self, name: str) -> None:
         """Name the trial that begins."""
+        self._name, self._since = name, time.monotonic()
         if self._bar is not None:
             self._bar.reset(self._epochs, description=name, total=None)
+        self._say(f"{name} begins")
 
-    def finish(self) -> None:
-        """Count a trial."""
+    def finish(self, failed: str | None = None) -> None:
+        """Count a trial, and say why it failed if it did."""
+        self._count += 1
         if self._bar is not None:
             self._bar.advance(self._trials)
+        end = "is finished" if failed is None else f"failed ({failed})"
+        seconds = time.monotonic() - self._since
+        self._say(f"{self._name} {end} after {seconds:.1f} s; {self._count} of {self._of} done here")
+
+    def waits(self, held: Sequence[object]) -> None:
+        """Say what other processes are at, whenever these are others."""
+        if len(held) != self._waits:
+            self._waits = len(held)
+            self._say(f"waiting for {len(held)} that other processes are at")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Follow the epochs."""
         if self._bar is not None:
             self._bar.update(self._epochs, completed=trainer.current_epoch + 1, total=trainer.max_epochs)
+
+    def _say(self, text: str) -> None:
+        if self._lines:
+            print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

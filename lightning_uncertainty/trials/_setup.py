@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -17,11 +17,13 @@ COSMETIC = {  # options of a Trainer that change no result
 }
 
 
-def describe(module: Any, data: Any, options: Mapping[str, Any], setup: Mapping[str, Any]) -> dict[str, str]:
+def describe(
+    module: Any, data: Any, options: Mapping[str, Any], setup: Mapping[str, Any], settings: Collection[str] = ()
+) -> dict[str, str]:
     """Return tasks, network, hyper-parameters, data, Trainer options and what the user adds, by name.
 
     Of the network there are names and shapes, of the data the class, its hyper-parameters and the number of rows: what
-    else decides the results, the user names in `setup`.
+    else decides the results, the user names in `setup`. Hyper-parameters that are settings differ among trials.
     """
     helpers = set(module.auxiliary_tasks())
     tasks = {
@@ -33,11 +35,12 @@ def describe(module: Any, data: Any, options: Mapping[str, Any], setup: Mapping[
         for name, parameter in module.named_parameters()
         if not name.startswith("task_weighting.")
     }
+    hyper_parameters = {name: text for name, text in _hyper_parameters(module).items() if name not in settings}
     digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:8]
     return {
         "tasks": ", ".join(f"{name}: {text}" for name, text in tasks.items()),
         "network": f"{type(module).__name__} of {len(shapes)} tensors ({digest})",
-        **{f"hyper-parameter {name}": text for name, text in _hyper_parameters(module).items()},
+        **{f"hyper-parameter {name}": text for name, text in hyper_parameters.items()},
         "data": _describe_data(data),
         **{f"trainer.{name}": text_of(value) for name, value in options.items() if name not in COSMETIC},
         **{f"setup.{name}": text_of(value) for name, value in setup.items()},

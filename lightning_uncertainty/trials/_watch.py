@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from statistics import median
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from lightning_uncertainty.callbacks.base import AnyCallback
+from lightning_uncertainty.trials.fit import SetupError
 
 __all__ = ["TrialWatch"]
 
@@ -45,13 +47,24 @@ class TrialWatch(AnyCallback):
             ValueError: there is no validation.
         """
         if not trainer.enable_validation:
-            raise ValueError(
+            raise SetupError(
                 "a trial should be validated, as its tasks are compared by what that finds: found no validation; give "
                 "validation data and a validation_step that calls weigh(..., stage='val') or task_step(..., 'val')"
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forget the memory of other fits."""
+        """Refuse a fit that would end before its first validation, and forget the memory of other fits.
+
+        Raises:
+            SetupError: it would.
+        """
+        first, most = _first_validation(trainer), _batches(trainer, pl_module)
+        if first > most:
+            raise SetupError(
+                f"a trial should be validated before its end: found the first validation after {first:g} training "
+                f"batches and the end after {most:g}; give the Trainer more max_epochs or max_steps, or a smaller "
+                "val_check_interval or check_val_every_n_epoch"
+            )
         if (device := trainer.strategy.root_device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
@@ -74,6 +87,15 @@ class TrialWatch(AnyCallback):
         logged = {key: value.item() for key, value in trainer.callback_metrics.items() if value.numel() == 1}
         self.rows.append({"epoch": float(trainer.current_epoch), **logged})
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look once more.
+
+        Raises:
+            ValueError: no validation came, as where the time was up.
+        """
+        if not self.rows:
+            raise ValueError("no validation came before the end of the fit")
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Wait for the device, and ask it for its memory."""
         if (device := trainer.strategy.root_device).type == "cuda":
@@ -86,3 +108,26 @@ class TrialWatch(AnyCallback):
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+
+def _first_validation(trainer: Any) -> float:
+    """Return after how many training batches it comes; 0 where that cannot be told."""
+    batches, within, every = trainer.num_training_batches, trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if within is None:  # it goes by the clock
+        return 0
+    if every is None:
+        return float(batches if math.isinf(within) else within)
+    return float((every - 1) * batches + min(within, batches) if every > 1 else min(within, batches))
+
+
+def _batches(trainer: Any, module: Any) -> float:
+    """Return how many training batches there are at most."""
+    batches, epochs, steps = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
+    most: float = math.inf if epochs is None or epochs < 0 else epochs * batches
+    if steps < 0 or not module.automatic_optimization:  # only that has a step for every batch
+        return most
+    size = trainer.accumulate_grad_batches
+    if math.isinf(batches):
+        return float(min(most, steps * size))
+    whole, rest = divmod(steps, math.ceil(batches / size))  # the last of an epoch may be smaller
+    return float(min(most, whole * batches + rest * size))

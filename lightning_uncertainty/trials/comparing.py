@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,20 @@ from pytorch_lightning import seed_everything
 
 from lightning_uncertainty.dashboards.loggers import refusable
 from lightning_uncertainty.dashboards.wandb import check_comparison_logger
-from lightning_uncertainty.trials._folder import Trial, TrialFolder
-from lightning_uncertainty.trials._measures import Directions, Measure, MetricNames, directions, find_measures
+from lightning_uncertainty.trials._folder import TrialFolder
+from lightning_uncertainty.trials._measures import Directions, Measure, MetricNames, find_measures
+from lightning_uncertainty.trials._plan import Plan
 from lightning_uncertainty.trials._progress import TrialProgress
+from lightning_uncertainty.trials._run import run_trial
+from lightning_uncertainty.trials._settings import chosen, points_of
 from lightning_uncertainty.trials._setup import describe, text_of
-from lightning_uncertainty.trials._watch import TrialWatch
-from lightning_uncertainty.trials.comparison import Comparison
-from lightning_uncertainty.trials.fit import Data, Make, Maker, NewWeighting, fit, new_weighting
+from lightning_uncertainty.trials._trial import Trial
+from lightning_uncertainty.trials._work import Work
+from lightning_uncertainty.trials.comparison import SINGLE_TASK, Comparison, alone_under
+from lightning_uncertainty.trials.fit import Data, Make, Maker, NewWeighting, new_weighting
 from lightning_uncertainty.weightings import FixedWeighting
 
 __all__ = ["SINGLE_TASK", "compare"]
-
-SINGLE_TASK = "single task"
 
 
 def compare(
@@ -40,12 +42,19 @@ def compare(
     setup: Mapping[str, Any] | None = None,
     logger: Any = None,
     progress_bar: bool = True,
+    retry_failed: bool = False,
+    alone: Sequence[str] = (),
+    settings: Mapping[str, Sequence[Any]] | None = None,
+    choose_by: str = "val/balanced_loss",
 ) -> Comparison:
     """Train a model under every weighting and seed, and compare what each task comes to.
 
     A finished trial is written to the folder at once, and never trained again: a comparison that was killed goes on
-    where it was, and another weighting or seed may be added later. Several processes may share a folder, each with a
-    part of the weightings or seeds; a last call with all of them collects the results.
+    where it was, and another weighting or seed may be added later. Any number of processes may run this call on one
+    folder: each trial is trained by one of them, which holds its lock as long as the fit takes, and all return the
+    whole comparison. The machines of processes that share a folder need a file system whose locks hold among them.
+
+    A trial whose fit raises, as for want of memory, is kept as failed, with what was raised, and the others go on.
 
     Args:
         make: builds the LightningModule, a `MultiTaskMixin`, and gives the weighting to its `register_tasks`. It is
@@ -57,8 +66,8 @@ def compare(
         folder: where the trials are kept.
         seeds: of `seed_everything`, one trial each.
         baseline: what the gain is relative to. "single task" trains every task that is not auxiliary alone, in the same
-            network (`FixedWeighting` with 0 for the others): a baseline of equal capacity. The name of a weighting
-            saves these fits; None leaves the gain out.
+            network with constant weight, and without the heads that the others own: a baseline of equal capacity. The
+            name of a weighting saves these fits; None leaves the gain out.
         metrics: by task, one or more names under `val/<task>/`, or whole log keys; by default the first that the module
             logs there, else "loss".
         higher_is_better: by task, or by task and metric; by default what torchmetrics says.
@@ -69,7 +78,16 @@ def compare(
         setup: anything else that decides the results, as `{"lr": 1e-3}`: a folder holds trials of one setup. Tasks,
             shapes of parameters, hyper-parameters and Trainer options are part of it already.
         logger: a WandbLogger or a run of wandb, which gets table and plot.
-        progress_bar: whether to show one, where rich is installed.
+        progress_bar: whether to show one, of rich; without it, or without a terminal, lines say when a trial begins and
+            when it ends.
+        retry_failed: whether trials that have failed before are fitted again, once.
+        alone: names of weightings under which single tasks are trained, too, a fit for every task and seed: what a
+            weighting gains over these it gains by tasks together, and not by the rate or the loss that it gives one.
+        settings: values by name that `make` is called with, as `{"lr": [1e-3, 3e-3]}` for `make(weighting, lr)`. Every
+            weighting, and every single task, is fitted at each with the first seed, and with all seeds where that did
+            best on the validation data; there it is reported on the test data, after the last epoch. Loaders are then
+            three, the last for testing.
+        choose_by: log key of the last validation by which settings are chosen; single tasks go by their own loss.
 
     Returns:
         A `Comparison`: table, CSV, plot, gain and mean rank.
@@ -77,7 +95,8 @@ def compare(
     Raises:
         ValueError: the folder holds trials of another setup; a weighting belongs to a module already, or its name is
             taken; `make` does not use it or reuses a network; a metric is not logged or has no known direction; there
-            is no validation; the logger is none of wandb's.
+            is no validation; every trial failed; the logger is none of wandb's.
+        OSError: a trial cannot be written; those that are over stay readable.
         TypeError: `make` returns no `MultiTaskMixin`.
 
     Example:
@@ -95,81 +114,110 @@ def compare(
         >>> sorted(result.name for result in found.results)
         ['equal', 'single task', 'uncertainty']
     """
-    _check(weightings, seeds, baseline)
+    _check(weightings, seeds, baseline, alone)
     if logger is not None:
         check_comparison_logger(logger)
+    points = points_of(settings or {})
+    if settings and best_by is not None:
+        raise ValueError(f"best_by should be None with settings, which are tested at the last epoch: found {best_by!r}")
     options, maker = dict(trainer or {}), Maker(make)
     seed_everything(seeds[0], workers=True, verbose=False)
-    probe = maker(new_weighting(*next(iter(weightings.items()))))
+    probe = maker(FixedWeighting(), **points[0])  # which no model refuses
     kinds, auxiliary = probe.task_likelihoods(), tuple(probe.auxiliary_tasks())
     tasks = tuple(kinds)
-    kept = TrialFolder(folder, describe(probe, data, options, setup or {}))
+    kept = TrialFolder(folder, describe(probe, data, options, setup or {}, settings or {}))
+    if settings:
+        _check_tested(probe, data)
     del probe
-    plans = [_Plan(name, None, given, seed) for seed in seeds for name, given in weightings.items()]
+    texts = {name: text_of(new_weighting(name, given)) for name, given in weightings.items()}
+    plans = [Plan(name, None, seed, given, texts[name]) for seed in seeds for name, given in weightings.items()]
+    own = [task for task in tasks if task not in auxiliary]
+    singles = [(alone_under(name), task, weightings[name], texts[name]) for name in alone for task in own]
     if baseline == SINGLE_TASK:
-        kept_on = {task: [kind.constant or other == task for other, kind in kinds.items()] for task in tasks}
-        alone = {task: FixedWeighting(dict(zip(tasks, map(float, kept_on[task]), strict=True))) for task in tasks}
-        plans += [
-            _Plan(SINGLE_TASK, task, alone[task], seed) for seed in seeds for task in tasks if task not in auxiliary
-        ]
-    trials = {plan: plan.find(kept) for plan in plans}
-    missing = [plan for plan, trial in trials.items() if trial is None]
-    with TrialProgress(len(missing), progress_bar) as progress:
-        for plan in missing:
-            trials[plan] = plan.run(maker, data, options, kept, progress)
-            _measures(trials.values(), tasks, metrics, higher_is_better, best_by)  # tells mistakes after one fit
-    finished = tuple(trial for trial in trials.values() if trial is not None)
-    measures = _measures(finished, tasks, metrics, higher_is_better, best_by)
-    comparison = Comparison(finished, measures, auxiliary, baseline, best_by)
+        for task in own:
+            weights = {other: float(kind.constant or other == task) for other, kind in kinds.items()}
+            singles.append((SINGLE_TASK, task, FixedWeighting(weights), text_of(FixedWeighting(weights))))
+    plans += [Plan(name, task, seed, given, text) for seed in seeds for name, task, given, text in singles]
+    judged = partial(
+        _measures, tasks=tasks, metrics=metrics, directions=higher_is_better, best_by=best_by, tested=bool(settings)
+    )
+
+    def done(plans: Sequence[Plan]) -> dict[Plan, Trial]:
+        work = Work(kept, plans, retry_failed)
+        with TrialProgress(len(work.missing), progress_bar) as progress:
+            work.waits = progress.waits
+
+            def run(plan: Plan, attempt: int) -> Trial:
+                progress.start(str(plan))
+                logged = {"default_root_dir": kept.scratch(plan), **options}
+                return run_trial(plan, attempt, maker, data, logged, [progress], tested=bool(settings))
+
+            for trial in work.do(run):
+                progress.finish(trial.error)
+                if not trial.failed:  # tells mistakes after one fit
+                    judged([trial])
+        return work.trials
+
+    if settings:
+        tried = {plan: [plan.at(point) for point in points] for plan in plans if plan.seed == seeds[0]}
+        first = done([at for ats in tried.values() for at in ats])
+        best = {plan.of: chosen(ats, first, choose_by) for plan, ats in tried.items()}
+        plans = [at if plan.seed == at.seed else plan.at(at.settings) for plan in plans for at in [best[plan.of]]]
+        found = first | done([plan for plan in plans if plan not in first])
+    else:
+        found = done(plans)
+    trials = tuple(found[plan] for plan in plans)
+    comparison = Comparison(trials, judged(trials), auxiliary, baseline, best_by)
     if logger is not None:
         with refusable(logger, "a comparison"):
             comparison.log(logger)
     return comparison
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """A trial to be run, or found."""
-
-    name: str
-    task: str | None
-    given: NewWeighting
-    seed: int
-
-    def find(self, kept: TrialFolder) -> Trial | None:
-        return kept.find(self.name, self.task, self.seed, text_of(new_weighting(self.name, self.given)))
-
-    def run(
-        self, maker: Maker, data: Data, options: Mapping[str, Any], kept: TrialFolder, progress: TrialProgress
-    ) -> Trial:
-        weighting = new_weighting(self.name, self.given)
-        text, watch = text_of(weighting), TrialWatch()
-        progress.start(f"{self.name if self.task is None else f'{self.name} {self.task}'}, seed {self.seed}")
-        options = {"default_root_dir": kept.scratch(self.name, self.task, self.seed), **options}
-        module = fit(maker, weighting, data, self.seed, options, [watch, progress])
-        found = watch.rows, directions(module), watch.step_time, watch.peak_memory
-        trial = Trial(self.name, self.task, self.seed, text, *found)
-        kept.keep(trial)
-        progress.finish()
-        return trial
+def _check_tested(module: Any, data: Data) -> None:
+    if type(module).test_step.__module__.partition(".")[0] in ("pytorch_lightning", "lightning"):
+        raise ValueError(
+            f"settings should be reported on test data: found no test_step in {type(module).__name__}; write one that "
+            "calls weigh(..., stage='test') or task_step(..., 'test')"
+        )
+    if isinstance(data, tuple | list) and len(data) < 3:
+        raise ValueError(
+            f"settings should be reported on test data: found {len(data)} loaders; give those for training, validation "
+            "and testing, or a LightningDataModule"
+        )
 
 
 def _measures(
-    trials: Iterable[Trial | None],
+    trials: Sequence[Trial],
     tasks: Sequence[str],
     metrics: MetricNames | None,
-    higher_is_better: Directions | None,
+    directions: Directions | None,
     best_by: str | None,
+    tested: bool,
 ) -> tuple[Measure, ...]:
-    trial = next(trial for trial in trials if trial is not None)
-    return find_measures(tasks, trial.row(best_by), trial.higher_is_better, metrics, higher_is_better)
+    trial = next((trial for trial in trials if not trial.failed), None)
+    if trial is None:
+        raise ValueError(
+            f"a comparison should have a trial that came to its end: found {len(trials)} that failed, the last with "
+            f"{trials[-1].error}; mend it, and call this again with retry_failed=True\n\n{trials[-1].traceback}"
+        )
+    stage = "test" if tested else "val"
+    return find_measures(tasks, trial.row(best_by), trial.higher_is_better, metrics, directions, stage)
 
 
-def _check(weightings: Mapping[str, NewWeighting], seeds: Sequence[int], baseline: str | None) -> None:
+def _check(
+    weightings: Mapping[str, NewWeighting], seeds: Sequence[int], baseline: str | None, alone: Sequence[str]
+) -> None:
     if not weightings or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(
             f"a comparison should have weightings, and seeds that differ: found {len(weightings)} weightings and seeds "
             f"{list(seeds)}"
+        )
+    if unknown := [name for name in alone if name not in weightings]:
+        raise ValueError(f"alone should name weightings ({', '.join(weightings)}): found {', '.join(unknown)}")
+    if clash := [name for name in alone if alone_under(name) in weightings]:
+        raise ValueError(
+            f"a weighting should not be called {alone_under(clash[0])!r}, as its single tasks are: rename it"
         )
     if SINGLE_TASK in weightings:
         raise ValueError(f"a weighting should not be called {SINGLE_TASK!r}, which is the baseline: rename it")

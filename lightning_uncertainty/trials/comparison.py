@@ -4,46 +4,31 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from lightning_uncertainty._show import load_pyplot, render
+from lightning_uncertainty._show import load_pyplot
 from lightning_uncertainty.dashboards.wandb import log_comparison
-from lightning_uncertainty.trials._folder import Trial
+from lightning_uncertainty.trials._answer import answer
 from lightning_uncertainty.trials._mean import Mean
 from lightning_uncertainty.trials._measures import Measure
-from lightning_uncertainty.trials._standing import gains_over, mean_ranks
+from lightning_uncertainty.trials._result import Result, failures_of, settings_of
+from lightning_uncertainty.trials._standing import BySeed, by_seed, gains_over, ranks_by_seed
+from lightning_uncertainty.trials._table import WIDTH, comparison_table
+from lightning_uncertainty.trials._trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Comparison", "Result"]
+__all__ = ["SINGLE_TASK", "Comparison", "Result", "alone_under"]
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a weighting comes to.
-
-    Attributes:
-        name: of the weighting.
-        values: by measure, those that its trials have.
-        gain: in percent over the baseline, + is better; None without a baseline.
-        rank: mean rank among the weightings, 1 the best; None for the single tasks, which are not ranked.
-        step_time: median seconds of a training batch.
-        peak_memory: bytes on a CUDA device at most; None elsewhere.
-    """
-
-    name: str
-    values: dict[Measure, Mean]
-    gain: Mean | None
-    rank: float | None
-    step_time: float | None
-    peak_memory: int | None
+SINGLE_TASK = "single task"
 
 
 @dataclass(frozen=True)
@@ -69,21 +54,29 @@ class Comparison:
     @cached_property
     def results(self) -> tuple[Result, ...]:
         """What each weighting comes to: single tasks first, then the best first."""
-        values = {name: self._values(trials) for name, trials in self._by_name.items()}
+        values = {name: by_seed(trials, self.measures, self.best_by) for name, trials in self._by_name.items()}
         ranked = {name: found for name, found in values.items() if not self._is_single(name)}
-        gains = {} if self.baseline is None else gains_over(values[self.baseline], values, self._counted)
-        ranks = mean_ranks(ranked, self._counted)
-        results = [
-            Result(
+        ranks = ranks_by_seed(ranked, self._counted)
+        results = []
+        for name, trials in self._by_name.items():
+            base = values.get(self.baseline or "", {})
+            gains = gains_over(base, values[name], self._counted)
+            alone = gains_over(values.get(alone_under(name), {}), values[name], self._counted)
+            place = _mean(ranks.get(name, {}))
+            result = Result(
                 name,
-                values[name],
-                gains.get(name),
-                ranks.get(name),
+                _means(values[name], self.measures),
+                _mean(gains),
+                None if place is None else place.mean,
                 step_time=median(times) if (times := _given(trial.step_time for trial in trials)) else None,
                 peak_memory=max(_given(trial.peak_memory for trial in trials), default=None),
+                failed=failures_of(trials),
+                ranks=place,
+                gains=gains,
+                gain_alone=_mean(alone),
+                settings=settings_of(trials),
             )
-            for name, trials in self._by_name.items()
-        ]
+            results.append(result)
         return tuple(sorted(results, key=lambda result: (not self._is_single(result.name), _order(result))))
 
     @property
@@ -92,61 +85,52 @@ class Comparison:
         return next(result for result in self.results if not self._is_single(result.name))
 
     def answer(self) -> str:
-        """Return in a sentence which weighting is best, and which others a t-test over seeds cannot tell from it."""
-        best = self.best
-        if best.gain is None:
-            return f"{best.name} has the lowest mean rank, {best.rank:.2f}."
-        verb = "gains most" if best.gain.mean >= 0 else "loses least"
-        text = f"{best.name} {verb}: {best.gain.text('+.2f')} % over {self.baseline}."
-        if len(best.gain.values) < 2:
-            return f"{text} One seed does not say how much of it is chance."
-        near = [
-            other.name
-            for other in self.results
-            if other is not best
-            and not self._is_single(other.name)
-            and other.gain is not None
-            and best.gain.near(other.gain)
-        ]
-        return f"{text} The seeds do not tell it from {', '.join(near)} (paired t-test, 5 %)." if near else text
+        """Return in sentences which weighting is best, and what the seeds say of its lead over the others.
+
+        Its lead over the baseline and over each other is tested over seeds that both have, by paired t-tests at 5 % for
+        all of them together (Holm); where the second is not told from it, there is how many seeds it would take.
+        """
+        return answer([result for result in self.results if not self._is_single(result.name)], self.baseline)
 
     # -- forms ---------------------------------------------------------------------------------------------------------
 
     def table(self) -> str:
-        """Return the table as text, columns without a number left out: rich's where it is installed, plain else."""
+        """Return the table as text, columns without a number left out: rich's where it is installed, plain else.
+
+        It is 120 columns wide at most: where it would be wider, names are shortened, with a legend below it, and then
+        tasks go on in another part of it.
+        """
         seeds = len({trial.seed for trial in self.trials})
+        tested = any(trial.test for trial in self.trials)
         when = "the last epoch" if self.best_by is None else f"the best epoch by {self.best_by}"
-        columns = ["weighting", *(_header(measure) for measure in self.measures)]
-        columns += ["gain %", "mean rank", "step ms", "peak MiB"]
-        lines = []
-        for result in self.results:
-            cells = [found.text() if (found := result.values.get(measure)) else None for measure in self.measures]
-            cells += [
-                result.gain.text("+.2f") if result.gain else None,
-                None if result.rank is None else f"{result.rank:.2f}",
-                None if result.step_time is None else f"{1e3 * result.step_time:.2f}",
-                None if result.peak_memory is None else f"{result.peak_memory / 2**20:.0f}",
-            ]
-            lines.append([result.name, *(cell or "" for cell in cells)])
-        filled = [place for place in range(len(columns)) if any(line[place] for line in lines)]
-        columns, lines = [columns[place] for place in filled], [[line[place] for place in filled] for line in lines]
-        return render(f"Weightings at {when}, {seeds} seed{'s' if seeds > 1 else ''}", columns, lines)
+        count = f"{seeds} seed{'s, mean ± 95 % interval' if seeds > 1 else ''}"
+        title = f"Weightings {'on test data ' if tested else ''}at {when}, {count}"
+        labels = {key: label for trial in self.trials for key, label in trial.labels.items()}
+        text = comparison_table(title, self.results, self.measures, labels, seeds)
+        at = "; ".join(f"{result.name}: {result.settings}" for result in self.results if result.settings)
+        return f"{text}\n\n{textwrap.fill(f'settings: {at}', WIDTH)}" if at else text
 
     def __str__(self) -> str:
-        return f"{self.table()}\n\n{self.answer()}"
+        return f"{self.table()}\n\n{textwrap.fill(self.answer(), WIDTH)}"
 
     def rows(self) -> tuple[list[str], list[list[Any]]]:
         """Return the columns of the CSV and its rows: numbers, None where there is none."""
-        columns = ["weighting", "seeds"]
-        for measure in self.measures:
-            columns += [f"{measure.task}/{measure.metric}", f"{measure.task}/{measure.metric} std"]
-        columns += ["gain", "gain std", "mean rank", "step seconds", "peak bytes"]
+        figures = [
+            *(f"{measure.task}/{measure.metric}" for measure in self.measures),
+            "gain",
+            "gain alone",
+            "mean rank",
+        ]
+        parts = ("", " std", " ci95", " seeds")
+        columns = ["weighting", "seeds", *(f"{figure}{part}" for figure in figures for part in parts)]
+        columns += ["step seconds", "peak bytes", "failed", "settings"]
         rows = []
         for result in self.results:
             row: list[Any] = [result.name, len({trial.seed for trial in self._by_name[result.name]})]
-            for found in [*(result.values.get(measure) for measure in self.measures), result.gain]:
-                row += [None, None] if found is None else [found.mean, None if math.isnan(found.std) else found.std]
-            rows.append([*row, result.rank, result.step_time, result.peak_memory])
+            means = [*(result.values.get(measure) for measure in self.measures), result.gain, result.gain_alone]
+            for found in [*means, result.ranks]:
+                row += [None] * len(parts) if found is None else _numbers(found)
+            rows.append([*row, result.step_time, result.peak_memory, result.failed or None, result.settings or None])
         return columns, rows
 
     def to_csv(self, path: str | Path) -> None:
@@ -156,7 +140,9 @@ class Comparison:
             csv.writer(file).writerows([columns, *rows])
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
-        """Draw the gain of every weighting, mean and seeds, or its mean rank; into axes or a new figure; return both.
+        """Draw the gain of every weighting, or its mean rank, into axes or a new figure; return both.
+
+        A bar is the mean, a line its 95 % interval, and each seed a point.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
@@ -167,16 +153,21 @@ class Comparison:
             _, ax = pyplot.subplots(figsize=(6.4, 1.2 + 0.35 * len(shown)), layout="constrained")
         places = range(len(shown))
         for place, result in zip(places, shown, strict=True):
-            found = Mean.of([result.rank or math.nan]) if result.gain is None else result.gain
+            found = result.ranks if self.baseline is None else result.gain
+            if found is None:  # it failed
+                continue
             ax.plot(found.values, [place] * len(found.values), "o", color="0.6", markersize=4)
             ax.plot([found.mean], [place], "|", color="C0", markersize=16, markeredgewidth=3)
-        ax.set_yticks(places, [result.name for result in shown])
+            if not math.isnan(found.interval):
+                ends = found.mean - found.interval, found.mean + found.interval
+                ax.plot(ends, [place, place], color="C0", linewidth=1)
+        ax.set_yticks(places, [_with_count(result, self.baseline) for result in shown])
         ax.set_ylim(-0.5, len(shown) - 0.5)
         if self.baseline is None:
-            ax.set_xlabel("mean rank, 1 is best")
+            ax.set_xlabel("mean rank, 1 is best: mean, 95 % interval and seeds")
         else:
             ax.axvline(0, color="0.3", linewidth=0.8)
-            ax.set_xlabel(f"gain over {self.baseline}, %: mean and seeds")
+            ax.set_xlabel(f"gain over {self.baseline}, %: mean, 95 % interval and seeds")
         figure = ax.get_figure()
         assert figure is not None
         return figure, ax  # type: ignore[return-value]
@@ -199,32 +190,46 @@ class Comparison:
 
     @cached_property
     def _by_name(self) -> dict[str, list[Trial]]:
-        names = dict.fromkeys(trial.name for trial in self.trials)
-        return {name: [trial for trial in self.trials if trial.name == name] for name in names}
+        names: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            names.setdefault(trial.name, []).append(trial)
+        return names
 
     def _is_single(self, name: str) -> bool:
         return self._by_name[name][0].task is not None
-
-    def _values(self, trials: Sequence[Trial]) -> dict[Measure, Mean]:
-        values = {}
-        for measure in self.measures:
-            rows = [trial.row(self.best_by) for trial in trials if trial.task in (None, measure.task)]
-            if rows:
-                values[measure] = Mean.of(row.get(measure.key, math.nan) for row in rows)
-        return values
 
     @property
     def _counted(self) -> list[Measure]:
         return [measure for measure in self.measures if measure.task not in self.auxiliary]
 
 
-def _header(measure: Measure) -> str:
-    return f"{measure.task} {measure.metric} {'↑' if measure.higher_is_better else '↓'}"
-
-
 def _order(result: Result) -> tuple[float, float]:
     gain = -math.inf if result.gain is None or math.isnan(result.gain.mean) else result.gain.mean
     return -gain, math.inf if result.rank is None else result.rank
+
+
+def alone_under(name: str) -> str:
+    """Return what single tasks under a weighting are called."""
+    return f"{SINGLE_TASK}, {name}"
+
+
+def _with_count(result: Result, baseline: str | None) -> str:
+    found = result.ranks if baseline is None else result.gain
+    return f"{result.name} (failed)" if found is None else f"{result.name} (n={len(found.values)})"
+
+
+def _means(values: BySeed, measures: Sequence[Measure]) -> dict[Measure, Mean]:
+    found = {measure: [own[measure] for own in values.values() if measure in own] for measure in measures}
+    return {measure: Mean.of(numbers) for measure, numbers in found.items() if numbers}
+
+
+def _mean(by_seed: Mapping[int, float]) -> Mean | None:
+    return Mean.of(by_seed.values()) if by_seed else None
+
+
+def _numbers(mean: Mean) -> list[float | int | None]:
+    numbers = [mean.mean, *(None if math.isnan(width) else width for width in (mean.std, mean.interval))]
+    return [*numbers, len(mean.values)]
 
 
 def _given(values: Iterable[Any]) -> list[Any]:

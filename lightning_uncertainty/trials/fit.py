@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +17,9 @@ from pytorch_lightning import seed_everything
 from lightning_uncertainty.callbacks.base import require_tasks
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "fit", "new_weighting"]
+__all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "SetupError", "fit", "new_weighting"]
 
-Make = Callable[[Weighting], Any]
+Make = Callable[..., Any]  # from a weighting, and settings by name
 Data = Any  # a LightningDataModule, a pair of loaders, or a function that returns either
 NewWeighting = Weighting | Callable[[], Weighting]
 
@@ -28,6 +30,10 @@ QUIET = {
     "enable_model_summary": False,
     "enable_progress_bar": False,
 }
+
+
+class SetupError(ValueError):
+    """What is asked for would be wrong in every trial: no failure of one fit."""
 
 
 def new_weighting(name: str, given: NewWeighting) -> Weighting:
@@ -61,18 +67,18 @@ class Maker:
         self.make = make
         self._last: list[Callable[[], Any]] = []  # parameters of the last module, as long as they live
 
-    def __call__(self, weighting: Weighting) -> Any:
-        """Return a new module with this weighting.
+    def __call__(self, weighting: Weighting, **settings: Any) -> Any:
+        """Return a new module with this weighting, at these settings.
 
         Raises:
             TypeError: it is no `MultiTaskMixin`.
             ValueError: it has another weighting, or parameters of the module before it.
         """
-        module = self.make(weighting)
+        module = self.make(weighting, **settings)
         require_tasks("a trial", module)
         given = module._task_fit.given
         if given is None or given() is not weighting:
-            raise ValueError(
+            raise SetupError(
                 f"make should give its argument to register_tasks: found {module.task_weighting!r} in the module and "
                 f"not the {type(weighting).__name__} that it was called with; write register_tasks(..., "
                 "weighting=weighting)"
@@ -80,7 +86,7 @@ class Maker:
         parameters = list(module.parameters())
         last = {id(parameter) for reference in self._last if (parameter := reference()) is not None}
         if any(id(parameter) in last for parameter in parameters):
-            raise ValueError(
+            raise SetupError(
                 "make should build every network anew: found parameters that the module before had too, which would go "
                 "on from what that one learnt; build backbone and heads inside make"
             )
@@ -89,9 +95,9 @@ class Maker:
 
 
 def fit(
-    maker: Maker, weighting: Weighting, data: Data, seed: int, options: Mapping[str, Any], callbacks: Sequence[Any]
-) -> Any:
-    """Train a new module, and return it.
+    make: Callable[[], Any], data: Data, seed: int, options: Mapping[str, Any], callbacks: Sequence[Any], tested: bool
+) -> tuple[Any, dict[str, float]]:
+    """Train a new module; return it and, if so, what it finds on the test data.
 
     The Trainer is that of the package which the module is of. Its callbacks are ours and copies of the user's.
 
@@ -99,21 +105,53 @@ def fit(
         ValueError: as `Maker`, or the Trainer has several processes.
     """
     seed_everything(seed, workers=True, verbose=False)
-    module = maker(weighting)
+    module = make()
     loaders = data() if callable(data) else data
     own = deepcopy(_as_list(options.get("callbacks")))
     with _silent():
         trainer = _trainer_of(module)(**{**QUIET, **options, "callbacks": [*callbacks, *own]})
         if trainer.world_size > 1:
-            raise ValueError(
+            raise SetupError(
                 f"a trial should run in one process: found {trainer.world_size}; give the Trainer devices=1, and start "
                 "several programs on the same folder or storage to use several devices"
             )
-        if isinstance(loaders, tuple | list):
-            trainer.fit(module, *loaders)
-        else:
-            trainer.fit(module, datamodule=loaders)
-    return module
+        with _interruptible():
+            if isinstance(loaders, tuple | list):
+                trainer.fit(module, *loaders[:2])
+            else:
+                trainer.fit(module, datamodule=loaders)
+            if not tested:
+                return module, {}
+            if not isinstance(loaders, tuple | list):
+                trainer.test(module, datamodule=loaders, verbose=False)
+            elif len(loaders) > 2:
+                trainer.test(module, loaders[2], verbose=False)
+            else:
+                raise SetupError(
+                    "settings should be reported on test data: found loaders for training and validation; give a "
+                    "third, or a LightningDataModule"
+                )
+    found = {key: value.item() for key, value in trainer.callback_metrics.items() if value.numel() == 1}
+    return module, {key: value for key, value in found.items() if key.startswith("test/")}
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt where the Trainer, which has ended its fit by it, would leave the program without a word.
+
+    It has switched Ctrl-C off then; this switches it on again.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        if main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

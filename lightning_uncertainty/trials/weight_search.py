@@ -58,11 +58,13 @@ class Point:
         weights: by task; they add up to 1.
         value: the objective; None where the fit was ended early.
         row: what the last validation logged, by log key; empty where the fit was ended early.
+        failed: why there is neither; empty where the fit did not fail.
     """
 
     weights: dict[str, float]
     value: float | None
     row: dict[str, float]
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ class WeightSearch:
         lines = [
             ["" if cell is None else f"{cell:.4g}" for cell in cells] + ["*" if front else ""] for *cells, front in rows
         ]
+        if any(point.failed for point in self.points):
+            columns = [*columns, "failed"]
+            lines = [[*line, point.failed[:60]] for line, point in zip(lines, self.points, strict=True)]
         return render(f"Fixed weights by {self.objective}, {len(rows)} fits", columns, lines)
 
     def __str__(self) -> str:

@@ -47,7 +47,7 @@ class Counting:
         module = Owning(weighting)
         self.weights.append(tuple(module.task_weighting.weight.tolist()))
         if len(self.weights) == self.fail_at:
-            raise KeyError("killed")
+            raise KeyboardInterrupt
         return module
 
     @property
@@ -120,7 +120,7 @@ def test_the_objective_has_the_direction_of_its_metric(objective, higher, up):
 
 def test_a_search_goes_on_where_it_was_killed():
     storage = {"storage": "sqlite:///search.db"}
-    with pytest.raises(KeyError, match="killed"):
+    with pytest.raises(KeyboardInterrupt):
         run(Counting(fail_at=3), **storage)
     make = Counting()
     resumed = run(make, **storage)
@@ -156,10 +156,10 @@ def test_another_sampler_draws_from_the_whole_simplex():
 
 
 def test_draws_are_uniform_on_the_simplex():
-    from lightning_uncertainty.trials.search import _draw
+    from lightning_uncertainty.trials._fits import draw_weights
 
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    draws = torch.tensor([_draw(study.ask(), ("a", "b", "c"), None) for _ in range(400)])
+    draws = torch.tensor([draw_weights(study.ask(), ("a", "b", "c")) for _ in range(400)])
     torch.testing.assert_close(draws.mean(0), torch.full((3,), 1 / 3), atol=0.04, rtol=0)
     torch.testing.assert_close(draws.var(0), torch.full((3,), 1 / 18), atol=0.015, rtol=0)  # Dirichlet(1, 1, 1)
 
@@ -231,6 +231,10 @@ def test_a_study_of_something_else_is_told():
     ("wrong", "expected"),
     [
         ({"sampler": optuna.samplers.RandomSampler()}, "n_trials should say when RandomSampler has drawn enough"),
+        (
+            {"sampler": optuna.samplers.RandomSampler(), "n_trials": 1, "folder": "x"},
+            "folder should be given for a grid",
+        ),
         ({"parts": 1}, "a grid should have parts, at least 2 for 2 tasks: found 1"),
         ({"objective": "val/total"}, "found nothing under 'val/total' among epoch, "),
         ({"metrics": {"deth": "loss"}, "n_trials": 1}, "metrics should name tasks"),
@@ -262,16 +266,72 @@ run(Counting(), parts=7, storage=sys.argv[1])
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(1500)
-def test_two_processes_share_a_storage(tmp_path):
+def test_two_processes_from_an_empty_folder_fit_every_point_once(tmp_path):
     storage = f"sqlite:///{tmp_path / 'search.db'}"
-    optuna.create_study(storage=storage, study_name="other")  # the tables, which two cannot make at once
     run_together([sys.executable, "-W", "ignore", "-c", PROGRAM, storage], [{}, {}], tmp_path, timeout=100)
     make = Counting()
     found = run(make, parts=7, storage=storage)
     assert make.fits == []
     assert sorted(tuple(point.weights.values()) for point in found.points) == simplex_grid(2, 7)
-    trials = optuna.load_study(study_name="weights", storage=storage).get_trials()
-    assert len(trials) <= 6 + 2  # a process without work may repeat the point that the other is at
+    assert len(optuna.load_study(study_name="weights", storage=storage).get_trials()) == 6
+
+
+def test_a_folder_alone_keeps_a_grid(tmp_path):
+    folder = tmp_path / "grid"
+    first = run(folder=folder)
+    make = Counting()
+    assert run(make, folder=folder) == first
+    assert make.fits == []
+    with pytest.raises(
+        ValueError, match=r"trials of one setup: .* objective was val/balanced_loss and is val/depth/loss"
+    ):
+        run(folder=folder, objective="val/depth/loss")
+
+
+class Raising(Counting):
+    """Fails to fit one point, as long as `mended` is false."""
+
+    mended = False
+
+    def __call__(self, weighting):
+        module = super().__call__(weighting)
+        if not self.mended and self.weights[-1] == (0.5, 0.5) and len(self.weights) > 1:
+            raise MemoryError
+        return module
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///search.db"])
+def test_a_point_that_failed_is_shown_and_fitted_again_when_asked(storage, tmp_path):
+    make, place = Raising(), {"folder": tmp_path / "grid", "storage": storage}
+    with pytest.warns(UserWarning, match="trial 'depth 0.5, kind 0.5, seed 0' failed: out of memory; the others go on"):
+        found = run(make, **place)
+    assert [(point.value is None, point.failed) for point in found.points] == [
+        *[(False, "")] * 2,
+        (True, "failed: out of memory"),
+    ]
+    assert found.points[-1].weights == {"depth": 0.5, "kind": 0.5}
+    assert "failed: out of memory" in found.table()
+    again = Raising()
+    assert run(again, **place) == found
+    assert again.fits == []
+    again = Raising()
+    again.mended = True
+    mended = run(again, retry_failed=True, **place)
+    assert again.fits == [(0.5, 0.5)]
+    assert mended == run()
+
+
+def test_a_draw_that_failed_is_told_and_the_others_go_on():
+    calls = iter(range(10))
+
+    def second_fails(weighting):
+        if next(calls) == 2:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return Owning(weighting)
+
+    with pytest.warns(UserWarning, match="failed: out of memory; the others go on"):
+        found = run(second_fails, sampler=optuna.samplers.RandomSampler(seed=0), n_trials=3)
+    assert len(found.points) == 2
 
 
 # -- the result --------------------------------------------------------------------------------------------------------
