@@ -204,7 +204,7 @@ def test_validation_is_in_the_unit_of_training():
         assert found[f"val/{task}/loss"] == pytest.approx(weight * found[f"val_{task}"])
     fitted.save_checkpoint("net.ckpt")
     again = adopt(seeded(Host), TASKS, LOG, validation=VALIDATION, keep_host_weights=True)
-    (same,) = trainer().validate(again, Loader(rows()), ckpt_path="net.ckpt", weights_only=True)
+    (same,) = trainer().validate(again, Loader(rows()), ckpt_path="net.ckpt")
     assert same == found
     assert {name for name in torch.load("net.ckpt")["lightning_uncertainty"] if name.startswith("host")} == {
         "host_weights.depth",
@@ -905,6 +905,7 @@ class Silent(Host):
         """Leave that to the outer one."""
 
 
+@exact_resume
 def test_the_state_of_a_part_of_another_module_keeps_sigma(weighting, tmp_path):
     def outer():
         host = seeded(Silent)
