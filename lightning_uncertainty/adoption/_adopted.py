@@ -127,8 +127,6 @@ def adopted_class(host: type) -> type[Adopted]:
         adoption: Adoption = self._adoption
         if adoption.watch is not None or not (torch.is_grad_enabled() and is_training(self, None)):
             return step(self, *args, **kwargs)  # a step of validation calls this one
-        if adoption.names.begins(self):
-            self._check_names()
         try:
             with adoption.begin(self, args, kwargs) as watch, watch.told():
                 returned = step(self, *args, **kwargs)
@@ -178,8 +176,6 @@ def _validation_step(host: type) -> Any:
         adoption: Adoption = self._adoption
         if not adoption.options.validation or adoption.watch is not None:
             return step(self, *args, **kwargs)
-        if adoption.names.begins(self):
-            self._check_names()
         try:
             with adoption.begin(self, args, kwargs, evaluating=True):
                 returned = step(self, *args, **kwargs)

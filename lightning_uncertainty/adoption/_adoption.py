@@ -60,7 +60,14 @@ class Adoption(Idling):
     # -- a step --------------------------------------------------------------------------------------------------------
 
     def begin(self, host: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, evaluating: bool = False) -> Watch:
-        """Return what watches a step."""
+        """Return what watches a step; look at the host's names where a fit begins.
+
+        Raises:
+            RuntimeError: the host has taken one of ours.
+        """
+        if self.names.begins(host):
+            host._check_names()
+            self._steps = 0
         plan = self._plans.get(evaluating)
         if plan is None:
             plan = self._plans[evaluating] = Plan(dict(self.options.validation) if evaluating else self._parts)

@@ -52,8 +52,6 @@ class Looks:
     def is_checked(self, host: Any) -> bool:
         """Whether this step's total is looked at: in a fit's first steps, and where a step is logged anyway."""
         trainer = getattr(host, "_trainer", None)
-        if not host._task_fit.is_checked(host):  # a fit begins
-            self._steps = 0
         every = getattr(trainer, "log_every_n_steps", 1) or 0
         return self._steps < _CHECKED or bool(every and (self._steps + 1) % every == 0)
 
