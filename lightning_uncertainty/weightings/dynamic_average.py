@@ -48,6 +48,7 @@ class DynamicWeightAverage(EpochWeighting):
         tensor([0.8756, 1.1244])
     """
 
+    first_epoch = 2
     last: Tensor  # mean losses of the latest epoch with labels, 0 before there is one
     before: Tensor  # those of the one before
 

@@ -89,6 +89,8 @@ class SmoothTchebycheff(EpochWeighting):
             )
         self.temperature, self.nadir_epoch = temperature, nadir_epoch
         self.needs_epoch = nadir_epoch is not None
+        self.ranks_sizes = nadir_epoch is None
+        self.first_epoch = 0 if nadir_epoch is None else nadir_epoch + 1
         self._preferences, self._ideal = preferences, ideal
 
     def make_vectors(self) -> None:
