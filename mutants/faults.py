@@ -1136,6 +1136,13 @@ FAULTS = [
         ("tests/trials/test_alone.py::test_a_module_that_computes_its_losses_trains_one_of_them",),
     ),
     Fault(
+        "architecture_that_does_not_part",
+        "module.py",
+        "self.backbone(inputs, split=self.split_features)",
+        "self.backbone(inputs)",
+        ("tests/test_module.py::test_the_tasks_of_an_architecture_part_where_it_says",),
+    ),
+    Fault(
         "alone_with_the_branches_of_others",
         "trials/_alone.py",
         "if branches and type(module)",

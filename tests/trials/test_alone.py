@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer, seed_everything
