@@ -1853,6 +1853,27 @@ FAULTS = [
         ("tests/weightings/test_constant.py::test_a_term_that_goes_around_the_branches_has_its_own_gradient",),
     ),
     Fault(
+        "outputs_are_seen_in_evaluation_alone",
+        "mixin.py",
+        "        self.on_task_outputs(stage, outputs, batch)\n",
+        '        if stage != "train":\n            self.on_task_outputs(stage, outputs, batch)\n',
+        ("tests/test_mixin.py::test_outputs_are_seen_in_every_step_of_every_stage_and_change_nothing",),
+    ),
+    Fault(
+        "outputs_are_seen_before_they_are_checked",
+        "mixin.py",
+        "        losses = self.task_losses(outputs, batch)\n        self.on_task_outputs(stage, outputs, batch)\n",
+        "        self.on_task_outputs(stage, outputs, batch)\n        losses = self.task_losses(outputs, batch)\n",
+        ("tests/test_mixin.py::test_a_batch_that_is_refused_is_not_seen_and_one_that_is_skipped_is",),
+    ),
+    Fault(
+        "nobody_sees_outputs_unseen",
+        "mixin.py",
+        "not self._task_fit.shown and",
+        "self._task_fit.shown and",
+        ("tests/test_mixin.py::test_who_weighs_without_a_task_step_is_told_that_nobody_sees_outputs",),
+    ),
+    Fault(
         "offsets_not_from_the_centroid",
         "instances/offsets.py",
         "whole[of_pixel] - place",
