@@ -1915,4 +1915,32 @@ FAULTS = [
         "",
         ("tests/instances/test_votes.py::test_votes_that_are_not_finite_or_far_outside_make_nothing",),
     ),
+    Fault(
+        "instance_hit_twice",
+        "metrics/instance_ap.py",
+        "                    taken |= ends\n",
+        "",
+        ("tests/metrics/test_instance_ap.py::test_an_instance_is_hit_once_and_hits_once_the_surest_first",),
+    ),
+    Fault(
+        "instance_scores_alike_in_order",
+        "metrics/instance_ap.py",
+        "last[:-1] = scores[:-1] != scores[1:]",
+        "last[:-1] = True",
+        ("tests/metrics/test_instance_ap.py::test_neither_batches_nor_their_order_nor_names_of_instances_matter",),
+    ),
+    Fault(
+        "instances_in_void_count",
+        "metrics/instance_ap.py",
+        "hits = torch.where((hits == 0) & out, torch.nan, hits)",
+        "hits = hits + 0 * out[..., :1]",
+        ("tests/metrics/test_instance_ap.py::test_what_lies_where_nothing_is_labelled_or_is_small_is_not_counted",),
+    ),
+    Fault(
+        "iou_rounded",
+        "metrics/instance_ap.py",
+        "iou = common.double()",
+        "iou = common.float()",
+        ("tests/metrics/test_instance_ap.py::test_a_threshold_that_is_reached_is_enough",),
+    ),
 ]
