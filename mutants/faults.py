@@ -1943,4 +1943,32 @@ FAULTS = [
         "iou = common.float()",
         ("tests/metrics/test_instance_ap.py::test_a_threshold_that_is_reached_is_enough",),
     ),
+    Fault(
+        "flipped_offsets_turn_about_the_other_axis",
+        "instances/transforms.py",
+        "dict.fromkeys(_names(self.offsets), dim + 2)",
+        "dict.fromkeys(_names(self.offsets), -1 - dim)",
+        ("tests/instances/test_transforms.py::test_offsets_of_flipped_ids_are_flipped_offsets",),
+    ),
+    Fault(
+        "resized_offsets_of_another_pixel",
+        "instances/transforms.py",
+        "pixel - ((now + 0.5) * (before / size) - 0.5)",
+        "0.0 * now",
+        ("tests/instances/test_transforms.py::test_votes_of_an_instance_meet_in_its_centroid_at_any_size",),
+    ),
+    Fault(
+        "disparity_scales_with_the_height",
+        "instances/transforms.py",
+        "value * (size[1] / width) if",
+        "value * (size[0] / height) if",
+        ("tests/instances/test_transforms.py::test_a_disparity_is_a_length_along_the_width",),
+    ),
+    Fault(
+        "maps_are_flipped_apart",
+        "instances/transforms.py",
+        "torch.where(where if picture.dim() == 4 else where[0], changed[name], value)",
+        "torch.where(where if picture.dim() == 4 and name == self.image else where[0], changed[name], value)",
+        ("tests/instances/test_transforms.py::test_samples_are_drawn_for_by_themselves_and_all_their_maps_alike",),
+    ),
 ]
