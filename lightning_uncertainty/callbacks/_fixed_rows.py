@@ -62,7 +62,7 @@ class FixedRows:
         wanted = [image - first for image in self.images if first <= image < first + count]
         if rows is None:
             wanted = []
-        for_tables = range(min(count, self._points - first)) if first < self._points and self._counts_more() else ()
+        for_tables = range(min(count, self._points - first)) if self._bytes < _BYTES else ()
         chosen = sorted({*wanted, *for_tables})
         if not chosen:
             return

@@ -15,6 +15,8 @@ from lightning_uncertainty.mixin import MultiTaskMixin
 
 __all__ = ["Labels", "Look", "Tell", "check_classes", "is_classes", "look_at", "tell_apart"]
 
+_LEAST = 8  # of the sides of pictures without channels
+
 Tell = Callable[[str, str], None]
 
 
@@ -101,7 +103,14 @@ def look_at(
             if name in targets:
                 raise
             tell(f"labels {name}", f"labels of task {name!r}: found none ({error}); it is shown without truth; {mend}")
-    return Look(rows, made.batch, picture if picture is None or picture.dim() > 2 else None, predictions, labels)
+    return Look(rows, made.batch, picture if _is_picture(picture) else None, predictions, labels)
+
+
+def _is_picture(picture: Tensor | None) -> bool:
+    """Whether a tensor has dimensions of space; without channels these are not small, as it might be series else."""
+    return picture is not None and (
+        picture.dim() in (4, 5) or (picture.dim() == 3 and min(picture.shape[1:]) >= _LEAST)
+    )
 
 
 def _is_map(mean: Tensor, classes: bool, picture: Tensor | None) -> bool:
@@ -115,7 +124,7 @@ def _is_map(mean: Tensor, classes: bool, picture: Tensor | None) -> bool:
     """
     if mean.dim() in (4, 5):
         return True
-    if classes or mean.dim() != 3 or picture is None:
+    if classes or mean.dim() != 3 or picture is None or min(mean.shape[-2:]) < _LEAST:
         return False
     (height, width), (high, wide) = mean.shape[-2:], channels_first(picture).shape[-2:]
     return abs(height * wide - width * high) <= max(high, wide)

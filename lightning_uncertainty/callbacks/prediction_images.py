@@ -83,7 +83,7 @@ class PredictionImages(TaskCallback):
     Raises:
         ValueError: a number is out of range, `mean` and `to_image` are both there, a colour is none; or, at the start
             of a fit or its first validation: a task is unknown, or has another number of classes, outputs, pictures or
-            labels are not where they were said to be, or the Trainer has another such callback with this prefix.
+            labels are not where they were said to be.
         TypeError: (at the start of a fit) the module is no `MultiTaskMixin`.
         ModuleNotFoundError: (at the start of a fit) matplotlib is not installed.
 
@@ -227,11 +227,6 @@ class PredictionImages(TaskCallback):
     def _check(self, trainer: Any, pl_module: Any) -> None:
         """Look whether there is something to draw, and to draw with."""
         net = self.find_tasks(trainer, pl_module)
-        alike = [other for other in trainer.callbacks if isinstance(other, PredictionImages)]
-        if len([other for other in alike if other.state_key == self.state_key]) > 1:
-            raise ValueError(
-                "PredictionImages should each have a prefix of its own: found two alike; give prefix='more_pictures/'"
-            )
         require_matplotlib("PredictionImages")
         known = net.task_likelihoods()
         check_known([*(self.tasks or ()), *self.targets, *self.classes, *self.colours], known)
