@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from lightning_uncertainty._step import own_group
     from lightning_uncertainty.adoption import AdoptLosses, adopt
     from lightning_uncertainty.balancing import GradientBalancing
-    from lightning_uncertainty.callbacks import GradientConflictMonitor, UncertaintyMonitor, UncertaintyWarmUp
+    from lightning_uncertainty.callbacks import (
+        GradientConflictMonitor,
+        PredictionImages,
+        UncertaintyMonitor,
+        UncertaintyWarmUp,
+    )
     from lightning_uncertainty.likelihoods import masked_sum
     from lightning_uncertainty.mixin import MultiTaskMixin
     from lightning_uncertainty.module import MultiTaskModule, MultiTaskSteps
@@ -33,7 +38,7 @@ else:
         "_step": ("own_group",),
         "adoption": ("AdoptLosses", "adopt"),
         "balancing": ("GradientBalancing",),
-        "callbacks": ("GradientConflictMonitor", "UncertaintyMonitor", "UncertaintyWarmUp"),
+        "callbacks": ("GradientConflictMonitor", "PredictionImages", "UncertaintyMonitor", "UncertaintyWarmUp"),
         "likelihoods": ("masked_sum",),
         "mixin": ("MultiTaskMixin",),
         "module": ("MultiTaskModule", "MultiTaskSteps"),
@@ -66,6 +71,7 @@ __all__ = [
     "MultiTaskMixin",
     "MultiTaskModule",
     "MultiTaskSteps",
+    "PredictionImages",
     "Task",
     "UncertaintyMonitor",
     "UncertaintyWarmUp",
