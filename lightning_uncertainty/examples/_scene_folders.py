@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["CITYSCAPES", "LAYOUTS", "WITHOUT", "Array", "Cityscapes", "MTANArrays", "check_root", "open_image"]
+__all__ = ["CITYSCAPES", "LAYOUTS", "WITHOUT", "Array", "Cityscapes", "MTANArrays", "check_root", "read_image"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -61,23 +61,29 @@ def check_root(root: Path, layout: str) -> None:
         )
 
 
-def open_image(path: Path) -> Any:
-    """Open a picture with Pillow.
+def read_image(path: Path) -> Any:
+    """Return a picture, as Pillow reads it.
 
     Raises:
         ModuleNotFoundError: Pillow is not installed.
-        ValueError: the file is no picture.
+        ValueError: the file is no picture, or not a whole one.
+        OSError: there is none.
     """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "reading pictures needs Pillow, which comes with matplotlib: pip install 'lightning-uncertainty[plot]'"
         ) from error
-    try:
-        return Image.open(path)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"a picture should be one that Pillow reads: found none in {path}; replace it") from error
+    with path.open("rb") as file:
+        try:
+            image = Image.open(file)
+            image.load()
+        except (OSError, SyntaxError, ValueError) as error:  # of which Pillow raises any
+            raise ValueError(
+                f"a picture should be one that Pillow reads: found {path}, which it does not ({error}); replace it"
+            ) from error
+    return image
 
 
 def _all_there(files: Sequence[dict[str, Path]], folder: Path, pattern: str) -> None:
@@ -132,8 +138,8 @@ class Cityscapes(Sequence["dict[str, Array]"]):
 
     def __getitem__(self, index: Any) -> Any:
         files = self.files[index]
-        image = open_image(files["image"])
-        scene = {name: np.asarray(open_image(path)) for name, path in files.items() if name != "image"}
+        image = read_image(files["image"])
+        scene = {name: np.asarray(read_image(path)) for name, path in files.items() if name != "image"}
         _check_sizes({"image": np.asarray(image), **scene}, files)
         (height, width), (rows, columns) = self.size, scene["ids"].shape
         near = np.ix_((np.arange(height) + 0.5) * rows // height, (np.arange(width) + 0.5) * columns // width)

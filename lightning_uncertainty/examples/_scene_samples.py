@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from lightning_uncertainty.examples._scene_folders import Array
 from lightning_uncertainty.examples._scene_net import STRIDE
-from lightning_uncertainty.instances import centroid_offsets
+from lightning_uncertainty.instances import DenseTransforms, centroid_offsets
 
 __all__ = ["Scenes"]
 
@@ -36,14 +36,8 @@ class Scenes(Dataset["dict[str, Tensor]"]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         scene = {name: torch.from_numpy(np.array(part)) for name, part in self.raw[index].items()}
-        if self.training and torch.rand(()) < 0.5:
-            scene = {name: part.flip(1) for name, part in scene.items()}  # before there are offsets
-            if "normals" in scene:
-                scene["normals"] = scene["normals"] * torch.tensor([-1.0, 1.0, 1.0])
         scene["image"] = scene["image"].movedim(-1, 0) / (255 if scene["image"].dtype == torch.uint8 else 1)
-        if self.training:
-            gain, shift = 0.9 + 0.2 * torch.rand(()), 0.08 * (2 * torch.rand(3, 1, 1) - 1)
-            scene["image"] = (gain * scene["image"] + shift).clamp(0, 1)
+        scene["semantics"] = scene["semantics"].long()
         if "ids" in scene:
             scene["ids"] = scene["ids"].long()
             scene["instances"] = centroid_offsets(scene["ids"])
@@ -51,24 +45,25 @@ class Scenes(Dataset["dict[str, Tensor]"]):
             scene["normals"] = scene["normals"].movedim(-1, 0)
         for name in scene.keys() & {"disparity", "depth"}:
             scene[name] = scene[name][None]
-        scene["semantics"] = scene["semantics"].long()
-        return _strided(scene) if self.training else {name: _float(part) for name, part in scene.items()}
+        scene = {name: part.float() if part.is_floating_point() else part for name, part in scene.items()}
+        return self._varied(scene) if self.training else scene
 
-
-def _float(part: Tensor) -> Tensor:
-    return part.float() if part.is_floating_point() else part
+    def _varied(self, scene: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a sample for training."""
+        directed = {name: key for name, key in {"offsets": "instances", "normals": "normals"}.items() if key in scene}
+        scene = _strided(DenseTransforms(**directed).random_horizontal_flip(scene))
+        gain, shift = 0.9 + 0.2 * torch.rand(()), 0.08 * (2 * torch.rand(3, 1, 1) - 1)
+        scene["image"] = (gain * scene["image"] + shift).clamp(0, 1)
+        return scene
 
 
 def _strided(scene: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a sample with labels at a stride: of the pixel right of and below each cell's centre."""
-    found = {"image": _float(scene["image"])}
     rows, columns = (
         (torch.arange(-(-length // STRIDE)) * STRIDE + STRIDE // 2).clamp(max=length - 1)
         for length in scene["semantics"].shape
     )
-    for name, part in scene.items():
-        if name != "image":
-            found[name] = _float(part[..., rows[:, None], columns])
+    found = {name: part if name == "image" else part[..., rows[:, None], columns] for name, part in scene.items()}
     if "instances" in found:
-        found["instances"] += 0.5  # from the centre of the cell
+        found["instances"] = found["instances"] + 0.5  # from the centre of the cell
     return found

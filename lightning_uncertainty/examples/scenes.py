@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
@@ -35,7 +35,10 @@ from lightning_uncertainty.examples._scene_folders import CITYSCAPES, WITHOUT, C
 from lightning_uncertainty.examples._scene_net import SceneDecoder, SceneEncoder, SceneNet
 from lightning_uncertainty.examples._scene_samples import Scenes
 from lightning_uncertainty.examples.streets import CLASSES, THINGS
+from lightning_uncertainty.instances import instances_from_votes
 from lightning_uncertainty.likelihoods import Categorical
+from lightning_uncertainty.metrics import InstanceAP
+from lightning_uncertainty.tasks import Stage
 from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["SceneData", "SceneDecoder", "SceneEncoder", "SceneModule", "SceneNet", "Scenes"]
@@ -215,6 +218,30 @@ class SceneModule(MultiTaskModule):
             {"classes": list(classes), "scales": {task: list(scale) for task, scale in scales.items()}}
             | {"things": list(things), "encoder": encoder, "width": width, "lr": lr, "epochs": epochs}
         )
+        self.instance_ap = nn.ModuleDict({stage: InstanceAP(ignore_index=WITHOUT) for stage in ("val", "test")})
+
+    def on_task_outputs(self, stage: Stage, outputs: Mapping[str, Tensor], batch: Any) -> None:
+        if stage != "train" and {"semantics", "instances"} <= outputs.keys():
+            classes = outputs["semantics"].argmax(1)
+            inside = torch.isin(classes, torch.tensor(self.hparams["things"], device=classes.device))
+            ids = instances_from_votes(outputs["instances"], inside, classes=classes)
+            metric: Any = self.instance_ap[stage]
+            metric.update(ids, classes, batch["ids"], batch["semantics"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/instances/AP50`."""
+        self._log_instances("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/instances/AP50`."""
+        self._log_instances("test")
+
+    def _log_instances(self, stage: str) -> None:
+        metric: Any = self.instance_ap[stage]
+        value = metric.compute() if metric.update_called else None
+        metric.reset()
+        if value is not None:  # there were instances
+            self.log(f"{stage}/instances/AP50", value, sync_dist=True)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,12 @@ def other_size(root):
     Image.fromarray(np.ones((8, 64), np.uint16)).save(path)
 
 
-def grey(root):
+def cut(root):
+    path = next(root.glob("leftImg8bit/val/*/*.png"))
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def no_picture(root):
     path = next(root.glob("leftImg8bit/val/*/*.png"))
     path.write_bytes(b"no picture")
 
@@ -106,7 +111,11 @@ def grey(root):
         (empty, r"a split should have pictures: found no <city>/\*_leftImg8bit.png in .*val"),
         (other_id, r"ids of classes should be from 0 to 33: found 77 in .*labelIds.png"),
         (other_size, r"the disparity of a picture should have its size, 32 x 64: found 8 x 64 in .*disparity.png"),
-        (grey, r"a picture should be one that Pillow reads: found none in .*_leftImg8bit.png"),
+        (cut, r"a picture should be one that Pillow reads: found .*_leftImg8bit.png, which it does not \("),
+        (
+            no_picture,
+            r"a picture should be one that Pillow reads: found .*_leftImg8bit.png, which it does not \(cannot identify",
+        ),
     ],
 )
 def test_what_does_not_fit_in_cityscapes_is_told(tmp_path, spoil, sentence):
