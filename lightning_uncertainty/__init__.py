@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     from lightning_uncertainty import calibration as calibration
     from lightning_uncertainty import dashboards as dashboards
     from lightning_uncertainty import examples as examples
+    from lightning_uncertainty import instances as instances
     from lightning_uncertainty import metrics as metrics
     from lightning_uncertainty import predictions as predictions
     from lightning_uncertainty import trials as trials
     from lightning_uncertainty._step import own_group
     from lightning_uncertainty.adoption import AdoptLosses, adopt
     from lightning_uncertainty.balancing import GradientBalancing
-    from lightning_uncertainty.callbacks import GradientConflictMonitor, UncertaintyMonitor, UncertaintyWarmUp
+    from lightning_uncertainty.callbacks import (
+        GradientConflictMonitor,
+        PredictionImages,
+        UncertaintyMonitor,
+        UncertaintyWarmUp,
+    )
     from lightning_uncertainty.likelihoods import masked_sum
     from lightning_uncertainty.mixin import MultiTaskMixin
     from lightning_uncertainty.module import MultiTaskModule, MultiTaskSteps
@@ -32,7 +38,7 @@ else:
         "_step": ("own_group",),
         "adoption": ("AdoptLosses", "adopt"),
         "balancing": ("GradientBalancing",),
-        "callbacks": ("GradientConflictMonitor", "UncertaintyMonitor", "UncertaintyWarmUp"),
+        "callbacks": ("GradientConflictMonitor", "PredictionImages", "UncertaintyMonitor", "UncertaintyWarmUp"),
         "likelihoods": ("masked_sum",),
         "mixin": ("MultiTaskMixin",),
         "module": ("MultiTaskModule", "MultiTaskSteps"),
@@ -40,7 +46,8 @@ else:
         "weightings": ("AnalyticUncertaintyWeighting", "FixedWeighting", "UncertaintyWeighting"),
     }
     _DOORS = tuple(room for room in _HOMES if not room.startswith("_"))
-    _ROOMS = (*_DOORS, "architectures", "calibration", "dashboards", "examples", "metrics", "predictions", "trials")
+    _OTHERS = ("calibration", "dashboards", "examples", "instances", "metrics", "predictions", "trials")
+    _ROOMS = (*_DOORS, "architectures", *_OTHERS)
     _HOME_OF = {name: room for room, names in _HOMES.items() for name in names}
 
     def __getattr__(name):
@@ -64,6 +71,7 @@ __all__ = [
     "MultiTaskMixin",
     "MultiTaskModule",
     "MultiTaskSteps",
+    "PredictionImages",
     "Task",
     "UncertaintyMonitor",
     "UncertaintyWarmUp",

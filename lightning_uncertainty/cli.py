@@ -15,7 +15,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -45,9 +45,13 @@ TRAINER_COMMANDS = {
 }
 
 
-def example() -> None:
-    """Print a YAML file for `fit`, complete and with comments: `example > penguins.yaml`."""
-    print(files("lightning_uncertainty.examples").joinpath("penguins.yaml").read_text(encoding="utf-8"), end="")
+def example(of: Literal["penguins", "scenes"] = "penguins") -> None:
+    """Print a YAML file for `fit`, complete and with comments: `example > penguins.yaml`.
+
+    Args:
+        of: what it trains on.
+    """
+    print(files("lightning_uncertainty.examples").joinpath(f"{of}.yaml").read_text(encoding="utf-8"), end="")
 
 
 def report(run: Path, out: Path = Path("report.html")) -> None:

@@ -8,7 +8,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["axes_or_new", "load_pyplot", "unit_axes"]
+__all__ = ["axes_or_new", "load_pyplot", "require_matplotlib", "unit_axes"]
+
+
+def require_matplotlib(what: str) -> None:
+    """Look whether matplotlib, which brings Pillow, is installed.
+
+    Raises:
+        ModuleNotFoundError: it is not.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{what} needs matplotlib: pip install 'lightning-uncertainty[plot]'") from error
 
 
 def load_pyplot() -> Any:
@@ -17,10 +29,9 @@ def load_pyplot() -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import pyplot
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plot needs matplotlib: pip install 'lightning-uncertainty[plot]'") from error
+    require_matplotlib("plot")
+    from matplotlib import pyplot
+
     return pyplot
 
 

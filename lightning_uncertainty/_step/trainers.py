@@ -89,6 +89,7 @@ class FitState:
         warned: whether this fit was warned of steps that are skipped.
         begins: whether nothing was weighed in it yet.
         skip: the latest batch that was skipped; None once another is weighed.
+        shown: whether a `task_step` was, which calls `on_task_outputs`.
         given: the weighting that `register_tasks` was given, of which the module has a copy, as long as it lives.
     """
 
@@ -99,6 +100,7 @@ class FitState:
         self.warned = False
         self.begins = True
         self.skip: Skip | None = None
+        self.shown = False
         self.given: ref[Weighting] | None = None
         self._checked: tuple[ref[Any], ...] | None = None
 

@@ -1,0 +1,140 @@
+"""The command: a run over tiny scenes, a comparison, a photograph, and what cannot be meant."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_uncertainty.examples import _scenes_command
+from lightning_uncertainty.examples._scenes_command import main
+from lightning_uncertainty.examples.scenes import SceneData
+from tests.examples._folders import SIZE, cityscapes, mtan
+
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with a checkpoint, pictures and a report of an epoch over tiny streets, and what was printed."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        small(patch)
+        main(["--root", str(folder / "cache"), "--layout", "streets", "--epochs", "1", "--out", str(folder)])
+    return folder
+
+
+def small(patch):
+    options = {"size": SIZE, "streets": (4, 2, 2)}
+    patch.setattr(_scenes_command, "SceneData", lambda *given, **more: SceneData(*given, **(more | options)))
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    path = tmp_path / "photograph.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)).save(path)
+    return path
+
+
+def test_it_trains_and_writes_checkpoint_pictures_and_report(run):
+    assert (run / "scenes.ckpt").is_file()
+    assert "<html" in (run / "report.html").read_text(encoding="utf-8")
+    assert {path.parent.name for path in (run / "pictures").rglob("*.png")} == {"semantics", "instances", "disparity"}
+    assert (run / "logs" / "version_0" / "metrics.csv").is_file()
+
+
+def test_it_prints_sigma_and_metrics(tmp_path, monkeypatch, capsys):
+    small(monkeypatch)
+    root = mtan(tmp_path / "there", count=3)
+    main(["--root", str(root), "--epochs", "1", "--batch-size", "2", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    rows = [
+        line.split() for line in printed.splitlines() if line.split()[:1] in (["semantics"], ["depth"], ["normals"])
+    ]
+    assert [row[:2] for row in rows] == [["semantics", "categorical"], ["depth", "laplace"], ["normals", "laplace"]]
+    assert "mIoU" in printed
+    assert all("MAE" in row for row in rows[1:])
+    assert str(tmp_path / "scenes.ckpt") in printed
+
+
+def test_a_photograph_becomes_one_picture(run, photograph, tmp_path, capsys):
+    main(["--predict", str(photograph), "--ckpt", str(run / "scenes.ckpt"), "--out", str(tmp_path / "out")])
+    path = tmp_path / "out" / "photograph.png"
+    assert str(path) in capsys.readouterr().out
+    with Image.open(path) as drawn:
+        assert drawn.mode == "RGB"
+        assert drawn.width > 4 * 2 * SIZE[1]  # photograph, classes, instances, disparity, in twice the size
+        pixels = np.asarray(drawn)
+    height = 4 * round(90 * SIZE[1] / 120 / 4)
+    small = np.asarray(Image.open(photograph).resize((SIZE[1], height), reducing_gap=2.0))
+    corner = np.argwhere((pixels == small[0, 0]).all(-1))
+    assert any((pixels[i : i + 2 * height : 2, j : j + 2 * SIZE[1] : 2] == small).all() for i, j in corner[:20])
+
+
+def test_a_comparison_is_printed_and_kept(tmp_path, monkeypatch, capsys):
+    small(monkeypatch)
+    asked = ["--root", str(tmp_path / "cache"), "--layout", "streets", "--compare", "--seeds", "0", "--epochs", "1"]
+    main([*asked, "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("single task", "equal", "uncertainty", "semantics mIoU", "disparity MAE"))
+    assert (tmp_path / "compare" / "comparison.csv").is_file()
+    assert (tmp_path / "compare" / "comparison.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("save", "sentence"),
+    [
+        (lambda path: Image.new("L", (32, 32)).save(path), r"an RGB image: found mode 'L' in .*other.png; convert it"),
+        (lambda path: Image.new("RGBA", (32, 32)).save(path), r"an RGB image: found mode 'RGBA' in .*other.png"),
+        (lambda path: path.write_text("no picture"), r"one that Pillow reads: found .*other.png, which it does not"),
+        (lambda path: None, r"No such file or directory: .*other.png"),
+    ],
+)
+def test_a_photograph_that_is_none_is_told(run, tmp_path, save, sentence):
+    save(tmp_path / "other.png")
+    with pytest.raises(SystemExit, match=sentence):
+        main(["--predict", str(tmp_path / "other.png"), "--ckpt", str(run / "scenes.ckpt")])
+
+
+def test_a_checkpoint_of_other_classes_is_told(run, photograph, tmp_path):
+    root = str(cityscapes(tmp_path / "there"))
+    with pytest.raises(SystemExit, match=r"classes of layout 'cityscapes', road, .*: found road, sidewalk, .*truck in"):
+        main(["--predict", str(photograph), "--ckpt", str(run / "scenes.ckpt"), "--root", root])
+
+
+@pytest.mark.parametrize("kind", ["text", "weights", "other", "missing"])
+def test_a_checkpoint_that_is_none_is_told(kind, photograph, tmp_path):
+    path = tmp_path / "other.ckpt"
+    if kind == "text":
+        path.write_text("no checkpoint")
+    elif kind != "missing":
+        torch.save({"weights": torch.ones(2)} if kind == "weights" else torch.ones(2), path)
+    sentence = "No such file" if kind == "missing" else "--ckpt should be a checkpoint that this command has written"
+    with pytest.raises(SystemExit, match=sentence):
+        main(["--predict", str(photograph), "--ckpt", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--epochs", "0"], "epochs should be at least 1: found 0"),
+        (["--predict", "x.png"], "--predict PICTURE and --ckpt X should be given together: found one of them"),
+        (["--ckpt", "x.ckpt"], "--predict PICTURE and --ckpt X should be given together: found one of them"),
+        (["--root", "."], "--root should have leftImg8bit/train or train/image: found neither in"),
+        (["--layout", "mtan"], "root should be the folder of the scenes under layout 'mtan'"),
+        (["--encoder", "no-such"], "the encoder 'no-such' is one of timm's: pip install timm"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(arguments, sentence, tmp_path, monkeypatch):
+    small(monkeypatch)
+    monkeypatch.setenv("LIGHTNING_UNCERTAINTY_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(SystemExit, match=sentence):
+        main(arguments)
+
+
+def test_what_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setattr(_scenes_command, "find_spec", lambda name: None if name == "plotly" else name)
+    with pytest.raises(SystemExit, match=r"scenes need plotly: pip install 'lightning-uncertainty\[demo\]'"):
+        main([])
