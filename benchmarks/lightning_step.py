@@ -118,7 +118,9 @@ class TimedMonitor(UncertaintyMonitor):
         self.calls += 1
 
 
-def fit(module: LightningModule, logger: Any, data: DataLoader, stopwatch: Stopwatch, *callbacks: Callback) -> float:
+def fit(
+    module: LightningModule, logger: Any, data: DataLoader, stopwatch: Stopwatch, *callbacks: Callback, **options: Any
+) -> float:
     """Return the microseconds of a step."""
     trainer = Trainer(
         accelerator="cpu",
@@ -131,6 +133,7 @@ def fit(module: LightningModule, logger: Any, data: DataLoader, stopwatch: Stopw
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
     trainer.fit(module, data)
     return stopwatch.microseconds

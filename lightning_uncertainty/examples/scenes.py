@@ -182,6 +182,7 @@ class SceneModule(MultiTaskModule):
         scales: see `SceneNet`.
         weighting: how the losses become one.
         things: the numbers of those classes that have instances.
+        likelihood: of the tasks besides "semantics"; "l1_kendall" is the paper's, to the letter.
         encoder: see `SceneEncoder`.
         pretrained: whether the encoder starts from its weights.
         width: of the images in pixels, to which a photograph is brought.
@@ -196,6 +197,7 @@ class SceneModule(MultiTaskModule):
         weighting: Weighting | None = None,
         *,
         things: Sequence[int] = (),
+        likelihood: str = "laplace",
         encoder: str = "small",
         pretrained: bool = True,
         width: int = 256,
@@ -205,7 +207,7 @@ class SceneModule(MultiTaskModule):
         iou = JaccardIndex("multiclass", num_classes=len(classes), ignore_index=WITHOUT)
         tasks = {"semantics": Task(Categorical(ignore_index=WITHOUT), metrics={"mIoU": iou})}
         for task in scales:
-            tasks[task] = Task("laplace", metrics={"MAE": MeanAbsoluteError()})
+            tasks[task] = Task(likelihood, metrics={"MAE": MeanAbsoluteError()})
         super().__init__(
             SceneNet(len(classes), scales, encoder, pretrained=pretrained),
             tasks,
@@ -216,7 +218,8 @@ class SceneModule(MultiTaskModule):
         )
         self.save_hyperparameters(
             {"classes": list(classes), "scales": {task: list(scale) for task, scale in scales.items()}}
-            | {"things": list(things), "encoder": encoder, "width": width, "lr": lr, "epochs": epochs}
+            | {"things": list(things), "likelihood": likelihood, "encoder": encoder, "width": width}
+            | {"lr": lr, "epochs": epochs}
         )
         self.instance_ap = nn.ModuleDict({stage: InstanceAP(ignore_index=WITHOUT) for stage in ("val", "test")})
 

@@ -1,0 +1,91 @@
+"""A step of the network for scenes: what weighting adds to a plain sum, and what channels_last and bf16 do to it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from typing import Any
+
+import torch
+from _measure import begin, differences, estimate, interleave, judge, ratios, table
+from lightning_step import Stopwatch, fit
+from pytorch_lightning import LightningModule
+from pytorch_lightning.loggers.logger import DummyLogger
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lightning_uncertainty.examples.scenes import SceneData, SceneModule, SceneNet
+from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, UncertaintyWeighting
+
+SIZE, BATCH, STEPS = (128, 256), 4, 6
+BOUND = 1.01  # of the step with a plain sum
+PLAIN, LEARNT = "plain sum", "uncertainty"
+SCALES = {"instances": (0.0, 8.0), "disparity": (9.0, 10.0)}
+
+
+class PlainSum(LightningModule):
+    """The same network and losses, written by hand."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = SceneNet(classes, SCALES)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        outputs = self.net(batch["image"])
+        total = F.cross_entropy(outputs["semantics"], batch["semantics"], ignore_index=255)
+        for task in SCALES:
+            error = (outputs[task] - batch[task]).abs()
+            total = total + error[~batch[task].isnan()].mean()
+        return total
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=1e-4)
+
+
+def main() -> None:
+    logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    seconds = begin("A step of SceneNet", __doc__, 300.0, ["torch", "pytorch-lightning"])
+    with tempfile.TemporaryDirectory() as root:
+        scenes = SceneData(root, size=SIZE, batch_size=BATCH, streets=(8 * BATCH, 1, 1))
+        batches = list(scenes.train_dataloader())
+    data = DataLoader(batches, batch_size=None)
+    last = [{**batch, "image": batch["image"].contiguous(memory_format=torch.channels_last)} for batch in batches]
+
+    def sample(variant: str) -> float:
+        torch.manual_seed(0)
+        options: dict[str, Any] = {"precision": "bf16-mixed"} if "bf16" in variant else {}
+        module: LightningModule
+        if variant.startswith(PLAIN):
+            module = PlainSum(len(scenes.classes))
+        else:
+            weighting = AnalyticUncertaintyWeighting() if variant.startswith("analytic") else UncertaintyWeighting()
+            module = SceneModule(scenes.classes, SCALES, weighting)
+        loader = data
+        if "channels_last" in variant:
+            module = module.to(memory_format=torch.channels_last)
+            loader = DataLoader(last, batch_size=None)
+        return fit(module, DummyLogger(), loader, Stopwatch(1, STEPS), **options)
+
+    variants = [PLAIN, LEARNT, "analytic uncertainty", f"{LEARNT}, channels_last", f"{LEARNT}, bf16-mixed"]
+    for variant in variants:  # to warm up
+        sample(variant)
+    samples = interleave({variant: (lambda variant=variant: sample(variant)) for variant in variants}, seconds)
+    rows = []
+    for variant in variants:
+        row = [variant, estimate(samples[variant]).text(), "", "", ""]
+        if variant != PLAIN:
+            share = estimate(ratios(samples[variant], samples[PLAIN]))
+            row[2:4] = [estimate(differences(samples[variant], samples[PLAIN])).text(), share.text(3)]
+            if variant in (LEARNT, "analytic uncertainty"):
+                row[4] = f"at most {BOUND}: {judge(share, at_most=BOUND)}"
+        rows.append(row)
+    print(f"Three tasks, batches of {BATCH} images of {SIZE[0]} x {SIZE[1]}, {len(samples[PLAIN])} rounds.\n")
+    table(["", "us / step", "us more than the sum", "/ plain sum", "claim"], rows)
+
+
+if __name__ == "__main__":
+    main()
