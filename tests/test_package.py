@@ -24,6 +24,7 @@ def test_the_wheel_is_whole_and_imports_in_a_fresh_environment(tmp_path):
         "examples/penguins.csv",
         "examples/PENGUINS.md",
         "examples/penguins.yaml",
+        "examples/scenes.yaml",
         "dashboards/report/page.js",
     ):
         assert f"lightning_uncertainty/{name}" in held
