@@ -29,7 +29,6 @@ from torch import Tensor
 from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.examples.scenes import SceneData, SceneModule
 from lightning_uncertainty.instances import instances_from_votes
-from lightning_uncertainty.metrics import InstanceAP
 from lightning_uncertainty.trials import Comparison, compare
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
@@ -65,20 +64,14 @@ WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
 
 
 class Scenes(SceneModule):
-    """Knows AP50, too."""
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.average_precision = InstanceAP(min_area=16)
+    """Votes within the true classes: AP50 says what the offsets are worth, of a network without classes, too."""
 
     def on_task_outputs(self, stage: str, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
-        if stage != "test" or "instances" not in outputs:
-            return
-        classes = batch["semantics"]
-        things = torch.isin(classes, torch.tensor(self.hparams["things"], device=classes.device))
-        ids = instances_from_votes(outputs["instances"], things, classes=classes)
-        self.average_precision.update(ids, classes, batch["ids"], classes)
-        self.log("test/instances/AP50", self.average_precision)
+        if stage == "test" and "instances" in outputs:
+            classes = batch["semantics"]
+            things = torch.isin(classes, torch.tensor(self.hparams["things"], device=classes.device))
+            ids = instances_from_votes(outputs["instances"], things, classes=classes)
+            self.instance_ap["test"].update(ids, classes, batch["ids"], classes)
 
 
 def module(

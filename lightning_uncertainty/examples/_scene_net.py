@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_uncertainty.architectures import BranchingArchitecture, HardSharing
-from lightning_uncertainty.tasks import Rescale
+from lightning_uncertainty.tasks import HeteroscedasticHead, Rescale
 
 __all__ = ["STRIDE", "SceneDecoder", "SceneEncoder", "SceneNet"]
 
@@ -162,14 +163,22 @@ class SceneDecoder(nn.Module):
         mean: of the labels, where they are numbers.
         std: their standard deviation; None for classes.
         width: channels within.
+        dropout: how often one of them is dropped.
     """
 
     def __init__(
-        self, channels: Sequence[int], outputs: int, mean: float = 0.0, std: float | None = None, width: int = 48
+        self,
+        channels: Sequence[int],
+        outputs: int,
+        mean: float = 0.0,
+        std: float | None = None,
+        width: int = 48,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.fine = _layer(channels[0], width // 2, 1)
-        self.mix = nn.Sequential(_layer(width // 2 + channels[1], width), _layer(width, width))
+        layers = [_layer(width // 2 + channels[1], width), _layer(width, width)]
+        self.mix = nn.Sequential(*layers, *([nn.Dropout2d(dropout)] if dropout else []))
         self.out = nn.Conv2d(width, outputs, 1)
         self.rescale = nn.Identity() if std is None else Rescale([mean] * outputs, [std] * outputs)
 
@@ -195,6 +204,8 @@ class SceneNet(BranchingArchitecture):
         encoder: see `SceneEncoder`.
         width: channels of the decoders.
         pretrained: whether the encoder starts from its weights, if it has any.
+        heteroscedastic: those of these tasks that have a σ for every pixel, too.
+        dropout: how often a channel of a decoder is dropped: what Monte Carlo dropout samples.
 
     Raises:
         ValueError: there is no such task.
@@ -213,13 +224,20 @@ class SceneNet(BranchingArchitecture):
         width: int = 48,
         *,
         pretrained: bool = True,
+        heteroscedastic: Sequence[str] = (),
+        dropout: float = 0.0,
     ) -> None:
         if unknown := [task for task in scales if task not in CHANNELS]:
             raise ValueError(f"scales should be of {', '.join(CHANNELS)}: found {', '.join(unknown)}")
+        if unknown := [task for task in heteroscedastic if task not in scales]:
+            raise ValueError(f"heteroscedastic tasks should be of {', '.join(scales)}: found {', '.join(unknown)}")
         shared = SceneEncoder(encoder, pretrained=pretrained)
-        decoders: dict[str, nn.Module] = {"semantics": SceneDecoder(shared.channels, classes, width=width)}
+        decoder = partial(SceneDecoder, shared.channels, width=width, dropout=dropout)
+        decoders: dict[str, nn.Module] = {"semantics": decoder(classes)}
         for task, (mean, std) in scales.items():
-            decoders[task] = SceneDecoder(shared.channels, CHANNELS[task], mean, std, width)
+            decoders[task] = decoder(CHANNELS[task], mean, std)
+            if task in heteroscedastic:
+                decoders[task] = HeteroscedasticHead(decoders[task], decoder(CHANNELS[task]), start=2 * math.log(std))
         super().__init__({task: task for task in decoders})
         self.shared = HardSharing(shared, decoders, pyramid=True)
 

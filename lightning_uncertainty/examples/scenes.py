@@ -36,7 +36,7 @@ from lightning_uncertainty.examples._scene_net import SceneDecoder, SceneEncoder
 from lightning_uncertainty.examples._scene_samples import Scenes
 from lightning_uncertainty.examples.streets import CLASSES, THINGS
 from lightning_uncertainty.instances import instances_from_votes
-from lightning_uncertainty.likelihoods import Categorical
+from lightning_uncertainty.likelihoods import Categorical, HeteroscedasticLaplace, Likelihood
 from lightning_uncertainty.metrics import InstanceAP
 from lightning_uncertainty.tasks import Stage
 from lightning_uncertainty.weightings import Weighting
@@ -183,6 +183,9 @@ class SceneModule(MultiTaskModule):
         weighting: how the losses become one.
         things: the numbers of those classes that have instances.
         likelihood: of the tasks besides "semantics"; "l1_kendall" is the paper's, to the letter.
+        heteroscedastic: those of these tasks that have a σ for every pixel, by a Laplace likelihood.
+        dropout: how often a channel of a decoder is dropped; `predict_step` then takes `samples` passes.
+        samples: see `MultiTaskModule`.
         encoder: see `SceneEncoder`.
         pretrained: whether the encoder starts from its weights.
         width: of the images in pixels, to which a photograph is brought.
@@ -198,6 +201,9 @@ class SceneModule(MultiTaskModule):
         *,
         things: Sequence[int] = (),
         likelihood: str = "laplace",
+        heteroscedastic: Sequence[str] = (),
+        dropout: float = 0.0,
+        samples: int = 1,
         encoder: str = "small",
         pretrained: bool = True,
         width: int = 256,
@@ -207,19 +213,22 @@ class SceneModule(MultiTaskModule):
         iou = JaccardIndex("multiclass", num_classes=len(classes), ignore_index=WITHOUT)
         tasks = {"semantics": Task(Categorical(ignore_index=WITHOUT), metrics={"mIoU": iou})}
         for task in scales:
-            tasks[task] = Task(likelihood, metrics={"MAE": MeanAbsoluteError()})
+            own: str | Likelihood = HeteroscedasticLaplace() if task in heteroscedastic else likelihood
+            tasks[task] = Task(own, metrics={"MAE": MeanAbsoluteError()})
+        more: dict[str, Any] = {"heteroscedastic": list(heteroscedastic), "dropout": dropout}
         super().__init__(
-            SceneNet(len(classes), scales, encoder, pretrained=pretrained),
+            SceneNet(len(classes), scales, encoder, pretrained=pretrained, **more),
             tasks,
             weighting,
             inputs="image",
             optimizer=partial(AdamW, lr=lr, weight_decay=1e-4),
             lr_scheduler=partial(CosineAnnealingLR, T_max=epochs, eta_min=lr / 50),
+            samples=samples,
         )
         self.save_hyperparameters(
             {"classes": list(classes), "scales": {task: list(scale) for task, scale in scales.items()}}
             | {"things": list(things), "likelihood": likelihood, "encoder": encoder, "width": width}
-            | {"lr": lr, "epochs": epochs}
+            | {"lr": lr, "epochs": epochs, **more, "samples": samples}
         )
         self.instance_ap = nn.ModuleDict({stage: InstanceAP(ignore_index=WITHOUT) for stage in ("val", "test")})
 
