@@ -1192,6 +1192,29 @@ FAULTS = [
         ("tests/callbacks/test_warm_up.py::test_a_warm_up_that_is_longer_than_the_fit_is_told",),
     ),
     Fault(
+        "settings_of_one_text",
+        "trials/_settings.py",
+        "len({text_of(value) for value in given}) < len(given)",
+        "len({id(value) for value in given}) < len(given)",
+        ("tests/trials/test_settings.py::test_mistakes_are_told",),
+    ),
+    Fault(
+        "callbacks_without_arguments",
+        "trials/_setup.py",
+        "if not attributes:",
+        "if True:",
+        (
+            "tests/trials/test_comparing.py::test_what_a_callback_was_given_is_part_of_the_setup_and_older_folders_are_read",
+        ),
+    ),
+    Fault(
+        "interrupt_that_a_worker_hides",
+        "trials/fit.py",
+        "if pressed or isinstance(error.__context__, KeyboardInterrupt):",
+        "if isinstance(error.__context__, KeyboardInterrupt):",
+        ("tests/trials/test_watch.py::test_ctrl_c_that_is_lost_on_its_way_still_interrupts",),
+    ),
+    Fault(
         "settings_chosen_by_the_worst",
         "trials/_settings.py",
         "return min(plans, key=badness)",
