@@ -1124,8 +1124,8 @@ FAULTS = [
     Fault(
         "alone_with_the_heads_of_others",
         "trials/_alone.py",
-        '[(module, "_tasks", kept), (module',
-        "[(module",
+        'with _other(module, "_tasks", kept):',
+        'with _other(module, "_tasks", whole):',
         ("tests/trials/test_alone.py::test_heads_of_others_are_not_computed_and_nothing_else_changes",),
     ),
     Fault(
@@ -1145,15 +1145,15 @@ FAULTS = [
     Fault(
         "alone_with_the_branches_of_others",
         "trials/_alone.py",
-        "if branches and type(module)",
-        "if not branches and type(module)",
+        "if sparing and branching:",
+        "if sparing and not branching:",
         ("tests/trials/test_alone.py::test_a_branch_trains_the_same_whether_others_are_spared_or_not",),
     ),
     Fault(
         "ctrl_c_stays_switched_off",
         "trials/fit.py",
-        "if main and signal.getsignal",
-        "if not main and signal.getsignal",
+        "signal.signal(signal.SIGINT, before)",
+        "pass",
         ("tests/trials/test_watch.py::test_ctrl_c_says_what_is_kept_and_how_to_go_on",),
     ),
     Fault(
@@ -1187,9 +1187,32 @@ FAULTS = [
     Fault(
         "warm_up_beyond_the_fit_untold",
         "callbacks/warm_up.py",
-        "fit < length and",
-        "fit < 0 and",
+        "fit <= length if held",
+        "fit < 0 if held",
         ("tests/callbacks/test_warm_up.py::test_a_warm_up_that_is_longer_than_the_fit_is_told",),
+    ),
+    Fault(
+        "settings_of_one_text",
+        "trials/_settings.py",
+        "len({text_of(value) for value in given}) < len(given)",
+        "len({id(value) for value in given}) < len(given)",
+        ("tests/trials/test_settings.py::test_mistakes_are_told",),
+    ),
+    Fault(
+        "callbacks_without_arguments",
+        "trials/_setup.py",
+        "if not attributes:",
+        "if True:",
+        (
+            "tests/trials/test_comparing.py::test_what_a_callback_was_given_is_part_of_the_setup_and_older_folders_are_read",
+        ),
+    ),
+    Fault(
+        "interrupt_that_a_worker_hides",
+        "trials/fit.py",
+        "if pressed or isinstance(error.__context__, KeyboardInterrupt):",
+        "if isinstance(error.__context__, KeyboardInterrupt):",
+        ("tests/trials/test_watch.py::test_ctrl_c_that_is_lost_on_its_way_still_interrupts",),
     ),
     Fault(
         "settings_chosen_by_the_worst",

@@ -34,10 +34,10 @@ def warn_of_length(weighting: Weighting, trainer: Any) -> None:
     epochs = epochs_of(trainer)
     for part in weighting.modules():
         if isinstance(part, Weighting) and epochs <= part.first_epoch and not trainer.fast_dev_run:
+            lower = ", or give a lower nadir_epoch" if getattr(part, "nadir_epoch", 0) else ""
             warnings.warn(
                 f"a fit should be longer than the epochs in which {type(part).__name__} only gathers losses, and is "
-                f"another method: found {epochs:.0f} of {part.first_epoch}; train for longer"
-                + (", or give a lower nadir_epoch" if hasattr(part, "nadir_epoch") else ""),
+                f"another method: found {epochs:.0f} of {part.first_epoch}; train for longer{lower}",
                 stacklevel=4,
             )
 

@@ -86,11 +86,12 @@ class UncertaintyWarmUp(TaskCallback):
         """Begin to blend; warn of a fit that ends before the warm-up does."""
         self.tasks_of(pl_module).task_weighting.blend_from(self.blend_from)
         length, fit = (self.epochs, epochs_of(trainer)) if self.steps is None else (self.steps, _steps_of(trainer))
-        if length is not None and fit < length and not trainer.fast_dev_run:
+        held = self.blend_from is None  # a blend may well take all of a fit
+        if length is not None and (fit <= length if held else fit < length) and not trainer.fast_dev_run:
             unit = "epochs" if self.steps is None else "steps"
-            what = "σ never moves" if self.blend_from is None else "the weighting is never on its own"
+            what = "σ never moves" if held else "the weighting is never on its own"
             warnings.warn(
-                f"a warm-up should not be longer than the fit: found {unit}={length} in a fit of {fit:.0f} {unit}, in "
+                f"a warm-up should be shorter than the fit: found {unit}={length} in a fit of {fit:.0f} {unit}, in "
                 f"which {what}; give fewer, or train for longer",
                 stacklevel=2,
             )
@@ -140,6 +141,6 @@ class UncertaintyWarmUp(TaskCallback):
 
 def _steps_of(trainer: Any) -> float:
     """Return how many steps a fit takes; infinite where nothing says, as in manual optimization."""
-    if not trainer.lightning_module.automatic_optimization:
-        return math.inf
-    return float(trainer.estimated_stepping_batches)
+    steps = trainer.estimated_stepping_batches
+    known = trainer.lightning_module.automatic_optimization and steps >= 0  # -1: of a loader without a length
+    return float(steps) if known else math.inf

@@ -51,10 +51,11 @@ class Work:
         Raises:
             OSError: a trial cannot be written.
             KeyboardInterrupt: after it was told what is kept.
+            SystemExit: likewise, as at SIGTERM.
         """
         try:
             yield from self._do(run, limit)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             print(f"\ninterrupted: {self.kept()}", file=sys.stderr, flush=True)
             raise
 
@@ -68,7 +69,7 @@ class Work:
     def _do(self, run: Callable[[Plan, int], Trial], limit: int | None) -> Iterator[Trial]:
         count, waiting = 0, list(self.missing)
         while waiting:
-            held = []
+            held, before = [], count
             for plan in waiting:
                 if limit is not None and count >= limit:
                     return
@@ -92,7 +93,7 @@ class Work:
                 yield trial
             if len(held) == len(waiting) and limit is not None:
                 return
-            if held:
+            if held and count == before:  # what is held is not of long ago
                 self.waits(held)
                 time.sleep(PAUSE)
             waiting = held

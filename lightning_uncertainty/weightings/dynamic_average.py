@@ -48,7 +48,6 @@ class DynamicWeightAverage(EpochWeighting):
         tensor([0.8756, 1.1244])
     """
 
-    first_epoch = 2
     last: Tensor  # mean losses of the latest epoch with labels, 0 before there is one
     before: Tensor  # those of the one before
 
@@ -57,6 +56,10 @@ class DynamicWeightAverage(EpochWeighting):
         if not (is_number(temperature) and 0 < temperature < float("inf")):
             raise ValueError(f"temperature should be positive and finite: found {temperature!r}")
         self.temperature = temperature
+
+    @property
+    def first_epoch(self) -> int:
+        return 0 if bool(self.before.any()) else 2
 
     def make_vectors(self) -> None:
         super().make_vectors()

@@ -44,8 +44,8 @@ def test_heads_of_others_are_not_computed_and_nothing_else_changes():
         torch.testing.assert_close(after.state_dict()[name], value, msg=name)
 
 
-def sharing():
-    return HardSharing(nn.Linear(4, 8), {"depth": nn.Linear(8, 1), "kind": nn.Linear(8, 3)})
+def sharing(kind=HardSharing):
+    return kind(nn.Linear(4, 8), {"depth": nn.Linear(8, 1), "kind": nn.Linear(8, 3)})
 
 
 def ready(weighting):
@@ -59,6 +59,14 @@ class Logging(MultiTaskModule):
         outputs = self(self.inputs_of(batch))
         self.log("train/kind", outputs["kind"].mean())
         return self.task_step(outputs, batch, "train")
+
+
+class Joined(HardSharing):
+    """Has one task look at another's prediction."""
+
+    def forward(self, inputs, size=None, split=None):
+        found = super().forward(inputs, size, split)
+        return {**found, "depth": found["depth"] + 0 * found["kind"][:, :1]}
 
 
 class Own(MultiTaskMixin, LightningModule):
@@ -95,10 +103,16 @@ class Own(MultiTaskMixin, LightningModule):
             lambda weighting: Logging(sharing(), {"depth": "gaussian", "kind": "categorical"}, weighting, inputs="x"),
             False,
         ),
+        (
+            lambda weighting: MultiTaskModule(
+                sharing(Joined), {"depth": "gaussian", "kind": "categorical"}, weighting, inputs="x"
+            ),
+            False,
+        ),
         (Own, False),
         (lambda weighting: Own(GradientBalancing("mgda", weighting)), False),
     ],
-    ids=["ready", "ready, of one's own step", "own", "own, balanced"],
+    ids=["ready", "ready, of one's own step", "tasks that meet", "own", "own, balanced"],
 )
 def test_a_branch_trains_the_same_whether_others_are_spared_or_not(make, spared):
     calls = []
@@ -125,6 +139,10 @@ def test_a_module_that_makes_its_outputs_itself_trains_one_of_them():
     class Overriding(Owning):
         def task_outputs(self, features):
             return {name: head(features) for name, head in self.task_heads.items()}
+
+        def task_losses(self, outputs, batch):
+            assert set(outputs) == {"depth", "kind"}
+            return super().task_losses(outputs, batch)
 
     _, found = fitted(Overriding, lambda: (dicts(16), dicts(16)), "depth")
     _, expected = fitted(Owning, lambda: (dicts(16), dicts(16)), "depth")

@@ -1,4 +1,5 @@
 import signal
+from contextlib import suppress
 from itertools import product
 
 import pytest
@@ -101,3 +102,31 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(hook, calls_a_fit, tmp_path, 
     found = compare(make, (dicts(16), dicts(16)), WEIGHTINGS, "x", seeds=[0, 1], trainer=FAST, baseline=None)
     assert len(found.trials) == 4
     assert make.fits == 3
+
+
+@pytest.mark.parametrize("ends", [lambda: None, lambda: (_ for _ in ()).throw(RuntimeError("a worker exited"))])
+def test_ctrl_c_that_is_lost_on_its_way_still_interrupts(ends, tmp_path):
+    """As where workers of a loader end first, and raise, or where a hook of the interpreter drops it."""
+
+    class Losing(Owning):
+        def on_train_start(self):
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            ends()
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(Losing, (dicts(16), dicts(16)), WEIGHTINGS, "x", seeds=[0], trainer=FAST, baseline=None)
+    assert not list((tmp_path / "x").glob("[0-9a-f]*.json"))
+
+
+def test_sigterm_says_what_is_kept_and_ends_with_its_status(tmp_path, capsys):
+    class Terminated(Owning):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if self.trainer.global_step == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        compare(Terminated, (dicts(16), dicts(16)), WEIGHTINGS, "x", seeds=[0], trainer=FAST, baseline=None)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "interrupted: 0 of 2 trials are kept" in capsys.readouterr().err
+    assert not list((tmp_path / "x").glob("[0-9a-f]*.json"))
