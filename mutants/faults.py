@@ -1971,4 +1971,11 @@ FAULTS = [
         "torch.where(where if picture.dim() == 4 and name == self.image else where[0], changed[name], value)",
         ("tests/instances/test_transforms.py::test_samples_are_drawn_for_by_themselves_and_all_their_maps_alike",),
     ),
+    Fault(
+        "instance_areas_in_half_precision",
+        "metrics/instance_ap.py",
+        "rows[there].flatten().to(self.device, torch.float32)",
+        "rows[there].flatten().to(self.device, self.dtype)",
+        ("tests/metrics/test_instance_ap.py::test_a_model_in_half_precision_holds_it_as_it_is",),
+    ),
 ]

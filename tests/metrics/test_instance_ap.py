@@ -199,6 +199,14 @@ def test_a_step_has_its_own_value_and_a_reset_forgets():
     torch.testing.assert_close(value(metric, *second), expected[1])
 
 
+def test_a_model_in_half_precision_holds_it_as_it_is():
+    batches = [draw(seed) for seed in range(3)]
+    expected = updated(InstanceAP(), batches).compute()
+    for dtype in (torch.bfloat16, torch.float64):
+        model = torch.nn.ModuleDict({"metric": InstanceAP()}).to(dtype)
+        torch.testing.assert_close(updated(model["metric"], batches).compute(), expected)
+
+
 IDS = torch.ones(2, 3, dtype=torch.int64)
 
 
