@@ -176,7 +176,7 @@ class InstanceAP(Metric):
 
 def _listed(ids: Tensor, classes: Tensor) -> _Listed:
     inside, of_pixel, count = numbered(ids)
-    there = torch.bincount(of_pixel, minlength=count).reshape(len(ids), -1) > 0
+    there = torch.bincount(of_pixel, minlength=count).reshape(len(ids), count // max(1, len(ids))) > 0
     number = torch.zeros_like(ids, dtype=torch.int64)
     number[inside] = there.cumsum(1).flatten()[of_pixel]
     kinds = torch.zeros(len(ids), int(number.max()) + 1 if number.numel() else 1, dtype=torch.int64, device=ids.device)
