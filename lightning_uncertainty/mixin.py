@@ -320,7 +320,9 @@ class MultiTaskMixin(Predicting, _Host):
                 check_graphs(losses, split(self.parameters(), list(weighting.parameters()))[0])
             if begins and not self._task_fit.shown and type(self).on_task_outputs is not MultiTaskMixin.on_task_outputs:
                 warnings.warn(
-                    "on_task_outputs is called by task_step alone: found weigh called without it", stacklevel=2
+                    "on_task_outputs is called by task_step alone: found weigh called without it; call task_step, or "
+                    "what should see the outputs yourself",
+                    stacklevel=2,
                 )
             self._task_fit.begins = False
         self._task_fit.end_skip()
