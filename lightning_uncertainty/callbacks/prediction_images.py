@@ -49,9 +49,9 @@ class PredictionImages(TaskCallback):
     Pictures are drawn in the first validation, then whenever n epochs have passed, and at the end of the fit, by rank
     zero; also in `trainer.validate`. Images are those that the loader gives first, the same in every validation and
     after a resume unless it shuffles. Random states, metrics, BatchNorm and modes stay as they were. Outputs are those
-    that `task_step` has in `validation_step`, which is run up to there once more; else what `forward` returns of the
-    picture, by task; or say so in `forward=`. An adopted module, and one that computes its losses itself, needs that
-    where its `forward` returns anything else.
+    that `task_step` or `task_losses` has in `validation_step`, which is run up to there once more; else what `forward`
+    returns of the picture, by task; or say so in `forward=`. An adopted module, and one that computes its losses
+    itself, needs that where its `forward` returns anything else.
 
     Args:
         images: how many, the first ones; or which, by their number in the loader (of rank zero).

@@ -373,9 +373,10 @@ def test_of_several_loaders_one_is_shown_and_its_step_told_which():
 
 
 @exact_resume
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_a_resumed_fit_shows_the_same_images_and_goes_on_counting():
     def callbacks(folder):
-        return [PredictionImages(2, 2, folder=folder), ModelCheckpoint(f"{folder}_saved", save_last=True)]
+        return [PredictionImages(2, 2, folder=folder), ModelCheckpoint("saved", save_last=True)]
 
     options = {"enable_checkpointing": True, "logger": False}
     torch.manual_seed(0)
@@ -383,7 +384,7 @@ def test_a_resumed_fit_shows_the_same_images_and_goes_on_counting():
     torch.manual_seed(0)
     fit(Shapes(), max_epochs=2, callbacks=callbacks("first"), **options)
     fitted = trainer(max_epochs=5, callbacks=callbacks("second"), **options)
-    fitted.fit(Shapes(), scenes(4), scenes(4, first=100), ckpt_path="first_saved/last.ckpt")
+    fitted.fit(Shapes(), scenes(4), scenes(4, first=100), ckpt_path="saved/last.ckpt")
     assert steps_of("whole") == [1, 5, 9]
     assert steps_of("first") == [1, 3]
     assert steps_of("second") == [5, 9]
@@ -554,6 +555,17 @@ def test_a_part_is_shown_that_the_module_calls():
             return torch.optim.Adam(self.net.parameter_groups(lr=1e-2))
 
     found, told = draw(Outer(), module="net")
+    assert found.keys() == {"depth", "offsets", "semantics"}
+    assert told == []
+
+
+def test_outputs_may_be_made_before_losses_are_asked_for():
+    class Asking(Shapes):
+        def validation_step(self, batch, batch_idx):
+            outputs = self.task_outputs(self.trunk(batch["image"]))
+            self.weigh(self.task_losses(outputs, {**batch, "depth": batch["depth"] + 1}), stage="val")
+
+    found, told = draw(Asking())
     assert found.keys() == {"depth", "offsets", "semantics"}
     assert told == []
 
