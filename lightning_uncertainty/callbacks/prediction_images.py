@@ -81,9 +81,9 @@ class PredictionImages(TaskCallback):
         module: path of the `MultiTaskMixin` in the module that the Trainer runs, as "net"; needed where it has several.
 
     Raises:
-        ValueError: a number is out of range, `mean` and `to_image` are both there, a colour is none; or, at the start
-            of a fit or its first validation: a task is unknown, or has another number of classes, outputs, pictures or
-            labels are not where they were said to be.
+        ValueError: a number is out of range, or `mean` and `to_image` are both there; or, at the start of a fit or in
+            its first validation: a task is unknown, or has another number of classes, a colour is none, or outputs,
+            pictures or labels are not where they were said to be.
         TypeError: (at the start of a fit) the module is no `MultiTaskMixin`.
         ModuleNotFoundError: (at the start of a fit) matplotlib is not installed.
 
@@ -103,7 +103,7 @@ class PredictionImages(TaskCallback):
         targets: Mapping[str, Where] | None = None,
         tasks: Sequence[str] | None = None,
         classes: Mapping[str, Sequence[str]] | None = None,
-        colours: Mapping[str, Sequence[Any]] | None = None,
+        colours: Mapping[str, Sequence[str | Sequence[int]]] | None = None,
         show: Mapping[str, Show] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -140,9 +140,6 @@ class PredictionImages(TaskCallback):
         self.classes = by_name(classes, "classes", "{'semantics': ['road', 'car']}")
         self.colours = by_name(colours, "colours", "{'semantics': ['#804080', '#000090']}")
         self.show = by_name(show, "show", "{'instances': function}")
-        for of_task in self.colours.values():
-            if not all(isinstance(colour, str) for colour in of_task):
-                given_colours([colour for colour in of_task if not isinstance(colour, str)])
         self._drawing = Drawing(
             classes=self.classes,
             colours=self.colours,
@@ -228,6 +225,8 @@ class PredictionImages(TaskCallback):
         """Look whether there is something to draw, and to draw with."""
         net = self.find_tasks(trainer, pl_module)
         require_matplotlib("PredictionImages")
+        for colours in self.colours.values():
+            given_colours(colours)
         known = net.task_likelihoods()
         check_known([*(self.tasks or ()), *self.targets, *self.classes, *self.colours], known)
 
