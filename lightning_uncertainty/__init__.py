@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_uncertainty import calibration as calibration
     from lightning_uncertainty import dashboards as dashboards
     from lightning_uncertainty import examples as examples
+    from lightning_uncertainty import instances as instances
     from lightning_uncertainty import metrics as metrics
     from lightning_uncertainty import predictions as predictions
     from lightning_uncertainty import trials as trials
@@ -45,7 +46,8 @@ else:
         "weightings": ("AnalyticUncertaintyWeighting", "FixedWeighting", "UncertaintyWeighting"),
     }
     _DOORS = tuple(room for room in _HOMES if not room.startswith("_"))
-    _ROOMS = (*_DOORS, "architectures", "calibration", "dashboards", "examples", "metrics", "predictions", "trials")
+    _OTHERS = ("calibration", "dashboards", "examples", "instances", "metrics", "predictions", "trials")
+    _ROOMS = (*_DOORS, "architectures", *_OTHERS)
     _HOME_OF = {name: room for room, names in _HOMES.items() for name in names}
 
     def __getattr__(name):

@@ -311,6 +311,10 @@ class MultiTaskMixin(Predicting, _Host):
             if running_trainer(self) is not None:
                 check_graphs(losses, split(self.parameters(), list(weighting.parameters()))[0])
             self.check_setup()
+            if not self._task_fit.shown and type(self).on_task_outputs is not MultiTaskMixin.on_task_outputs:
+                warnings.warn(
+                    "on_task_outputs is called by task_step alone: found weigh called without it", stacklevel=2
+                )
             self._tell(stage)
         self._task_fit.end_skip()
         means, present, labels = mean_losses(sums, counts, labels, over_ranks=True)
@@ -465,7 +469,8 @@ class MultiTaskMixin(Predicting, _Host):
         that returns a prediction for every task, as those of `architectures` do, needs no heads.
 
         Raises:
-            ValueError: no task has a head, and `features` has an output that belongs to no task.
+            ValueError: no task has a head, and `features` has an output that belongs to no task; or heads are given
+                outputs by task where they want features.
         """
         self._require_tasks("task_outputs")
         self._tell(None)
@@ -474,11 +479,10 @@ class MultiTaskMixin(Predicting, _Host):
             check_known(made, self._tasks)
         owners = tuple(self.task_heads)
         branches = self.task_splitter.split(self.task_weighting, features, owners) if owners else {}
-        return {
-            name: self.task_heads[name](branches[name]) if name in branches else made[name]
-            for name in self._tasks
-            if name in branches or name in made
-        }
+        names = [name for name in self._tasks if name in branches or name in made]
+        if made and all(name in made for name in owners):  # features by task, or outputs
+            return {name: self._output_of(name, branches) if name in branches else made[name] for name in names}
+        return {name: self.task_heads[name](branches[name]) if name in branches else made[name] for name in names}
 
     def split_features(self, features: Any) -> dict[str, Any]:
         """Return the shared features for each task's head, where you call the heads yourself; once in a step.
@@ -540,14 +544,17 @@ class MultiTaskMixin(Predicting, _Host):
     def task_step(self, features: Any, batch: Any, stage: Stage, *, train_metrics: bool = False) -> Tensor:
         """Run the heads, the losses and `weigh`; in evaluation, and in training if asked, update the metrics.
 
+        `on_task_outputs` sees what the heads have made.
+
         Args:
-            features: what the heads take, or a mapping of outputs, as for `task_outputs`.
+            features: what the heads take, or a mapping of outputs, as for `task_outputs`. Heads that tasks own are run
+                here; of outputs that are there already, `weigh(task_losses(outputs, batch), stage)` makes the total.
             batch: holds the labels.
             stage: "train", "val" or "test".
             train_metrics: whether to update and log metrics in training too.
 
         Raises:
-            ValueError: as `task_losses` and `weigh`.
+            ValueError: as `task_outputs`, `task_losses` and `weigh`.
             RuntimeError: a task has no head, and no output among the features.
         """
         self._require_tasks("task_step")
@@ -559,12 +566,13 @@ class MultiTaskMixin(Predicting, _Host):
                 "head=...)`, hand over a mapping that has the outputs by task, or compute the losses and call weigh"
             )
         self._tell(stage)  # `task_outputs` does so too, unless it is overridden
-        self._task_fit.stage = stage
+        self._task_fit.stage, self._task_fit.shown = stage, True
         try:
             outputs = self.task_outputs(features)
         finally:
             self._task_fit.stage = None
         losses = self.task_losses(outputs, batch)
+        self.on_task_outputs(stage, outputs, batch)
         skipped = self.skipped_steps if train_metrics else 0
         with hearing(self.task_weighting, self._tasks, outputs, batch):
             total = self.weigh(losses, stage=stage)
@@ -572,7 +580,54 @@ class MultiTaskMixin(Predicting, _Host):
             log_metrics(self, stage, self._tasks, outputs, batch)
         return total
 
+    def on_task_outputs(self, stage: Stage, outputs: Mapping[str, Tensor], batch: Any) -> None:
+        """See what the heads have made of a batch, to be overridden: for pictures, or metrics of several tasks.
+
+        `task_step` calls it in every step of every stage, once the labels have been found to fit the outputs, and
+        before these are weighed: for each micro-batch under accumulation, and for a batch whose step is then skipped as
+        its loss is not finite. `compare` trains a task alone with its own output only. A step that is compiled has this
+        compiled with it.
+
+        Args:
+            stage: "train", "val" or "test", as `task_step` was given.
+            outputs: by task, as heads make them (of classes logits). In training they have a graph: `detach` what you
+                keep, and change nothing in place.
+            batch: holds the labels, as `task_step` was given.
+
+        Example:
+            >>> from pytorch_lightning import LightningModule
+            >>> from lightning_uncertainty import Task
+            >>> class Net(MultiTaskMixin, LightningModule):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.register_tasks({"depth": Task("laplace", head=nn.Linear(4, 1))})
+            ...
+            ...     def training_step(self, batch, batch_idx):
+            ...         return self.task_step(batch["x"], batch, "train")
+            ...
+            ...     def on_task_outputs(self, stage, outputs, batch):
+            ...         print(stage, {task: list(output.shape) for task, output in outputs.items()})
+            >>> _ = Net().training_step({"x": torch.ones(2, 4), "depth": torch.ones(2)}, 0)
+            train {'depth': [2, 1]}
+        """
+
     # -- within --------------------------------------------------------------------------------------------------------
+
+    def _output_of(self, name: str, branches: Mapping[str, Any]) -> Tensor:
+        """Return what a task's head makes of a mapping that has something under the names of all tasks with heads.
+
+        Raises:
+            ValueError: the head cannot take it.
+        """
+        try:
+            output: Tensor = self.task_heads[name](branches[name])
+        except (TypeError, AttributeError) as error:
+            raise ValueError(
+                f"heads that tasks own should be given features: found a mapping by task, which the head of {name!r} "
+                f"cannot take ({error}); hand over what the heads take, or, of outputs that are there already, "
+                "call weigh(task_losses(outputs, batch), stage)"
+            ) from error
+        return output
 
     def _tell(self, stage: Stage | None) -> None:
         """Have what learns, or counts, know by its mode whether this is a step of training, until the next call."""

@@ -16,7 +16,7 @@ from lightning_uncertainty.weightings import Weighting
 
 PACKAGE = Path(lightning_uncertainty.__file__).parent
 FLOORS = [
-    {"_moved", "_tensors", "_show", "architectures"},
+    {"_moved", "_tensors", "_show", "architectures", "instances"},
     {"likelihoods", "metrics"},
     {"weightings", "tasks"},
     {"balancing", "_step", "predictions"},
@@ -154,11 +154,11 @@ def modules_after(program):
 def test_importing_all_that_the_package_has_imports_no_dashboard_and_no_oracle():
     found = modules_after("from lightning_uncertainty import *; MultiTaskModule")
     assert "pytorch_lightning" in found
-    assert {"wandb", "plotly", "wandb_workspaces", "torchjd", "jsonargparse", "optuna"}.isdisjoint(found)
+    assert {"wandb", "plotly", "wandb_workspaces", "torchjd", "jsonargparse", "optuna", "sklearn"}.isdisjoint(found)
 
 
 @pytest.mark.parametrize(
-    "rooms", [[], ["weightings"], ["likelihoods"], ["balancing"], ["architectures"], ["predictions"]]
+    "rooms", [[], ["weightings"], ["likelihoods"], ["balancing"], ["architectures"], ["instances"], ["predictions"]]
 )
 def test_what_needs_no_lightning_imports_none(rooms):
     found = modules_after(

@@ -663,6 +663,76 @@ def test_balanced_loss_orders_models_alike_whatever_the_units_are():
     assert scaled_b - scaled_a == pytest.approx(b - a, abs=1e-5)
 
 
+# -- what the heads have made --------------------------------------------------------------------------------------
+
+
+class Seeing(Owning):
+    def __init__(self, weighting=None):
+        super().__init__(weighting)
+        self.seen = []
+
+    def on_task_outputs(self, stage, outputs, batch):
+        self.seen.append((stage, {name: output.detach().clone() for name, output in outputs.items()}, batch))
+
+
+@pytest.mark.parametrize("weighting", ["UncertaintyWeighting", "GradientBalancing", "GradNorm", "FixedWeighting"])
+def test_outputs_are_seen_in_every_step_of_every_stage_and_change_nothing(weighting):
+    training, validation, found = dicts(missing=True), dicts(16), []
+    for kind in (Seeing, Owning):
+        torch.manual_seed(0)
+        net, fit = kind(WEIGHTINGS[weighting]()), trainer(max_epochs=1, accumulate_grad_batches=2)
+        fit.fit(net, training, validation)
+        found.append((tensors(net), fit.callback_metrics))
+        if kind is Seeing:
+            assert [stage for stage, _, _ in net.seen] == 2 * ["val"] + 4 * ["train"] + 2 * ["val"]
+            torch.testing.assert_close(net.seen[2][2], next(iter(training)), equal_nan=True)
+            for _, outputs, batch in net.seen[-2:]:
+                expected = net.task_outputs(net.trunk(batch["x"]).tanh())
+                torch.testing.assert_close(outputs, {name: value.detach() for name, value in expected.items()})
+    torch.testing.assert_close(*found, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_batch_that_is_refused_is_not_seen_and_one_that_is_skipped_is():
+    net, batch = Seeing(), columns()
+    with pytest.raises(ValueError, match="task 'kind'"):
+        net.task_step(net.trunk(batch["x"]), {**batch, "kind": torch.full((32,), 3)}, "train")
+    assert net.seen == []
+    net._skips = True
+    with pytest.warns(UserWarning, match="a training step is skipped"):
+        net.task_step(net.trunk(batch["x"]) * torch.inf, batch, "train")
+    assert [stage for stage, _, _ in net.seen] == ["train"]
+
+
+def test_who_weighs_without_a_task_step_is_told_that_nobody_sees_outputs():
+    class Weighing(Seeing):
+        def training_step(self, batch, batch_idx):
+            return self.weigh(self.task_losses(self.task_outputs(self.trunk(batch["x"]).tanh()), batch))
+
+    with pytest.warns(UserWarning, match="on_task_outputs is called by task_step alone: found weigh called without it"):
+        Weighing().training_step(columns(), 0)
+    Seeing().training_step(columns(), 0)
+    Owning().weigh({"depth": torch.tensor(1.0), "kind": torch.tensor(1.0)})
+
+
+def test_heads_that_are_given_outputs_say_what_to_do_with_them():
+    net, batch = Owning(), columns()
+    outputs = net.task_outputs(net.trunk(batch["x"]))
+    with pytest.raises(
+        ValueError, match=r"should be given features: found a mapping by task, .* 'depth' .*call weigh\("
+    ):
+        net.task_step(outputs, batch, "train")
+    total = net.weigh(net.task_losses(outputs, batch), "train")
+    torch.testing.assert_close(total, net.task_step(net.trunk(batch["x"]), batch, "train"))
+
+
+def test_features_may_be_by_task():
+    heads = {name: nn.Sequential(Pick(name), nn.Linear(4, size)) for name, size in (("depth", 1), ("kind", 3))}
+    net = net_of({"depth": Task("gaussian", heads["depth"]), "kind": Task("categorical", heads["kind"])})
+    x = BATCH[0]
+    outputs = net.task_outputs({"depth": x, "kind": 2 * x})
+    torch.testing.assert_close(outputs["kind"], heads["kind"][1](2 * x))
+
+
 # -- checkpoints -----------------------------------------------------------------------------------------------------
 
 

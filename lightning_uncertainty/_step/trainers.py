@@ -88,6 +88,7 @@ class FitState:
         told: the parts that are told whether a step is one of training; None before they were looked for.
         warned: whether this fit was warned of steps that are skipped.
         skip: the latest batch that was skipped; None once another is weighed.
+        shown: whether a `task_step` was, which calls `on_task_outputs`.
         given: the weighting that `register_tasks` was given, of which the module has a copy, as long as it lives.
     """
 
@@ -97,6 +98,7 @@ class FitState:
         self.told: tuple[nn.Module, ...] | None = None
         self.warned = False
         self.skip: Skip | None = None
+        self.shown = False
         self.given: ref[Weighting] | None = None
         self._checked: tuple[ref[Any], ...] | None = None
 

@@ -156,6 +156,25 @@ def test_a_compiled_fit_equals_an_eager_one(how, weighting):
     assert_same(found, fit(make(Owning, weighting)))
 
 
+class Seeing(Owning):
+    """Sums up what it sees of its outputs."""
+
+    def make(self, *given):
+        super().make(*given)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def on_task_outputs(self, stage, outputs, batch):
+        self.seen += outputs["depth"].detach().square().mean()
+
+
+def test_outputs_are_seen_within_a_compiled_step():
+    net, backend = make(Seeing, "UncertaintyWeighting", TWO), CompileCounterWithBackend("aot_eager")
+    found = fit(net, torch.compile(net, backend=backend, fullgraph=True), 8)
+    assert net.seen > 0
+    assert not counters["graph_break"]
+    assert_same(found, fit(make(Seeing, "UncertaintyWeighting", TWO), steps=8))
+
+
 @at_a_break
 @pytest.mark.parametrize("weighting", few(BY_EPOCH, BY_EPOCH[:1]))
 def test_epochs_cost_no_graphs(weighting):
