@@ -2009,10 +2009,10 @@ FAULTS = [
         ("tests/callbacks/test_fixed_rows.py::test_rows_are_those_that_were_asked_for",),
     ),
     Fault(
-        "pictures_of_weights_that_are_not_those_of_validation",
+        "pictures_an_epoch_late",
         "callbacks/prediction_images.py",
-        "if trainer._evaluation_loop.batch_progress.is_last_batch and not",
-        "if batch_idx == 0 and trainer._evaluation_loop.batch_progress.is_last_batch and not",
+        "epoch - self._epoch >= self.every_n_epochs",
+        "epoch - self._epoch > self.every_n_epochs",
         ("tests/callbacks/test_prediction_images.py::test_pictures_are_drawn_at_first_every_n_epochs_and_at_the_end",),
     ),
     Fault(
