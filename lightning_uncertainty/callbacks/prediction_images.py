@@ -260,7 +260,7 @@ class PredictionImages(TaskCallback):
         if trainer.state.fn == "fit":
             self._epoch, self._step = epoch, trainer.global_step
         pictures, overlays = self._look(trainer, pl_module, f"epoch {epoch}, step {step}")
-        if not trainer.is_global_zero:
+        if not pictures:
             return
         keyed = {f"{self.prefix}{name}": picture for name, picture in pictures.items()}
         masks = {f"{self.prefix}mask_overlay": overlays} if overlays else {}

@@ -733,6 +733,34 @@ def test_pictures_come_back_from_what_they_were_made_into(change):
     assert np.abs(panel(found["depth"], 0, 0) - pixels).max() <= 1
 
 
+def test_images_of_several_sizes_have_their_proportions():
+    rows = [scene(number) for number in range(3)]
+    rows[1] = {name: part[..., :16].clone() for name, part in rows[1].items()}
+    rows[2] = {name: part.transpose(-1, -2).clone() for name, part in rows[2].items()}
+    found, told = draw(None, scenes(4), DataLoader(rows, batch_size=1), images=3)
+    assert told == []
+    truth = panel(found["semantics"], 1, 1)
+    left = (WIDTH - 16) // 2
+    assert (truth[:, :left] == 255).all()
+    kind = rows[1]["semantics"].numpy()
+    assert (truth[:, left : left + 16][kind < 255] == class_colours(3)[kind[kind < 255]]).all()
+
+
+def test_labels_of_another_size_than_the_picture_are_shown_in_its_cell():
+    """As of a network whose outputs and labels are at a stride of 4."""
+    rows = [scene(number) for number in range(2)]
+    for row in rows:
+        row["depth"] = row["depth"][:, ::4, ::4]
+    output = torch.zeros(1, 2, HEIGHT // 4, WIDTH // 4)
+    net = Shapes()
+    net.validation_step = lambda batch, batch_idx: None
+    loader = DataLoader(rows, batch_size=2)
+    found, told = draw(net, scenes(4), loader, forward=fixed({"depth": output}), tasks=["depth"])
+    assert told == []
+    truth = panel(found["depth"], 0, 1)
+    assert (truth == truth[::4, ::4].repeat(4, 0).repeat(4, 1)).all()
+
+
 def test_labels_that_are_all_missing_are_grey():
     rows = [scene(number) for number in range(2)]
     for row in rows:
