@@ -185,7 +185,7 @@ class PredictionImages(TaskCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin anew unless the fit goes on from what was drawn."""
-        if self._step is not None and self._step > trainer.global_step:
+        if self._step is not None and (self._step > trainer.global_step or trainer.global_step == 0):
             self._epoch = self._step = None
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
