@@ -2022,4 +2022,14 @@ FAULTS = [
         "np.where(np.isnan(label)[..., None] & False, MISSING, ",
         ("tests/callbacks/test_prediction_images.py::test_classes_are_in_their_colours_and_what_is_wrong_is_red",),
     ),
+    Fault(
+        "log_of_a_probability_far_below_the_mean",
+        "likelihoods/prediction.py",
+        "torch.where(excess < -0.5, far, near)",
+        "torch.special.xlog1py(probabilities, excess)",
+        (
+            "tests/likelihoods/test_prediction.py::"
+            "test_a_sample_that_all_but_excludes_a_class_disagrees_with_one_that_does_not",
+        ),
+    ),
 ]
