@@ -2101,4 +2101,65 @@ FAULTS = [
         "rows[there].flatten().to(self.device, self.dtype)",
         ("tests/metrics/test_instance_ap.py::test_a_model_in_half_precision_holds_it_as_it_is",),
     ),
+    Fault(
+        "pictures_draw_from_the_generators_of_training",
+        "callbacks/_outputs.py",
+        "        stack.enter_context(isolate_rng())\n",
+        "",
+        ("tests/callbacks/test_prediction_images.py::test_a_fit_with_pictures_is_the_fit_without",),
+    ),
+    Fault(
+        "pictures_update_metrics",
+        "callbacks/_outputs.py",
+        "            if isinstance(part, Metric):\n",
+        "            if False:\n",
+        ("tests/callbacks/test_prediction_images.py::test_a_fit_with_pictures_is_the_fit_without",),
+    ),
+    Fault(
+        "pictures_of_a_batch_that_a_step_has_changed",
+        "callbacks/_outputs.py",
+        "        given = copied(given)  # a step may change it in place\n",
+        "",
+        (
+            "tests/callbacks/test_prediction_images.py::test_a_step_that_changes_its_batch_is_shown_the_batch_as_it_came",
+        ),
+    ),
+    Fault(
+        "scale_of_errors_takes_sigma_of_what_is_not_observed",
+        "callbacks/_panels.py",
+        "1.0 if errors is None else _top(errors))",
+        "1.0 if errors is None else _top([*errors, *(_length(image.aleatoric) for image in images)]))",
+        ("tests/callbacks/test_prediction_images.py::test_sigma_where_nothing_is_observed_does_not_darken_the_errors",),
+    ),
+    Fault(
+        "last_rows_of_a_table_are_left_out",
+        "callbacks/_fixed_rows.py",
+        "        for_tables = range(min(count, self._points - first)) if self._bytes < _BYTES else ()\n",
+        "        for_tables = range(min(count, self._points - first)) if self._counts_more() else ()\n",
+        ("tests/callbacks/test_fixed_rows.py::test_rows_are_those_that_were_asked_for",),
+    ),
+    Fault(
+        "pictures_an_epoch_late",
+        "callbacks/prediction_images.py",
+        "epoch - self._epoch >= self.every_n_epochs",
+        "epoch - self._epoch > self.every_n_epochs",
+        ("tests/callbacks/test_prediction_images.py::test_pictures_are_drawn_at_first_every_n_epochs_and_at_the_end",),
+    ),
+    Fault(
+        "ignored_pixels_count_as_wrong",
+        "callbacks/_panels.py",
+        "np.where(np.isnan(label)[..., None], MISSING, ",
+        "np.where(np.isnan(label)[..., None] & False, MISSING, ",
+        ("tests/callbacks/test_prediction_images.py::test_classes_are_in_their_colours_and_what_is_wrong_is_red",),
+    ),
+    Fault(
+        "log_of_a_probability_far_below_the_mean",
+        "likelihoods/prediction.py",
+        "torch.where(excess < -0.5, far, near)",
+        "torch.special.xlog1py(probabilities, excess)",
+        (
+            "tests/likelihoods/test_prediction.py::"
+            "test_a_sample_that_all_but_excludes_a_class_disagrees_with_one_that_does_not",
+        ),
+    ),
 ]
