@@ -75,6 +75,7 @@ def workspace(
     tasks: dict[str, list[str]] | list[str] | str,
     prefix: str = "",
     more: dict[str, list[str]] | None = None,
+    pictures: str = "pictures/",
 ) -> None:
     """Save a view in a wandb project that shows all tasks in one chart.
 
@@ -85,13 +86,15 @@ def workspace(
             "{depth: [MeanAbsoluteError], normals: []}".
         prefix: that of the UncertaintyMonitor.
         more: charts of other keys by title, as of what an adopted module logs by itself: "{host: [train_loss]}".
+        pictures: prefix of the PredictionImages.
 
     Raises:
         SystemExit: wandb has no account here or refuses, there is no task, or a package is not installed.
     """
     names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else tasks
     with _errors_as_sentences(ModuleNotFoundError, RuntimeError, ValueError):
-        print(f"Workspace: {save_wandb_workspace(entity, project, names, prefix=prefix, more=more)}")
+        options: dict[str, Any] = {"prefix": prefix, "more": more, "pictures": pictures}
+        print(f"Workspace: {save_wandb_workspace(entity, project, names, **options)}")
 
 
 def main() -> None:

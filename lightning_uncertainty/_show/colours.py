@@ -12,7 +12,7 @@ __all__ = ["MISSING", "class_colours", "given_colours", "instance_colours", "num
 MISSING = (128, 128, 128)  # of what has no label; the greys are nothing else's
 _FIRST = (  # no two of which are alike, and none grey
     *("4363d8", "e6194b", "3cb44b", "ffe119", "f58231", "911eb4", "46f0f0", "f032e6", "bcf60c", "fabebe"),
-    *("008080", "e6beff", "9a6324", "fffac8", "800000", "aaffc3", "808000", "ffd8b1", "000075"),
+    *("008080", "e6beff", "9a6324", "00ff00", "800000", "aaffc3", "808000", "0000ff", "000075"),
 )
 _GOLDEN = 0.618034  # of the circle of hues: neighbours in number are far apart
 

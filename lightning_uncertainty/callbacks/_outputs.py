@@ -84,8 +84,8 @@ def made_of(
         net: the part of it that has tasks; the module itself or not.
         batch: as a step of validation is given it.
         place: the number of the batch, and that of its loader where there are several.
-        forward: from module and batch to outputs by task. Where None, outputs are those that `task_step` has in a step
-            of validation, else what the module's `forward` returns of the picture.
+        forward: from module and batch to outputs by task. Where None, outputs are those that `task_step` or
+            `task_losses` has in a step of validation, else what the module's `forward` returns of the picture.
         picture: what is shown of the batch; None where there is none.
         samples: passes; more than one with dropout.
 
@@ -111,10 +111,16 @@ def made_of(
 def _of_step(
     module: Any, net: MultiTaskMixin, batch: Any, place: tuple[int, ...]
 ) -> tuple[Mapping[str, Tensor] | None, Any]:
-    """Return the outputs that `task_step` has in a step of validation, and its batch; None where there is none."""
+    """Return the outputs that `task_step` or `task_losses` has in a step of validation, and its batch.
+
+    None where neither is called before `weigh`.
+    """
 
     def task_step(features: Any, batch: Any, *rest: Any, **options: Any) -> None:
         raise _Left(net.task_outputs(features), batch)
+
+    def task_losses(outputs: Mapping[str, Tensor], batch: Any) -> None:
+        raise _Left(outputs, batch)
 
     def weigh(*rest: Any, **options: Any) -> None:
         raise _Left(None, batch)
@@ -124,7 +130,7 @@ def _of_step(
     step = _as_written(module, "validation_step")
     stage, net._task_fit.stage = net._task_fit.stage, "val"
     try:
-        with _instead(net, task_step=task_step, weigh=weigh):
+        with _instead(net, task_step=task_step, task_losses=task_losses, weigh=weigh):
             step(*(batch, *place)[: _positions(step)])
     except _Left as left:
         return left.outputs, left.batch
@@ -152,7 +158,7 @@ def _named(found: Any, net: MultiTaskMixin, source: str) -> Mapping[str, Tensor]
         if named:
             return named
     kind = f"a {type(found).__name__}" if not isinstance(found, Mapping) else f"the keys {', '.join(map(str, found))}"
-    other = "" if source != "forward" else "validation_step hands none to task_step, and "
+    other = "" if source != "forward" else "validation_step hands none to task_step or task_losses, and "
     what = "there is none to call with a picture" if found is None and source == "forward" else f"it returns {kind}"
     raise ValueError(
         f"PredictionImages needs outputs by task ({', '.join(tasks)}): found that {other}of {source} {what}; give "

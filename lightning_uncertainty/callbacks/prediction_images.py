@@ -49,9 +49,9 @@ class PredictionImages(TaskCallback):
     Pictures are drawn in the first validation, then whenever n epochs have passed, and at the end of the fit, by rank
     zero; also in `trainer.validate`. Images are those that the loader gives first, the same in every validation and
     after a resume unless it shuffles. Random states, metrics, BatchNorm and modes stay as they were. Outputs are those
-    that `task_step` has in `validation_step`, which is run up to there once more; else what `forward` returns of the
-    picture, by task; or say so in `forward=`. An adopted module, and one that computes its losses itself, needs that
-    where its `forward` returns anything else.
+    that `task_step` or `task_losses` has in `validation_step`, which is run up to there once more; else what `forward`
+    returns of the picture, by task; or say so in `forward=`. An adopted module, and one that computes its losses
+    itself, needs that where its `forward` returns anything else.
 
     Args:
         images: how many, the first ones; or which, by their number in the loader (of rank zero).
@@ -81,9 +81,9 @@ class PredictionImages(TaskCallback):
         module: path of the `MultiTaskMixin` in the module that the Trainer runs, as "net"; needed where it has several.
 
     Raises:
-        ValueError: a number is out of range, `mean` and `to_image` are both there, a colour is none; or, at the start
-            of a fit or its first validation: a task is unknown, or has another number of classes, outputs, pictures or
-            labels are not where they were said to be.
+        ValueError: a number is out of range, or `mean` and `to_image` are both there; or, at the start of a fit or in
+            its first validation: a task is unknown, or has another number of classes, a colour is none, or outputs,
+            pictures or labels are not where they were said to be.
         TypeError: (at the start of a fit) the module is no `MultiTaskMixin`.
         ModuleNotFoundError: (at the start of a fit) matplotlib is not installed.
 
@@ -103,7 +103,7 @@ class PredictionImages(TaskCallback):
         targets: Mapping[str, Where] | None = None,
         tasks: Sequence[str] | None = None,
         classes: Mapping[str, Sequence[str]] | None = None,
-        colours: Mapping[str, Sequence[Any]] | None = None,
+        colours: Mapping[str, Sequence[str | Sequence[int]]] | None = None,
         show: Mapping[str, Show] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -140,9 +140,6 @@ class PredictionImages(TaskCallback):
         self.classes = by_name(classes, "classes", "{'semantics': ['road', 'car']}")
         self.colours = by_name(colours, "colours", "{'semantics': ['#804080', '#000090']}")
         self.show = by_name(show, "show", "{'instances': function}")
-        for of_task in self.colours.values():
-            if not all(isinstance(colour, str) for colour in of_task):
-                given_colours([colour for colour in of_task if not isinstance(colour, str)])
         self._drawing = Drawing(
             classes=self.classes,
             colours=self.colours,
@@ -188,7 +185,7 @@ class PredictionImages(TaskCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin anew unless the fit goes on from what was drawn."""
-        if self._step is not None and self._step > trainer.global_step:
+        if self._step is not None and (self._step > trainer.global_step or trainer.global_step == 0):
             self._epoch = self._step = None
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -228,6 +225,8 @@ class PredictionImages(TaskCallback):
         """Look whether there is something to draw, and to draw with."""
         net = self.find_tasks(trainer, pl_module)
         require_matplotlib("PredictionImages")
+        for colours in self.colours.values():
+            given_colours(colours)
         known = net.task_likelihoods()
         check_known([*(self.tasks or ()), *self.targets, *self.classes, *self.colours], known)
 
@@ -261,7 +260,7 @@ class PredictionImages(TaskCallback):
         if trainer.state.fn == "fit":
             self._epoch, self._step = epoch, trainer.global_step
         pictures, overlays = self._look(trainer, pl_module, f"epoch {epoch}, step {step}")
-        if not trainer.is_global_zero:
+        if not pictures:
             return
         keyed = {f"{self.prefix}{name}": picture for name, picture in pictures.items()}
         masks = {f"{self.prefix}mask_overlay": overlays} if overlays else {}

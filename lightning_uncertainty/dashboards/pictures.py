@@ -63,7 +63,7 @@ def save_pictures(folder: str | Path, pictures: Mapping[str, np.ndarray], step: 
     for key, picture in pictures.items():
         path = Path(folder, key, f"step={step:06d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, optimize=True)
+        Image.fromarray(picture).save(path)
         written.append(path)
     return written
 

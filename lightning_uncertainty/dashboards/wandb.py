@@ -25,11 +25,12 @@ def wandb_workspace(
     prefix: str = "",
     name: str = "Uncertainty weighting",
     more: Mapping[str, Iterable[str]] | None = None,
+    pictures: str = "pictures/",
 ) -> Any:
     """Build the view of a wandb project that shows all tasks in one chart; `save_wandb_workspace` puts it there.
 
-    Below the charts, folded, are two more sections: what a `GradientConflictMonitor` logs, and the tables and pictures
-    of the tasks and of a comparison (`Comparison.log`).
+    Below the charts, folded, are three more sections: what a `GradientConflictMonitor` logs, the tables and pictures
+    of the tasks and of a comparison (`Comparison.log`), and the pictures of predictions (`PredictionImages`).
 
     Args:
         entity: user or team that owns the project.
@@ -39,6 +40,7 @@ def wandb_workspace(
         prefix: that of the `UncertaintyMonitor`.
         name: title of the view and of its section.
         more: charts of other keys by title, as of what an adopted module logs by itself: `{"host": ["train_loss"]}`.
+        pictures: prefix of the `PredictionImages`.
 
     Returns:
         A `wandb_workspaces.workspaces.Workspace`; building it needs no account.
@@ -74,7 +76,7 @@ def wandb_workspace(
             options["log_y"] = True
         return chart(KINDS[kind], (f"{prefix}{kind}/{task}" for task in metrics), **options)
 
-    def pictures(title: str, keys: list[str]) -> Any:
+    def media(title: str, keys: list[str]) -> Any:
         return reports.MediaBrowser(title=title, media_keys=keys)
 
     panels = [
@@ -97,12 +99,17 @@ def wandb_workspace(
         chart("cosine of two tasks' gradients", [f"{prefix}cosine/{a}/{b}" for a, b in pairs]),
         chart("cosine, lowest and mean", [f"{prefix}cosine/min", f"{prefix}cosine/mean"]),
         chart("how fast the worst task changes", [f"{prefix}first_order_change"]),
-        pictures("heat maps", [f"{prefix}{kind}/heat_map" for kind in ("cosine", "magnitude_similarity")]),
+        media("heat maps", [f"{prefix}{kind}/heat_map" for kind in ("cosine", "magnitude_similarity")]),
     ]
     tables = [
         reports.WeavePanelSummaryTable(table_name=f"{prefix}tasks"),
         reports.WeavePanelSummaryTable(table_name="comparison"),
-        pictures("gains", ["comparison_plot"]),
+        media("gains", ["comparison_plot"]),
+    ]
+    predictions = [
+        media("predictions", [f"{pictures}{task}" for task in metrics]),
+        media("classes over images", [f"{pictures}mask_overlay"]),
+        media("prediction against truth", [f"{pictures}parity_plot"]),
     ]
 
     def section(title: str, shown: list[Any], *, is_open: bool) -> Any:
@@ -117,6 +124,7 @@ def wandb_workspace(
             section(name, panels, is_open=True),
             section("Gradient conflicts", conflicts[0 if len(pairs) else 1 :], is_open=False),
             section("Tables and pictures", tables, is_open=False),
+            section("Pictures of predictions", predictions, is_open=False),
         ],
         settings=workspaces.WorkspaceSettings(x_axis=_STEP, group_by_prefix="first"),
         auto_generate_panels=True,
@@ -151,6 +159,7 @@ def save_wandb_workspace(
     prefix: str = "",
     name: str = "Uncertainty weighting",
     more: Mapping[str, Iterable[str]] | None = None,
+    pictures: str = "pictures/",
 ) -> str:
     """Build the view as `wandb_workspace` does, save it in the project, and return its address; once is enough.
 
@@ -159,7 +168,7 @@ def save_wandb_workspace(
         ModuleNotFoundError: wandb-workspaces is not installed.
         RuntimeError: wandb knows no account on this machine, or its server refuses the view.
     """
-    workspace = wandb_workspace(entity, project, tasks, prefix=prefix, name=name, more=more)
+    workspace = wandb_workspace(entity, project, tasks, prefix=prefix, name=name, more=more, pictures=pictures)
     from wandb.errors import AuthenticationError, UsageError
 
     try:

@@ -1,16 +1,22 @@
 """Pictures of predictions show what was predicted, and training does not know of them."""
 
+import json
+import pickle
 import random
+import sys
 import warnings
 from pathlib import Path
 
+import lightning.pytorch
 import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
 from PIL import Image
-from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -40,7 +46,7 @@ from tests import _wandb_reader
 from tests._launch import RANKS
 from tests._nets import Owning, Plain, dicts, tensors, trainer, tuples
 from tests._versions import exact_resume
-from tests.callbacks._shapes import CLASSES, HEIGHT, WIDTH, Scenes, Shapes, scene, scenes
+from tests.callbacks._shapes import CLASSES, HEIGHT, WIDTH, Scenes, Shapes, scene, scenes, tasks
 
 GREY, RIGHT, WRONG = (128, 128, 128), (24, 24, 24), (230, 60, 50)
 NAMES = {"semantics": CLASSES}
@@ -373,9 +379,10 @@ def test_of_several_loaders_one_is_shown_and_its_step_told_which():
 
 
 @exact_resume
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_a_resumed_fit_shows_the_same_images_and_goes_on_counting():
     def callbacks(folder):
-        return [PredictionImages(2, 2, folder=folder), ModelCheckpoint(f"{folder}_saved", save_last=True)]
+        return [PredictionImages(2, 2, folder=folder), ModelCheckpoint("saved", save_last=True)]
 
     options = {"enable_checkpointing": True, "logger": False}
     torch.manual_seed(0)
@@ -383,7 +390,7 @@ def test_a_resumed_fit_shows_the_same_images_and_goes_on_counting():
     torch.manual_seed(0)
     fit(Shapes(), max_epochs=2, callbacks=callbacks("first"), **options)
     fitted = trainer(max_epochs=5, callbacks=callbacks("second"), **options)
-    fitted.fit(Shapes(), scenes(4), scenes(4, first=100), ckpt_path="first_saved/last.ckpt")
+    fitted.fit(Shapes(), scenes(4), scenes(4, first=100), ckpt_path="saved/last.ckpt")
     assert steps_of("whole") == [1, 5, 9]
     assert steps_of("first") == [1, 3]
     assert steps_of("second") == [5, 9]
@@ -529,8 +536,6 @@ def test_of_several_ranks_the_first_draws_and_training_does_not_know(found):
 
 
 def test_a_ready_module_needs_nothing():
-    from tests.callbacks._shapes import tasks
-
     net = MultiTaskModule(nn.Conv2d(3, 16, 3, padding=1), tasks(), inputs="image")
     found, told = draw(net)
     assert found.keys() == {"depth", "offsets", "semantics"}
@@ -554,6 +559,17 @@ def test_a_part_is_shown_that_the_module_calls():
             return torch.optim.Adam(self.net.parameter_groups(lr=1e-2))
 
     found, told = draw(Outer(), module="net")
+    assert found.keys() == {"depth", "offsets", "semantics"}
+    assert told == []
+
+
+def test_outputs_may_be_made_before_losses_are_asked_for():
+    class Asking(Shapes):
+        def validation_step(self, batch, batch_idx):
+            outputs = self.task_outputs(self.trunk(batch["image"]))
+            self.weigh(self.task_losses(outputs, {**batch, "depth": batch["depth"] + 1}), stage="val")
+
+    found, told = draw(Asking())
     assert found.keys() == {"depth", "offsets", "semantics"}
     assert told == []
 
@@ -717,6 +733,34 @@ def test_pictures_come_back_from_what_they_were_made_into(change):
     assert np.abs(panel(found["depth"], 0, 0) - pixels).max() <= 1
 
 
+def test_images_of_several_sizes_have_their_proportions():
+    rows = [scene(number) for number in range(3)]
+    rows[1] = {name: part[..., :16].clone() for name, part in rows[1].items()}
+    rows[2] = {name: part.transpose(-1, -2).clone() for name, part in rows[2].items()}
+    found, told = draw(None, scenes(4), DataLoader(rows, batch_size=1), images=3)
+    assert told == []
+    truth = panel(found["semantics"], 1, 1)
+    left = (WIDTH - 16) // 2
+    assert (truth[:, :left] == 255).all()
+    kind = rows[1]["semantics"].numpy()
+    assert (truth[:, left : left + 16][kind < 255] == class_colours(3)[kind[kind < 255]]).all()
+
+
+def test_labels_of_another_size_than_the_picture_are_shown_in_its_cell():
+    """As of a network whose outputs and labels are at a stride of 4."""
+    rows = [scene(number) for number in range(2)]
+    for row in rows:
+        row["depth"] = row["depth"][:, ::4, ::4]
+    output = torch.zeros(1, 2, HEIGHT // 4, WIDTH // 4)
+    net = Shapes()
+    net.validation_step = lambda batch, batch_idx: None
+    loader = DataLoader(rows, batch_size=2)
+    found, told = draw(net, scenes(4), loader, forward=fixed({"depth": output}), tasks=["depth"])
+    assert told == []
+    truth = panel(found["depth"], 0, 1)
+    assert (truth == truth[::4, ::4].repeat(4, 0).repeat(4, 1)).all()
+
+
 def test_labels_that_are_all_missing_are_grey():
     rows = [scene(number) for number in range(2)]
     for row in rows:
@@ -822,7 +866,6 @@ def test_pictures_are_no_larger_than_was_said():
         ({"samples": 1.5}, "samples should be a whole number, at least 1: found 1.5"),
         ({"max_size": 8}, "max_size should be a whole number, at least 16: found 8"),
         ({"mean": [0.5], "to_image": lambda x: x}, "pictures should be made by to_image, or of mean and std"),
-        ({"colours": {"semantics": [(0, 0, 300)]}}, "a colour should be three whole numbers from 0 to 255"),
         ({"classes": ["road"]}, "classes should be given by task name"),
     ],
 )
@@ -840,6 +883,7 @@ def test_what_cannot_be_is_told_at_once(options, message):
             {"classes": {"semantics": CLASSES[:2]}},
             "classes of task 'semantics' should be one for each of its 3 outputs",
         ),
+        ({"colours": {"semantics": [(0, 0, 300)] * 3}}, "a colour should be three whole numbers from 0 to 255"),
         ({"colours": {"depth": ["red"]}}, "colours should be of tasks with classes: found 'depth'"),
         ({"targets": {"depth": "deep"}}, "labels of task 'depth' should be under 'deep' in the batch"),
         ({"image": lambda batch: 3}, "pictures should be a tensor \\[B, C, H, W\\]: found a int"),
@@ -868,3 +912,53 @@ def test_a_fit_without_validation_is_told():
     assert "PredictionImages should show images of validation: found a fit without" in " ".join(
         str(one.message) for one in caught
     )
+
+
+def test_without_matplotlib_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match="PredictionImages needs matplotlib: pip install 'lightning-unc"):
+        fit(Shapes(), callbacks=[PredictionImages()])
+
+
+def test_it_is_written_in_yaml_and_sent_to_other_processes(tmp_path):
+    options = {"classes": {"kind": ["a", "b"]}, "colours": {"kind": [[1, 2, 3], "#804080"]}, "image": "x", "images": 2}
+    path = tmp_path / "config.yaml"
+    callback = {"class_path": "lightning_uncertainty.PredictionImages", "init_args": options}
+    path.write_text(json.dumps({"trainer": {"accelerator": "cpu", "logger": False, "callbacks": [callback]}}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cli = LightningCLI(BoringModel, BoringDataModule, run=False, args=["--config", str(path)])
+    (made,) = (one for one in cli.trainer.callbacks if isinstance(one, PredictionImages))
+    for one in (made, pickle.loads(pickle.dumps(made))):
+        assert one.images == [0, 1]
+        assert one.image == "x"
+        assert {name: getattr(one, name) for name in ("classes", "colours")} == {
+            name: options[name] for name in ("classes", "colours")
+        }
+
+
+@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"barebones": True}])
+def test_a_run_for_development_is_drawn_and_one_for_speed_is_not(options):
+    given = {"max_epochs": 1, "accelerator": "cpu", "callbacks": [PredictionImages(2, folder="pictures")]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Trainer(**given, **options).fit(Shapes(), scenes(2), scenes(2))
+    assert Path("pictures").exists() == ("fast_dev_run" in options)
+
+
+def test_the_other_package_of_lightning_draws_as_well():
+    class Other(MultiTaskMixin, lightning.pytorch.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.trunk = nn.Conv2d(3, 16, 3, padding=1)
+            self.register_tasks(tasks())
+
+        training_step = Shapes.training_step
+        validation_step = Shapes.validation_step
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameter_groups(lr=1e-2))
+
+    fitted = trainer(lightning.pytorch, max_epochs=1, callbacks=[PredictionImages(2, folder="pictures")])
+    fitted.fit(Other(), scenes(2), scenes(2))
+    assert pictures("pictures").keys() == {"depth", "offsets", "semantics"}

@@ -19,12 +19,13 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uncertainty import GradientConflictMonitor, UncertaintyMonitor, adopt
+from lightning_uncertainty import GradientConflictMonitor, PredictionImages, UncertaintyMonitor, adopt
 from lightning_uncertainty.dashboards import save_wandb_workspace, tensorboard_layout, wandb_workspace
 from lightning_uncertainty.dashboards.charts import KINDS
 from lightning_uncertainty.dashboards.wandb import log_comparison, log_task_table
 from tests._nets import Owning, dicts, trainer
 from tests._wandb_reader import history
+from tests.callbacks._shapes import Shapes, scenes
 
 TASKS = {"depth": ["MeanAbsoluteError", "MeanSquaredError"], "kind": []}
 
@@ -41,9 +42,9 @@ def panels(section):
 
 def test_the_workspace_holds_every_key_in_a_chart_of_all_tasks():
     section = specification(wandb_workspace("me", "scenes", TASKS, prefix="u/", name="Birds"))
-    own, *folded = section["panelBankConfig"]["sections"][:3]
+    own, *folded = section["panelBankConfig"]["sections"][:4]
     assert (own["name"], own["isOpen"], own["pinned"]) == ("Birds", True, True)
-    assert [(other["isOpen"], other["pinned"]) for other in folded] == [(False, False)] * 2
+    assert [(other["isOpen"], other["pinned"]) for other in folded] == [(False, False)] * 3
     assert {panel["viewType"] for panel in own["panels"]} == {"Run History Line Plot"}
     charts = panels(section)
     expected = {f"u/{kind}/{task}" for kind in KINDS for task in TASKS} | {f"val/{task}/loss" for task in TASKS}
@@ -113,7 +114,10 @@ def test_every_panel_shows_what_an_offline_run_has(tmp_path):
         max_epochs=2,
         logger=logger,
         log_every_n_steps=1,
-        callbacks=[UncertaintyMonitor(table=False, prefix="u/"), GradientConflictMonitor(prefix="u/")],
+        callbacks=[
+            *(UncertaintyMonitor(table=False, prefix="u/"), GradientConflictMonitor(prefix="u/")),
+            PredictionImages(prefix="u/pictures/"),
+        ],
     )
     fit.fit(Scenes(), data, data)
     figure = plt.figure()
@@ -121,11 +125,25 @@ def test_every_panel_shows_what_an_offline_run_has(tmp_path):
     plt.close(figure)
     logger.experiment.finish()
     tasks = {"depth": ["MeanAbsoluteError"], "kind": ["MulticlassAccuracy"]}
-    shown = keys_of(wandb_workspace("me", "scenes", tasks, prefix="u/", more={"host": ["train_loss"]}))
+    options = {"prefix": "u/", "more": {"host": ["train_loss"]}, "pictures": "u/pictures/"}
+    shown = keys_of(wandb_workspace("me", "scenes", tasks, **options))
+    maps = {title: shown.pop(title) for title in ("predictions", "classes over images")}  # which a table has not
+    assert maps["predictions"] == ["u/pictures/depth", "u/pictures/kind"]
     logged = logged_keys(tmp_path)
     assert {title: keys for title, keys in shown.items() if not logged.issuperset(keys)} == {}
     assert shown["host"] == ["train_loss"]
-    assert len(shown) == len(KINDS) + 2 + 2 + 1 + 4 + 3
+    assert len(shown) == len(KINDS) + 2 + 2 + 1 + 4 + 3 + 1
+
+
+def test_every_panel_of_pictures_shows_what_an_offline_run_has(tmp_path):
+    logger = WandbLogger(project="scenes", save_dir=tmp_path, offline=True)
+    data = scenes(2)
+    trainer(max_epochs=1, logger=logger, callbacks=[PredictionImages(1)]).fit(Shapes(), data, data)
+    logger.experiment.finish()
+    shown = keys_of(wandb_workspace("me", "scenes", ["semantics", "offsets", "depth"]))
+    logged = logged_keys(tmp_path)
+    assert logged.issuperset(shown["predictions"])
+    assert {key.partition(".")[0] for key in logged}.issuperset(shown["classes over images"])
 
 
 def test_every_open_panel_shows_what_an_adopted_module_has(tmp_path):
