@@ -9,8 +9,7 @@ from PIL import Image
 
 from lightning_uncertainty.examples import _scenes_command
 from lightning_uncertainty.examples._scene_pictures import draw_predictions
-from lightning_uncertainty.examples._scenes_command import main
-from lightning_uncertainty.examples.scenes import SceneData
+from lightning_uncertainty.examples.scenes import SceneData, main
 from lightning_uncertainty.examples.streets import CLASSES
 from lightning_uncertainty.predictions import Prediction
 from tests.examples._folders import SIZE, cityscapes, mtan
