@@ -23,7 +23,8 @@ FLOORS = [
     {"mixin"},
     {"module", "dashboards"},
     {"callbacks"},
-    {"adoption", "calibration", "trials", "examples"},
+    {"adoption", "calibration", "trials"},
+    {"examples"},
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

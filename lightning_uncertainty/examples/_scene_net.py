@@ -63,6 +63,7 @@ class _Stages(nn.Sequential):
     """A small residual network at strides 4, 8 and 16, from scratch; the first and the last features come out."""
 
     channels = 24, 96
+    normalised = (0.45,) * 3, (0.25,) * 3  # by mean and deviation of each colour
 
     def __init__(self, pretrained: bool) -> None:
         fine, middle, coarse = 24, 48, 96
@@ -79,6 +80,7 @@ class _EfficientNetLite(nn.Module):
     """EfficientNet-Lite0 with its ImageNet weights, up to stride 16."""
 
     channels = 24, 112
+    normalised = (127 / 255,) * 3, (128 / 255,) * 3
 
     def __init__(self, pretrained: bool) -> None:
         super().__init__()
@@ -118,6 +120,8 @@ class _Timm(nn.Module):
                 f"an encoder should have features of stride {STRIDE} and coarser ones: found {strides} of {name}"
             )
         self.at = strides.index(STRIDE), max(i for i, stride in enumerate(strides) if stride <= 4 * STRIDE)
+        own = getattr(self.net, "pretrained_cfg", None) or {}
+        self.normalised = own.get("mean", (0.485, 0.456, 0.406)), own.get("std", (0.229, 0.224, 0.225))
         channels = self.net.feature_info.channels()
         self.channels = tuple(channels[index] for index in self.at)
 
@@ -139,18 +143,23 @@ class SceneEncoder(nn.Module):
         ModuleNotFoundError: the encoder's package is not installed.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str = "small", context: int = 64, *, pretrained: bool = True) -> None:
         super().__init__()
-        net: Any = {"small": _Stages, "efficientnet-lite0": _EfficientNetLite}.get(name, partial(_Timm, name=name))(
-            pretrained
-        )
+        kinds: dict[str, Any] = {"small": _Stages, "efficientnet-lite0": _EfficientNetLite}
+        net = kinds.get(name, partial(_Timm, name=name))(pretrained)
         fine, coarse = net.channels
         self.net = net
         self.context = _ASPP(coarse, context)
         self.channels = fine, context
+        mean, std = (torch.tensor(numbers).reshape(3, 1, 1) for numbers in net.normalised)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        fine, coarse = self.net((images - 0.45) * 4)
+        fine, coarse = self.net((images - self.mean) / self.std)
         return [fine, self.context(coarse)]
 
 

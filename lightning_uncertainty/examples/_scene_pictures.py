@@ -106,7 +106,10 @@ def draw_predictions(
     for task in ("disparity", "depth"):
         if task in predictions:
             values = predictions[task].mean[0, 0].numpy()
-            scale = Scale("viridis", *(float(end) for end in np.percentile(values, (1, 99))))
+            if "sky" in classes:  # has no depth, and nothing was learnt of it
+                values = np.where(found == list(classes).index("sky"), np.nan, values)
+            ends = np.nanpercentile(values, (1, 99)) if np.isfinite(values).any() else (0.0, 1.0)
+            scale = Scale("viridis", *(float(end) for end in ends))
             shown = number_colours(values, scale.low, scale.high, scale.name)
             columns.append(Column(f"{task}, px" if task == "disparity" else task, [fitted(shown, cell)], scale))
     legend = [(classes[number], palette[number].tolist()) for number in np.unique(found)]

@@ -28,10 +28,10 @@ from lightning_uncertainty.examples.scenes import SceneData, SceneModule
 from lightning_uncertainty.trials import compare
 from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting, Weighting
 
-__all__ = ["main"]
+__all__ = ["command"]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def command(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line asks for.
 
     Raises:

@@ -100,8 +100,7 @@ class SceneData(LightningDataModule):
         if layout != "streets" and root is None:
             raise ValueError(f"root should be the folder of the scenes under layout {layout!r}: found none; name it")
         self.root = Path(cache_folder() if root is None else root).expanduser()
-        self.size: tuple[int, int] = (size[0], size[1])
-        self.layout, self.batch_size, self.num_workers = layout, batch_size, num_workers
+        self.layout, self.size, self.batch_size, self.num_workers = layout, (size[0], size[1]), batch_size, num_workers
         self.counts = dict(zip(("train", "val", "test"), streets, strict=True))
         self.classes = names.get(layout, tuple(f"class {number}" for number in range(classes)))
         things = {"streets": THINGS, "cityscapes": OF_CITYSCAPES}.get(layout, ())
@@ -137,11 +136,11 @@ class SceneData(LightningDataModule):
         """
         scenes = self.scenes("train")
         samples = [Scenes(scenes.raw)[index] for index in range(min(LOOKED_AT, len(scenes)))]
-        found = {}
+        found: dict[str, tuple[float, float]] = {}
         for task in ("instances", "disparity", "depth", "normals"):
-            labels = torch.cat([sample[task].flatten() for sample in samples if task in sample] or [torch.zeros(0)])
-            if not any(task in sample for sample in samples):
+            if task not in samples[0]:
                 continue
+            labels = torch.cat([sample[task].flatten() for sample in samples])
             labels = labels[~labels.isnan()]
             if len(labels) < 2:
                 raise ValueError(
@@ -153,7 +152,6 @@ class SceneData(LightningDataModule):
         return found
 
     def prepare_data(self) -> None:
-        """Draw streets that are not there, and look at folders, once for all processes."""
         for split in self.counts:
             self.scenes(split)
 
@@ -166,8 +164,7 @@ class SceneData(LightningDataModule):
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader("test")
+    predict_dataloader = test_dataloader
 
     def _loader(self, split: str, **options: Any) -> DataLoader[dict[str, Tensor]]:
         options |= {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
@@ -241,11 +238,9 @@ class SceneModule(MultiTaskModule):
             metric.update(ids, classes, batch["ids"], batch["semantics"])
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/instances/AP50`."""
         self._log_instances("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/instances/AP50`."""
         self._log_instances("test")
 
     def _log_instances(self, stage: str) -> None:
@@ -256,7 +251,12 @@ class SceneModule(MultiTaskModule):
             self.log(f"{stage}/instances/AP50", value, sync_dist=True)
 
 
-if __name__ == "__main__":
-    from lightning_uncertainty.examples._scenes_command import main
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Do what the command line asks for."""
+    from lightning_uncertainty.examples._scenes_command import command
 
+    command(arguments)
+
+
+if __name__ == "__main__":
     main()

@@ -83,9 +83,11 @@ class Backbone(nn.Module):
     def __init__(self, strides):
         super().__init__()
         self.stages = nn.ModuleList(nn.Conv2d(3, 4 * stride, stride, stride) for stride in strides)
+        self.seen, self.pretrained_cfg = [], {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 1.0)}
         self.feature_info = types.SimpleNamespace(reduction=lambda: strides, channels=lambda: [4 * s for s in strides])
 
     def forward(self, x):
+        self.seen.append(x)
         return [stage(x) for stage in self.stages]
 
 
@@ -103,6 +105,8 @@ def test_any_backbone_of_timm_is_an_encoder(monkeypatch):
     assert made == [("resnet18.a1_in1k", options), ("resnet18.a1_in1k", options | {"pretrained": False})]
     assert net.shared.backbone.channels == (16, 64)
     assert net.eval()(torch.rand(1, 3, 64, 64))["semantics"].shape == (1, 5, 64, 64)
+    seen = net.shared.backbone.net.net.seen[-1]
+    assert seen.amax((0, 2, 3)).tolist() == pytest.approx([2, 1, 0.5], rel=0.05)  # as its weights know images
     monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=lambda name, **_: Backbone([16])))
     with pytest.raises(ValueError, match=r"features of stride 4 and coarser ones: found \[16\] of vit"):
         SceneEncoder("vit")

@@ -1,6 +1,8 @@
 """Scenes as data and as a module: a fit over each layout, checkpoints, and the YAML file beside them."""
 
+import sys
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 import yaml
 
 from lightning_uncertainty.balancing import GradientBalancing
+from lightning_uncertainty.cli import main
 from lightning_uncertainty.examples.scenes import SceneData, SceneModule
 from lightning_uncertainty.weightings import FixedWeighting, UncertaintyWeighting
 from tests._nets import trainer
@@ -130,3 +133,24 @@ def test_the_yaml_file_describes_the_module_of_the_command(tmp_path):
     assert optimizer["optimizer"].param_groups[0]["lr"] == given["lr"]
     assert optimizer["optimizer"].param_groups[0]["weight_decay"] == given["weight_decay"]
     assert config["trainer"]["max_epochs"] == model["lr_scheduler"]["init_args"]["T_max"] == module.hparams["epochs"]
+
+
+def run(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lightning-uncertainty", *map(str, arguments)])
+        main()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # as the checkpoint is of another run
+def test_the_yaml_file_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of how Lightning calls it
+    run("example", "--of", "scenes")
+    Path("scenes.yaml").write_text(capsys.readouterr().out, encoding="ascii")
+    of_data = {"root": tmp_path / "cache", "size": "[32, 64]", "streets": "[4, 2, 2]", "batch_size": 2}
+    options = [text for name, value in of_data.items() for text in (f"--data.init_args.{name}", str(value))]
+    run("fit", "--config", "scenes.yaml", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", *options)
+    assert "instances" in capsys.readouterr().out
+    best = Path("runs/scenes/version_0/checkpoints/best.ckpt")
+    run("test", "--config", "scenes.yaml", "--ckpt_path", str(best), "--trainer.accelerator", "cpu", *options)
+    assert "test/semantics/mIoU" in capsys.readouterr().out

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from lightning_uncertainty.examples import _scenes_command
-from lightning_uncertainty.examples._scenes_command import main
-from lightning_uncertainty.examples.scenes import SceneData
+from lightning_uncertainty.examples._scene_pictures import draw_predictions
+from lightning_uncertainty.examples.scenes import SceneData, main
+from lightning_uncertainty.examples.streets import CLASSES
+from lightning_uncertainty.predictions import Prediction
 from tests.examples._folders import SIZE, cityscapes, mtan
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
@@ -70,6 +72,21 @@ def test_a_photograph_becomes_one_picture(run, photograph, tmp_path, capsys):
     small = np.asarray(Image.open(photograph).resize((SIZE[1], height), reducing_gap=2.0))
     corner = np.argwhere((pixels == small[0, 0]).all(-1))
     assert any((pixels[i : i + 2 * height : 2, j : j + 2 * SIZE[1] : 2] == small).all() for i, j in corner[:20])
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_sky_has_no_depth_in_a_picture(share):
+    sky, grey = list(CLASSES).index("sky"), (128, 128, 128)
+    logits = torch.zeros(1, len(CLASSES), 32, 64)
+    logits[:, sky, :, : int(64 * share)] = 9.0
+    disparity = torch.linspace(1, 9, 64).expand(1, 1, 32, 64)
+    found = {
+        name: Prediction(mean, mean, mean, mean) for name, mean in {"semantics": logits, "disparity": disparity}.items()
+    }
+    drawn = draw_predictions(torch.rand(1, 3, 32, 64), found, CLASSES, ())
+    assert (drawn == grey).all(-1).sum() >= 4 * 32 * 64 * share
+    without = draw_predictions(torch.rand(1, 3, 32, 64), found, [f"class {n}" for n in range(len(CLASSES))], ())
+    assert (without == grey).all(-1).sum() < 100  # of letters
 
 
 def test_a_comparison_is_printed_and_kept(tmp_path, monkeypatch, capsys):
