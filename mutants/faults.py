@@ -2044,60 +2044,6 @@ FAULTS = [
         ("tests/instances/test_transforms.py::test_samples_are_drawn_for_by_themselves_and_all_their_maps_alike",),
     ),
     Fault(
-<<<<<<< HEAD
-        "street_window_ignores_the_near_plane",
-        "examples/_rays.py",
-        "elif least[i] < NEAR:",
-        "elif least[i] < -FAR:",
-        ("tests/examples/test_streets.py::test_an_independent_caster_sees_the_same",),
-    ),
-    Fault(
-        "street_hides_what_is_nearer",
-        "examples/_rays.py",
-        "depth.max() <= nearest:",
-        "depth.min() <= nearest:",
-        ("tests/examples/test_streets.py::test_an_independent_caster_sees_the_same",),
-    ),
-    Fault(
-        "streets_of_a_split_are_those_of_another",
-        "examples/_scene_cache.py",
-        '"val": 1_000_000, "test": 2_000_000}',
-        '"val": 1_000_000, "test": 1_000_000}',
-        ("tests/examples/test_scenes.py::test_streets_of_the_splits_differ_and_training_is_shuffled",),
-    ),
-    Fault(
-        "streets_are_drawn_twice",
-        "examples/_scene_cache.py",
-        """            if not self.folder.is_dir():
-                self._draw""",
-        """            if not self.folder.is_file():
-                self._draw""",
-        ("tests/examples/test_scene_cache.py::test_two_processes_draw_it_once",),
-    ),
-    Fault(
-        "strided_offsets_lead_from_a_corner",
-        "examples/_scene_samples.py",
-        'found["instances"] + 0.5',
-        'found["instances"]',
-        ("tests/examples/test_scene_samples.py::test_a_strided_offset_leads_from_the_centre_of_its_cell",),
-    ),
-    Fault(
-        "cityscapes_disparity_keeps_its_width",
-        "examples/_scene_folders.py",
-        "/ 256 * width / columns",
-        "/ 256",
-        ("tests/examples/test_scene_folders.py::test_cityscapes_in_half_its_size_has_half_the_disparity",),
-    ),
-    Fault(
-        "group_of_cityscapes_is_an_instance",
-        "examples/_scene_folders.py",
-        "np.where(single, ids, 0)",
-        "ids",
-        ("tests/examples/test_scene_folders.py::test_cityscapes_at_its_own_size_is_what_lies_there",),
-    ),
-    Fault(
-=======
->>>>>>> 4e512eab0e7d47bea0a23509b58d3d56a88b70ac
         "instance_areas_in_half_precision",
         "metrics/instance_ap.py",
         "rows[there].flatten().to(self.device, torch.float32)",
@@ -2156,7 +2102,6 @@ FAULTS = [
         ("tests/callbacks/test_prediction_images.py::test_classes_are_in_their_colours_and_what_is_wrong_is_red",),
     ),
     Fault(
-<<<<<<< HEAD
         "log_of_a_probability_far_below_the_mean",
         "likelihoods/prediction.py",
         "torch.where(excess < -0.5, far, near)",
@@ -2165,7 +2110,8 @@ FAULTS = [
             "tests/likelihoods/test_prediction.py::"
             "test_a_sample_that_all_but_excludes_a_class_disagrees_with_one_that_does_not",
         ),
-=======
+    ),
+    Fault(
         "street_window_ignores_the_near_plane",
         "examples/_rays.py",
         "elif least[i] < NEAR:",
@@ -2215,6 +2161,5 @@ FAULTS = [
         "np.where(single, ids, 0)",
         "ids",
         ("tests/examples/test_scene_folders.py::test_cityscapes_at_its_own_size_is_what_lies_there",),
->>>>>>> 4e512eab0e7d47bea0a23509b58d3d56a88b70ac
     ),
 ]
