@@ -61,7 +61,7 @@ WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
     "analytic uncertainty": AnalyticUncertaintyWeighting,
     "DWA": DynamicWeightAverage,
     "DTP": partial(DynamicTaskPrioritization, 1.0),  # KPI 1 / (1 + MSE), ½ for who predicts the mean
-    "DTP, 0.01": partial(DynamicTaskPrioritization, 0.01),  # ½ for an MSE of a hundredth of the labels' variance
+    "DTP 0.01": partial(DynamicTaskPrioritization, 0.01),  # ½ for an MSE of a hundredth of the labels' variance
     "GLS": GeometricLossWeighting,
     "MGDA-UB": partial(GradientBalancing, "mgda"),  # of the features, a bound
     "MGDA": partial(GradientBalancing, "mgda", on="parameters"),

@@ -43,7 +43,8 @@ class Mean:
 
     def text(self, spec: str = ".4g", seeds: int | None = None) -> str:
         """Return the mean, its interval, and the number of seeds unless it is this."""
-        interval = "" if math.isnan(self.interval) else f" ± {self.interval:.2g}"
+        short = f"{self.interval:.2g}" if self.interval < 100 else f"{self.interval:.0f}"
+        interval = "" if math.isnan(self.interval) else f" ± {short}"
         count = "" if seeds in (None, len(self.values)) else f" (n={len(self.values)})"
         return f"{self.mean:{spec}}{interval}{count}"
 

@@ -62,3 +62,8 @@ def test_seeds_that_nobody_can_say():
     assert Lead.of({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}).seeds_needed() is None
     assert Lead(Mean(1e-6, 1.0, (0.0, 1.0))).seeds_needed() == MOST_SEEDS
     assert Lead.of({0: 1.0, 1: 1.0}, {0: 0.0, 1: 0.0}).seeds_needed() == 2
+
+
+def test_intervals_are_written_without_exponents():
+    assert Mean.of([1000.0, 1100.0]).text() == "1050 ± 635"
+    assert Mean.of([1.0, 1.1]).text() == "1.05 ± 0.64"
