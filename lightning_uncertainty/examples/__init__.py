@@ -1,1 +1,1 @@
-"""Examples that run as they are, with `python -m`; each is one file to read in one sitting."""
+"""Examples that run as they are, with `python -m`; of files with an underscore the `scenes` and `streets` are made."""

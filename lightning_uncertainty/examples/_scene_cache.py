@@ -51,10 +51,18 @@ class Streets(Sequence["dict[str, np.ndarray[Any, Any]]"]):
         count: how many.
         size: height and width.
         progress_bar: whether to show one while they are drawn.
+
+    Raises:
+        ValueError: there would be none.
     """
 
     def __init__(self, root: Path, split: str, count: int, size: tuple[int, int], *, progress_bar: bool = True) -> None:
         height, width = size
+        if min(count, height, width) < 1:
+            raise ValueError(
+                f"streets should be one or more in each split, of one pixel or more: found {count} for {split}, "
+                f"{height} x {width}; give other numbers"
+            )
         self.folder = root / f"streets-{VERSION}" / f"{split}-{count}-{height}x{width}"
         if self.folder.is_dir():
             return

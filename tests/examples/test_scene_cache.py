@@ -93,3 +93,10 @@ def test_a_bar_shows_how_far_it_is(tmp_path, capsys):
     assert "Drawing 3 streets, once: 100%" in capsys.readouterr().err
     Streets(tmp_path, "test", 3, SIZE)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, SIZE), (2, (0, 32))])
+def test_no_street_is_told(tmp_path, count, size):
+    with pytest.raises(ValueError, match=rf"one or more in each split, .*: found {count} for val, {size[0]} x 32"):
+        Streets(tmp_path, "val", count, size)
+    assert list(tmp_path.iterdir()) == []
