@@ -2032,4 +2032,11 @@ FAULTS = [
             "test_a_sample_that_all_but_excludes_a_class_disagrees_with_one_that_does_not",
         ),
     ),
+    Fault(
+        "instance_areas_in_half_precision",
+        "metrics/instance_ap.py",
+        "rows[there].flatten().to(self.device, torch.float32)",
+        "rows[there].flatten().to(self.device, self.dtype)",
+        ("tests/metrics/test_instance_ap.py::test_a_model_in_half_precision_holds_it_as_it_is",),
+    ),
 ]

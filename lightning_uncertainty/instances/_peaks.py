@@ -33,19 +33,23 @@ def peaks_of(cells: Tensor, shape: torch.Size, *, sigma: float = 2.0, radius: in
     """Return the centres `[P, 3]`, map, row and column, in this order.
 
     Args:
-        cells: the cell that each vote is for `[N]`, counted through the maps.
+        cells: the cell that each vote is for `[N]`, counted through the maps, map after map.
         shape: number of maps, height and width.
         sigma: of the Gaussian that smooths the counts, in pixels.
         radius: within which there is one maximum, in pixels; the first of several alike.
         least: how many votes a maximum needs.
     """
-    counts = torch.bincount(cells, minlength=shape.numel()).to(torch.float32).reshape(shape)
-    first = torch.arange(shape[1] * shape[2], 0, -1, dtype=torch.float32, device=cells.device).reshape(shape[1:])
-    found, each = [], max(1, CELLS // first.numel())
-    for start in range(0, len(counts), each):
-        smooth = _smoothed(counts[start : start + each], sigma)
-        order = torch.where((smooth == _most(smooth, radius)) & (smooth >= max(least, 1e-9)), first, 0.0)
-        centres = ((order > 0) & (order == _most(order, radius))).nonzero()
+    size = shape[1] * shape[2]
+    first = torch.arange(size, 0, -1, dtype=torch.float32, device=cells.device).reshape(shape[1:])
+    each = max(1, CELLS // size)
+    starts, found = range(0, shape[0], each), [cells.new_zeros(0, 3)]
+    ends = torch.searchsorted(cells // size, torch.tensor(starts[1:], dtype=torch.int64, device=cells.device))
+    for start, part in zip(starts, torch.tensor_split(cells, ends.tolist()), strict=bool(shape[0])):
+        maps = min(each, shape[0] - start)
+        counts = torch.bincount(part - start * size, minlength=maps * size).to(torch.float32)
+        smooth = _smoothed(counts.reshape(maps, *shape[1:]), sigma)
+        order = torch.where((smooth == _most(smooth, int(radius))) & (smooth >= max(least, 1e-9)), first, 0.0)
+        centres = ((order > 0) & (order == _most(order, int(radius)))).nonzero()
         centres[:, 0] += start
         found.append(centres)
     return torch.cat(found)

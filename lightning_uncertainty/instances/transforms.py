@@ -21,9 +21,9 @@ class DenseTransforms:
 
     In a mirrored picture offsets and normals point the other way; in one of another size offsets are longer or shorter,
     and so are disparities, which are lengths along the width. All other maps, which have the height and width of the
-    picture, move with their pixels: classes, ids, depth in metres, masks. What is no map stays as it is. Names are
-    those of `torchvision.transforms.v2.functional`. What is random is drawn for each sample by itself, from `generator`
-    or torch's own; the factor of `random_rescale` is one for all.
+    picture, move with their pixels: classes, ids, depth in metres, masks. What is no map stays as it is, boxes and
+    matrices of a camera too. Names are those of `torchvision.transforms.v2.functional`. What is random is drawn for
+    each sample by itself, from `generator` or torch's own; the factor of `random_rescale` is one for all.
 
     Args:
         image: key of the picture, `[B, C, H, W]`, or `[C, H, W]` of a sample.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class InstanceAP(Metric):
     predictions with a score of s at least; those of equal scores count at once, so that the order of images and ranks
     does not matter. Classes without true instances have none. Source: Lin et al., "Microsoft COCO: Common Objects in
     Context", ECCV 2014, and its `pycocotools`.
+
+    It compares what several tasks predict, so no task owns it: update it in `on_task_outputs`, and log it there.
 
     Args:
         thresholds: the least IoU of a hit, or several to average over: `[0.5, 0.55, ..., 0.95]` is COCO's AP.
@@ -125,8 +127,8 @@ class InstanceAP(Metric):
         rows = torch.cat([kinds[..., None], sure[..., None], hits], -1)
         there, true_there = area > 0, (true_area > 0) & ~small
         there[:, 0], true_there[:, 0] = False, False
-        self.found.append(rows[there].flatten().to(self.device, self.dtype))
-        self.truths.append(true_kinds[true_there].to(self.device, self.dtype))
+        self.found.append(rows[there].flatten().to(self.device, torch.float32))  # in a model of half precision, too
+        self.truths.append(true_kinds[true_there].to(self.device, torch.float32))
 
     def compute(self) -> Tensor | dict[str, Tensor] | None:
         """Return the value, of 0 to 1; None, or an empty dict, where there was no true instance."""
@@ -135,13 +137,19 @@ class InstanceAP(Metric):
         rows = rows.reshape(-1, 2 + len(self.thresholds)).double()
         values = {
             str(int(kind)): _average_precision(rows[rows[:, 0] == kind, 1:], int((truths == kind).sum())).to(
-                self.device, self.dtype
+                self.device, torch.float32
             )
             for kind in torch.unique(truths)
         }
         if self.average == "none":
             return values
         return torch.stack(list(values.values())).mean() if values else None
+
+    def _sync_dist(self, *arguments: Any, **options: Any) -> None:
+        for state in (self.found, self.truths):
+            if not state:  # what torchmetrics puts there has the type of the model
+                state.append(torch.zeros(0, dtype=torch.float32, device=self.device))
+        super()._sync_dist(*arguments, **options)
 
     @staticmethod
     def _parts(state: Tensor | list[Tensor]) -> list[Tensor]:
@@ -168,7 +176,7 @@ class InstanceAP(Metric):
 
 def _listed(ids: Tensor, classes: Tensor) -> _Listed:
     inside, of_pixel, count = numbered(ids)
-    there = torch.bincount(of_pixel, minlength=count).reshape(len(ids), -1) > 0
+    there = torch.bincount(of_pixel, minlength=count).reshape(len(ids), count // max(1, len(ids))) > 0
     number = torch.zeros_like(ids, dtype=torch.int64)
     number[inside] = there.cumsum(1).flatten()[of_pixel]
     kinds = torch.zeros(len(ids), int(number.max()) + 1 if number.numel() else 1, dtype=torch.int64, device=ids.device)

@@ -18,7 +18,7 @@ def noisy(ids, noise, seed=0):
 
 def by_hand(offsets, sigma=2.0, radius=5, least=6.0, reach=16.0):
     """Return the instances of one image, vote by vote."""
-    _, height, width = offsets.shape
+    radius, (_, height, width) = int(radius), offsets.shape
     pixels = np.argwhere(np.isfinite(offsets).all(0))
     votes = pixels + offsets[:, pixels[:, 0], pixels[:, 1]].T
     cells = np.clip(votes, 0, [height - 1, width - 1]).round().astype(int)
@@ -51,7 +51,7 @@ def test_true_offsets_give_the_instances_back(seed):
     assert found.amax((1, 2)).equal(ids.amax((1, 2)))
 
 
-@pytest.mark.parametrize("options", [{}, {"sigma": 1.0, "radius": 3, "least": 3.0}, {"reach": 2.0}])
+@pytest.mark.parametrize("options", [{}, {"sigma": 1.0, "radius": 3.0, "least": 3.0}, {"reach": 2.0}])
 def test_peaks_are_those_of_counting_by_hand(options):
     offsets = noisy(apart(seed=3), 1.5)
     found = instances_from_votes(offsets, **options)
@@ -94,6 +94,13 @@ def test_two_places_of_equal_votes_next_to_each_other_are_one_instance():
     offsets[1, 8:12, 12:16] += 0.3
     found = instances_from_votes(offsets)
     assert found[8:12, 8:16].unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("method", ["peaks", "dbscan"])
+def test_a_batch_without_images_has_no_instances(method):
+    none = torch.zeros(0, 8, 8, dtype=torch.int64)
+    assert instances_from_votes(torch.zeros(0, 2, 8, 8), none > 0, classes=none, method=method).equal(none)
+    assert majority_classes(none, none).equal(none)
 
 
 def test_only_things_vote_and_belong():
@@ -202,6 +209,7 @@ FLAT = torch.zeros(1, 2, 4, 6)
         ({"stride": 1.5}, "stride should be a whole number above 0: found 1.5"),
         ({"eps": 1.0}, "options of peaks should be among sigma, radius, least: found eps"),
         ({"sigma": 0.0}, "sigma should be positive: found 0.0"),
+        ({"radius": 2.5}, "radius should be a whole number, 1 or more: found 2.5"),
         ({"radius": 0}, "radius should be a whole number, 1 or more: found 0"),
         ({"least": -1}, "least should be 0 or more: found -1"),
         ({"method": "dbscan", "sigma": 1.0}, "options of dbscan should be among eps, .*: found sigma"),

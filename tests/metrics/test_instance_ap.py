@@ -167,6 +167,13 @@ def test_nothing_true_has_no_value_and_a_class_without_truth_is_left_out():
     assert set(value(InstanceAP(average="none"), ids, classes + 1, ids, classes)) == {str(kind) for kind in kinds}
 
 
+def test_a_batch_without_images_adds_nothing():
+    metric = updated(InstanceAP(), [draw(0)])
+    expected = metric.compute()
+    updated(metric, [tuple(part[:0] for part in draw(1))])
+    torch.testing.assert_close(metric.compute(), expected)
+
+
 @pytest.mark.parametrize("here", [0, 2, 4])
 def test_ranks_add_up_to_the_whole(here):
     """One of them may have seen nothing."""
@@ -197,6 +204,14 @@ def test_a_step_has_its_own_value_and_a_reset_forgets():
     torch.testing.assert_close(metric.compute(), updated(InstanceAP(), [first, second]).compute())
     metric.reset()
     torch.testing.assert_close(value(metric, *second), expected[1])
+
+
+def test_a_model_in_half_precision_holds_it_as_it_is():
+    batches = [draw(seed) for seed in range(3)]
+    expected = updated(InstanceAP(), batches).compute()
+    for dtype in (torch.bfloat16, torch.float64):
+        model = torch.nn.ModuleDict({"metric": InstanceAP()}).to(dtype)
+        torch.testing.assert_close(updated(model["metric"], batches).compute(), expected)
 
 
 IDS = torch.ones(2, 3, dtype=torch.int64)
