@@ -74,10 +74,10 @@ def say(module: SceneModule, known: DataLoader[Any], unknown: DataLoader[Any], l
     for batch in unknown:
         made = module.predict_tasks(batch["image"], samples=SAMPLES, seed=0)
         inside, there = batch["semantics"] == label, ~batch["disparity"][:, 0].isnan()
+        information, spread = made["semantics"].epistemic, (made["disparity"].epistemic / batch["disparity"])[:, 0]
         for name, where in {f"on a {UNSEEN}": inside, "elsewhere": ~inside}.items():
-            information, spread = made["semantics"].epistemic, made["disparity"].epistemic[:, 0]
             found.setdefault(f"mutual information of the class, {name} [nats]", []).append(information[where])
-            found.setdefault(f"epistemic σ of the disparity, {name} [px]", []).append(spread[where & there])
+            found.setdefault(f"epistemic σ of the disparity, {name} [%]", []).append(100 * spread[where & there])
     for name, parts in found.items():
         values = torch.cat(parts)
         print(f"{name}: median {values.median():.3g}, mean {values.mean():.3g}")
@@ -87,22 +87,24 @@ def draw(module: SceneModule, data: SceneData, batch: dict[str, Tensor], path: P
     """Draw images, predictions and uncertainties."""
     made = module.predict_tasks(batch["image"], samples=SAMPLES, seed=0)
     colours = torch.as_tensor(colours_of(data.classes)) / 255
+    disparity = made["disparity"]
+    mean = torch.where(batch["disparity"].isnan(), torch.nan, disparity.mean)  # the sky has none
     pyplot = load_pyplot()
     columns: list[tuple[str, Any, str | None]] = [
         ("a street", batch["image"].movedim(1, -1), None),
         ("class", colours[made["semantics"].mean.argmax(1)], None),
         ("class: epistemic", made["semantics"].epistemic, "magma"),
-        ("disparity", made["disparity"].mean[:, 0], "viridis"),
-        ("disparity: aleatoric σ", made["disparity"].aleatoric[:, 0], "magma"),
-        ("disparity: epistemic σ", made["disparity"].epistemic[:, 0], "magma"),
+        ("disparity", mean[:, 0], "viridis"),
+        ("its aleatoric σ, relative", (disparity.aleatoric / mean)[:, 0], "magma"),
+        ("its epistemic σ, relative", (disparity.epistemic / mean)[:, 0], "magma"),
     ]
     figure, panels = pyplot.subplots(SHOWN, len(columns), figsize=(12, 3.4), layout="constrained")
     for place, (title, values, cmap) in enumerate(columns):
-        high = None if cmap is None else values.flatten()[::7].quantile(0.99).item()
+        high = None if cmap is None else values.flatten()[::7].nanquantile(0.98).item()
         for row in range(SHOWN):
             ax = panels[row, place]
             ax.imshow(values[row], cmap=cmap, vmin=None if cmap is None else 0, vmax=high)
-            ax.set_axis_off()
+            ax.set(xticks=[], yticks=[], facecolor="0.85")
         panels[0, place].set_title(title, fontsize=9)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
