@@ -59,9 +59,11 @@ def numbered(ids: Tensor) -> Numbered:
 def centroid_offsets(ids: Tensor) -> Tensor:
     r"""Return the way from each pixel to the centroid of its instance, the labels of the task "instances".
 
-    For the instance $I$ of pixel $p$, $x_p = \frac{1}{|I|} \sum_{q \in I} q - p$, in pixels. Pixels of no instance have
-    NaN, which tasks leave out as missing labels. Kendall, Gal & Cipolla (CVPR 2018), section 3.2.2: the network learns
-    it with an L1 loss (`Task("laplace")`), and `instances_from_votes` makes instances of it.
+    .. math::  x_p = \frac{1}{N} \sum_{q \in I} q - p,
+
+    in pixels, for a pixel `p` of the instance `I` of `N` pixels. Pixels of no instance have NaN, which tasks leave out
+    as missing labels. Kendall, Gal & Cipolla (CVPR 2018), section 3.2.2: the network learns it with an L1 loss
+    (`Task("laplace")`), and `instances_from_votes` makes instances of it.
 
     Args:
         ids: whole numbers `[B, H, W]` or `[H, W]`, one for each instance of an image; 0 and less where there is none.

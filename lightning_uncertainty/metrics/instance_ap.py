@@ -32,12 +32,13 @@ class InstanceAP(Metric):
 
     In each image predictions, the surest first, take the true instance of their class with the highest IoU that is
     left; one of at least the threshold is a hit. Over all images
-    $AP = \frac{1}{101} \sum_{r=0}^{100} \max_{R(s) \ge r/100} P(s)$, where P and R are precision and recall of
-    predictions with a score of s at least; those of equal scores count at once, so that the order of images and ranks
-    does not matter. Classes without true instances have none. Source: Lin et al., "Microsoft COCO: Common Objects in
-    Context", ECCV 2014, and its `pycocotools`.
 
-    It compares what several tasks predict, so no task owns it: update it in `on_task_outputs`, and log it there.
+    .. math::  AP = \frac{1}{101} \sum_{r=0}^{100} \max_{R(s) \ge r / 100} P(s),
+
+    where `P` and `R` are precision and recall of predictions with a score of `s` at least; those of equal scores count
+    at once, so that the order of images and ranks does not matter. Classes without true instances have none.
+
+    Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, and its `pycocotools`.
 
     Args:
         thresholds: the least IoU of a hit, or several to average over: `[0.5, 0.55, ..., 0.95]` is COCO's AP.
