@@ -1897,7 +1897,7 @@ FAULTS = [
     Fault(
         "two_peaks_alike",
         "instances/_peaks.py",
-        "((order > 0) & (order == _most(order, radius)))",
+        "((order > 0) & (order == _most(order, int(radius))))",
         "(order > 0)",
         ("tests/instances/test_votes.py::test_two_places_of_equal_votes_next_to_each_other_are_one_instance",),
     ),
