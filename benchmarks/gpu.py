@@ -70,7 +70,9 @@ def tests(name: str, share: float, limit: float, *arguments: str) -> Part:
     return Part(name, share, (*PYTEST, *LENIENT, *arguments), limit)
 
 
-QUICK = [f"tests/gpu/test_{name}.py" for name in ("weightings", "waiting", "models", "training")]  # by their worth
+QUICK = [
+    f"tests/gpu/test_{name}.py" for name in ("weightings", "waiting", "models", "training", "instances")
+]  # by their worth
 PARTS = (
     tests("gpu_tests", 140, 45, "-m", "gpu and not slow", *QUICK),
     tests("gpu_compiled_tests", 90, 100, "-m", "gpu and not slow", "tests/gpu/test_compiled.py"),

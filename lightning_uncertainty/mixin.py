@@ -313,7 +313,9 @@ class MultiTaskMixin(Predicting, _Host):
             self.check_setup()
             if not self._task_fit.shown and type(self).on_task_outputs is not MultiTaskMixin.on_task_outputs:
                 warnings.warn(
-                    "on_task_outputs is called by task_step alone: found weigh called without it", stacklevel=2
+                    "on_task_outputs is called by task_step alone: found weigh called without it; call task_step, or "
+                    "what should see the outputs yourself",
+                    stacklevel=2,
                 )
             self._tell(stage)
         self._task_fit.end_skip()

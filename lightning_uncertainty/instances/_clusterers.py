@@ -60,7 +60,7 @@ def means_of(clusterer: Clusterer, votes: Tensor, sizes: list[int]) -> Tensor:
         sizes: how many each map has.
     """
     needs = (getattr(clusterer, name, None) for name in ("min_samples", "min_cluster_size"))
-    least = max(2, *(need for need in needs if isinstance(need, int)), 2)
+    least = max([2, *(need for need in needs if isinstance(need, int))])
     found = [votes.new_zeros(0, 3)]
     for number, part in enumerate(torch.split(votes, sizes)):
         if len(part) < least:
