@@ -2080,4 +2080,14 @@ FAULTS = [
         "ids",
         ("tests/examples/test_scene_folders.py::test_cityscapes_at_its_own_size_is_what_lies_there",),
     ),
+    Fault(
+        "log_of_a_probability_far_below_the_mean",
+        "likelihoods/prediction.py",
+        "torch.where(excess < -0.5, far, near)",
+        "torch.special.xlog1py(probabilities, excess)",
+        (
+            "tests/likelihoods/test_prediction.py::"
+            "test_a_sample_that_all_but_excludes_a_class_disagrees_with_one_that_does_not",
+        ),
+    ),
 ]

@@ -113,8 +113,13 @@ def _entropies(probabilities: Tensor, dim: int) -> Prediction:
     mean = _mean(probabilities)
     aleatoric = _mean(torch.special.entr(probabilities).sum(dim))
     distance = probabilities - mean  # adds up to nothing over samples, but takes the rounding of the mean with it
-    excess = distance / mean.clamp_min(torch.finfo(mean.dtype).tiny)  # never 0 / 0
-    divergence = (torch.special.xlog1py(probabilities, excess) - distance).sum(dim)
+    divisor = mean.clamp_min(torch.finfo(mean.dtype).tiny)  # never 0 / 0
+    excess, ratio = distance / divisor, probabilities / divisor
+    near = torch.special.xlog1py(probabilities, excess.clamp_min(-0.5))
+    far = torch.special.xlogy(
+        probabilities, ratio
+    )  # far below the mean, 1 + excess would be rounded to 0, its log -inf
+    divergence = (torch.where(excess < -0.5, far, near) - distance).sum(dim)
     epistemic = _mean(divergence).clamp_min(0)  # no divergence is below zero; its rounded sum may be
     return Prediction(mean, aleatoric, epistemic, aleatoric + epistemic)
 

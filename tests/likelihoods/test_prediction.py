@@ -97,6 +97,22 @@ def test_binary_is_per_element():
     torch.testing.assert_close(binary(probabilities), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sure", [1e-3, 1e-8, 1e-9, 1e-18, 1e-30, 1e-44, 0.0])
+def test_a_sample_that_all_but_excludes_a_class_disagrees_with_one_that_does_not(sure, dtype):
+    """In either order; the rest of a probability so small is rounded away when it is taken from the mean."""
+    pairs = torch.tensor([[sure, 0.5], [0.5, sure], [sure, 0.999], [sure, sure / 2]], dtype=dtype)
+    mean = pairs.double().mean(1)
+
+    def entropy(p):
+        return torch.special.entr(p) + torch.special.entr(1 - p)
+
+    expected = entropy(mean) - entropy(pairs.double()).mean(1)
+    for found in (binary(pairs.T), classification(torch.stack([pairs.T, 1 - pairs.T], 2))):
+        torch.testing.assert_close(found.epistemic.double(), expected.clamp_min(0), rtol=1e-5, atol=1e-7)
+        assert found.total.isfinite().all()
+
+
 def test_sure_samples_that_differ_are_all_epistemic():
     opposed = torch.eye(3).unsqueeze(1)
     prediction = classification(opposed)
