@@ -203,7 +203,7 @@ class _CompareCLI(_TrainerCLI):
             "--settings",
             type=dict[str, list[Any]],
             default={},
-            help="by path, as {model.optimizer.init_args.lr: [1e-3, 3e-3]}",
+            help="by path below model or data, as {model.optimizer.init_args.lr: [1e-3, 3e-3]}",
         )
         parser.add_argument("--best_by", type=str | None, default=None, help="log key that chooses the epoch")
         parser.add_argument("--retry_failed", type=bool, default=False, help="fit again what failed before")
@@ -247,9 +247,10 @@ class _CompareCLI(_TrainerCLI):
         """Build anew what the configuration says, with another weighting, at other settings."""
         config = self.config.clone()
         for path, value in (settings or {}).items():
-            if path not in config:
+            if path not in config or path.partition(".")[0] not in ("model", "data") or path == "model.weighting":
                 raise ValueError(
-                    f"settings should be paths of the configuration: found {path!r}, which it does not have"
+                    "settings should be paths of the configuration below model or data, and not model.weighting: found "
+                    f"{path!r}; give --weightings for weightings, and a folder (--out) of its own for other options"
                 )
             config[path] = value
         config.model.weighting = weighting

@@ -46,6 +46,8 @@ from lightning_uncertainty._step import (
     stack_losses,
     tell_epoch,
     trainer_of,
+    warn_of_length,
+    warn_of_shares,
     without,
 )
 from lightning_uncertainty._tensors import mean_losses, reads_values
@@ -260,6 +262,7 @@ class MultiTaskMixin(Predicting, _Host):
         trainer = trainer_of(self)
         if trainer is None:
             return
+        warn_of_length(self.task_weighting, trainer)
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
         check_shards(self, own)
         check_optimizers(network, own, trainer.optimizers, remembers=self.task_weighting.remembers)
@@ -307,17 +310,21 @@ class MultiTaskMixin(Predicting, _Host):
                 return self._evaluated(sums, counts)
         if not weighting.learning:
             return self._evaluated(sums, counts)
-        if not torch.compiler.is_compiling() and not (weighting.checked and self._task_fit.is_checked(self)):
-            if running_trainer(self) is not None:
+        begins = False
+        if not torch.compiler.is_compiling():
+            if not (weighting.checked and self._task_fit.is_checked(self)):
+                self.check_setup()
+                if not self._task_fit.shown and type(self).on_task_outputs is not MultiTaskMixin.on_task_outputs:
+                    warnings.warn(
+                        "on_task_outputs is called by task_step alone: found weigh called without it; call task_step, "
+                        "or what should see the outputs yourself",
+                        stacklevel=2,
+                    )
+                self._tell(stage)
+            begins = self._task_fit.begins
+            if begins and running_trainer(self) is not None:
                 check_graphs(losses, split(self.parameters(), list(weighting.parameters()))[0])
-            self.check_setup()
-            if not self._task_fit.shown and type(self).on_task_outputs is not MultiTaskMixin.on_task_outputs:
-                warnings.warn(
-                    "on_task_outputs is called by task_step alone: found weigh called without it; call task_step, or "
-                    "what should see the outputs yourself",
-                    stacklevel=2,
-                )
-            self._tell(stage)
+            self._task_fit.begins = False
         self._task_fit.end_skip()
         means, present, labels = mean_losses(sums, counts, labels, over_ranks=True)
         values = means.detach()
@@ -326,6 +333,8 @@ class MultiTaskMixin(Predicting, _Host):
         if weighting.needs_epoch:
             tell_epoch(self, weighting)
         weighted = self._weighted(means, present, labels)
+        if begins:
+            warn_of_shares(weighting, self._tasks, weighted.weights, present)
         self._window.add(values, present, weighting, weighted)
         if not self.task_splitter.records(weighting):
             return weighted.total

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_uncertainty.architectures import Architecture
+from lightning_uncertainty.architectures import Architecture, BranchingArchitecture
 from lightning_uncertainty.likelihoods import Prediction
 from lightning_uncertainty.mixin import MultiTaskMixin
 from lightning_uncertainty.tasks import Stage, Task
@@ -89,7 +89,7 @@ class MultiTaskSteps(MultiTaskMixin):
 
     def forward(self, inputs: Any) -> dict[str, Tensor]:
         """Return what every head makes of the inputs, by task."""
-        return self.task_outputs(self.backbone(inputs))
+        return self.task_outputs(self._features(inputs))
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the tasks share: all but those of the heads, or what an `Architecture` says."""
@@ -140,7 +140,13 @@ class MultiTaskSteps(MultiTaskMixin):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
 
     def _step(self, batch: Any, stage: Stage) -> Tensor | None:
-        return self.task_step(self.backbone(self.inputs_of(batch)), batch, stage)
+        return self.task_step(self._features(self.inputs_of(batch)), batch, stage)
+
+    def _features(self, inputs: Any) -> Any:
+        """Return what the backbone makes: features, or the predictions of an architecture, parted at its features."""
+        if isinstance(self.backbone, BranchingArchitecture):
+            return self.backbone(inputs, split=self.split_features)
+        return self.backbone(inputs)
 
 
 class MultiTaskModule(MultiTaskSteps, LightningModule):

@@ -264,8 +264,9 @@ def test_compare_takes_settings_by_their_path(fitted, tmp_path, capsys):
         (name, rate) for name in ("equal", "learnt") for rate in ("1e-05", "0.01")
     }
     assert len({json.dumps(one["rows"]) for one in held}) == 4
-    with pytest.raises(SystemExit, match=r"settings should be paths of the configuration: found 'model\.lr'"):
-        compare(fitted, "--best_by", "null", "--settings", "{model.lr: [1, 2]}", "--trainer.max_epochs", "1")
+    for path in ("model.lr", "trainer.max_epochs", "model.weighting", "seed_everything"):
+        with pytest.raises(SystemExit, match=rf"settings should be paths .* below model or data.* found '{path}'"):
+            compare(fitted, "--best_by", "null", "--settings", f"{{{path}: [1, 2]}}", "--trainer.max_epochs", "1")
 
 
 def test_compare_that_is_interrupted_says_what_is_kept(fitted, tmp_path, capsys, monkeypatch):

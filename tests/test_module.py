@@ -10,11 +10,13 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.optim import SGD, Adafactor, Adagrad, Adam, AdamW, NAdam, RMSprop, lr_scheduler
+from torch.utils.data import DataLoader
 from torchmetrics import Accuracy, MeanAbsoluteError
 
 from lightning_uncertainty import (
     AnalyticUncertaintyWeighting,
     FixedWeighting,
+    GradientConflictMonitor,
     MultiTaskMixin,
     Task,
     UncertaintyMonitor,
@@ -22,8 +24,10 @@ from lightning_uncertainty import (
     deep_supervision,
 )
 from lightning_uncertainty.architectures import Architecture
+from lightning_uncertainty.balancing import GradientBalancing, GradNorm
 from lightning_uncertainty.module import MultiTaskModule, MultiTaskSteps
 from tests._nets import Owning, columns, dicts, tensors, trainer, tuples
+from tests.architectures._architectures import BRANCHING, KINDS, THREE, Scenes, batch_of, make
 
 
 class Other(MultiTaskSteps, lightning.pytorch.LightningModule):
@@ -286,6 +290,38 @@ def test_an_architecture_says_what_its_tasks_share():
     net = Double()
     fitted = MultiTaskModule(net, deep_supervision({"depth": "gaussian", "kind": "categorical"}, net.predictions))
     assert fitted.shared_parameters() == list(net.trunk.parameters())
+
+
+class Parted(Scenes):
+    """Parts the features by hand."""
+
+    def training_step(self, batch, batch_idx):
+        images = batch["image"]
+        branches = self.split_features(self.net.features(images))
+        return self.task_step(self.net.decode(branches, images.shape[-2:]), batch, "train")
+
+
+@pytest.mark.parametrize("name", BRANCHING)
+@pytest.mark.parametrize(
+    "weighting",
+    [lambda: GradientBalancing("mgda", UncertaintyWeighting()), GradNorm, UncertaintyWeighting],
+    ids=["GradientBalancing", "GradNorm", "UncertaintyWeighting"],
+)
+def test_the_tasks_of_an_architecture_part_where_it_says(name, weighting):
+    batches, found = [batch_of(seed) for seed in range(3)], []
+    for ready in (False, True):
+        net = make(name, THREE)
+        if ready:
+            tasks = {task: Task(KINDS[task]) for task in THREE}
+            module = MultiTaskModule(net, tasks, weighting(), inputs="image", optimizer=partial(Adam, lr=1e-2))
+        else:
+            module = Parted(net, THREE, weighting())
+        conflicts = GradientConflictMonitor(every_n_steps=1)
+        trainer(max_epochs=1, callbacks=[conflicts]).fit(module, DataLoader(batches, batch_size=None))
+        found.append((net.state_dict(), module.task_weighting.state_dict(), conflicts.history.rows))
+    torch.testing.assert_close(*[state[:2] for state in found], rtol=0, atol=0)
+    assert found[1][2]
+    assert found[0][2] == found[1][2]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The parts of a training step that know the Trainer and the optimizer, and how losses become vectors."""
 
+from lightning_uncertainty._step.checks import epochs_of, warn_of_length, warn_of_shares
 from lightning_uncertainty._step.kpis import hearing
 from lightning_uncertainty._step.logs import log_evaluation, log_metrics, log_prefix
 from lightning_uncertainty._step.losses import TaskLossValue, check_graphs, graph_of, stack_losses
@@ -45,6 +46,7 @@ __all__ = [
     "check_resumed",
     "check_shards",
     "clip_separately",
+    "epochs_of",
     "graph_of",
     "grouped",
     "hearing",
@@ -63,5 +65,7 @@ __all__ = [
     "tell_epoch",
     "trainer_of",
     "unsound_loss",
+    "warn_of_length",
+    "warn_of_shares",
     "without",
 ]

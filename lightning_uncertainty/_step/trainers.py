@@ -87,6 +87,7 @@ class FitState:
         trainer: the Trainer that runs the module this one is a part of, where a callback told.
         told: the parts that are told whether a step is one of training; None before they were looked for.
         warned: whether this fit was warned of steps that are skipped.
+        begins: whether nothing was weighed in it yet.
         skip: the latest batch that was skipped; None once another is weighed.
         shown: whether a `task_step` was, which calls `on_task_outputs`.
         given: the weighting that `register_tasks` was given, of which the module has a copy, as long as it lives.
@@ -97,6 +98,7 @@ class FitState:
         self.trainer: ref[Any] | None = None
         self.told: tuple[nn.Module, ...] | None = None
         self.warned = False
+        self.begins = True
         self.skip: Skip | None = None
         self.shown = False
         self.given: ref[Weighting] | None = None
@@ -111,7 +113,7 @@ class FitState:
 
     def begin(self, module: Any) -> None:
         """Take the module's present fit for looked at, look for its parts, and warn, anew."""
-        self._checked, self.told, self.warned = self._fit_of(module), None, False
+        self._checked, self.told, self.warned, self.begins = self._fit_of(module), None, False, True
 
     def end_skip(self) -> None:
         """Let gradients arrive again, where a skipped batch had no backward."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,9 +37,11 @@ class Architecture(nn.Module, ABC):
             inputs: images `[B, C, H, W]` or whatever the backbone takes, or a sequence of features in its stead.
             size: `(H, W)` of the dense predictions; the images' where None, and the features' own where there are none.
         """
-        if size is None and isinstance(inputs, Tensor) and inputs.dim() == 4:
-            size = inputs.shape[-2:]
-        return resized(self.predict(inputs), size)
+        return resized(self.predict(inputs), self.size_of(inputs) if size is None else size)
+
+    def size_of(self, inputs: Any) -> Sequence[int] | None:
+        """Return the `(H, W)` of dense predictions where none is given: the images'; else None, the features' own."""
+        return inputs.shape[-2:] if isinstance(inputs, Tensor) and inputs.dim() == 4 else None
 
     @abstractmethod
     def predict(self, inputs: Any) -> dict[str, Tensor]:
@@ -63,11 +65,28 @@ class Architecture(nn.Module, ABC):
 class BranchingArchitecture(Architecture):
     """An architecture whose tasks part after shared features and do not meet again.
 
-    So the tasks' gradients can be balanced at the features::
+    So the tasks' gradients can be balanced at the features, as `MultiTaskModule` does; in steps of your own::
 
-        features = self.net.features(images)
-        outputs = self.net.decode(self.split_features(features), size=images.shape[-2:])
+        outputs = self.net(images, split=self.split_features)
     """
+
+    def forward(
+        self,
+        inputs: Any,
+        size: Sequence[int] | None = None,
+        split: Callable[[list[Tensor]], Mapping[str, Sequence[Tensor]]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the predictions by name.
+
+        Args:
+            inputs: see `Architecture`.
+            size: likewise.
+            split: from the features to those that each task is given, by task, as `split_features` of the module; all
+                are given the same where None.
+        """
+        if split is None:
+            return super().forward(inputs, size)
+        return self.decode(split(self.features(inputs)), self.size_of(inputs) if size is None else size)
 
     @abstractmethod
     def features(self, inputs: Any) -> list[Tensor]:

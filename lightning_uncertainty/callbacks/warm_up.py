@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_uncertainty._step import epochs_of
 from lightning_uncertainty.callbacks.base import TaskCallback
 from lightning_uncertainty.mixin import MultiTaskMixin
 
@@ -80,8 +83,18 @@ class UncertaintyWarmUp(TaskCallback):
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to blend."""
+        """Begin to blend; warn of a fit that ends before the warm-up does."""
         self.tasks_of(pl_module).task_weighting.blend_from(self.blend_from)
+        length, fit = (self.epochs, epochs_of(trainer)) if self.steps is None else (self.steps, _steps_of(trainer))
+        held = self.blend_from is None  # a blend may well take all of a fit
+        if length is not None and (fit <= length if held else fit < length) and not trainer.fast_dev_run:
+            unit = "epochs" if self.steps is None else "steps"
+            what = "σ never moves" if held else "the weighting is never on its own"
+            warnings.warn(
+                f"a warm-up should be shorter than the fit: found {unit}={length} in a fit of {fit:.0f} {unit}, in "
+                f"which {what}; give fewer, or train for longer",
+                stacklevel=2,
+            )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Move the blend; end it after the warm-up."""
@@ -124,3 +137,10 @@ class UncertaintyWarmUp(TaskCallback):
         assert self.epochs is not None
         first = batch_idx - batch_idx % trainer.accumulate_grad_batches  # batches of one step are blended alike
         return float((trainer.current_epoch + first / trainer.num_training_batches) / self.epochs)
+
+
+def _steps_of(trainer: Any) -> float:
+    """Return how many steps a fit takes; infinite where nothing says, as in manual optimization."""
+    steps = trainer.estimated_stepping_batches
+    known = trainer.lightning_module.automatic_optimization and steps >= 0  # -1: of a loader without a length
+    return float(steps) if known else math.inf

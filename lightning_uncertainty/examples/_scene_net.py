@@ -232,10 +232,9 @@ class SceneNet(BranchingArchitecture):
         super().__init__({task: task for task in decoders})
         self.shared = HardSharing(shared, decoders, pyramid=True)
 
-    def forward(self, inputs: Any, size: Sequence[int] | None = None) -> dict[str, Tensor]:
-        if self.training and size is None and isinstance(inputs, Tensor):
-            size = [-(-length // STRIDE) for length in inputs.shape[-2:]]
-        return super().forward(inputs, size)
+    def size_of(self, inputs: Any) -> Sequence[int] | None:
+        size = super().size_of(inputs)
+        return size if size is None or not self.training else [-(-length // STRIDE) for length in size]
 
     def features(self, inputs: Any) -> list[Tensor]:
         return self.shared.features(inputs)

@@ -27,12 +27,16 @@ def answer(ranked: Sequence[Result], baseline: str | None) -> str:
     if best.gain is None:
         if best.ranks is None:
             return f"No seed has all weightings, so they have no ranks: see the table for {best.name} and others."
-        return f"{best.name} has the lowest mean rank, {best.ranks.text('.2f')} ({_seeds(best.ranks.values)})."
+        text = f"{best.name} has the lowest mean rank, {best.ranks.text('.2f')} ({_seeds(best.ranks.values)})."
+        return text if baseline is None else f"{text} No seed of {baseline}, the baseline, came to its end: no gains."
     own = best.name == baseline
     verb = "gains most" if best.gain.mean >= 0 else "loses least"
     text = f"{best.name} {verb}: {best.gain.text('+.2f')} % over {baseline} ({_seeds(best.gain.values)})."
     if own:
+        rest = [other for other in others if other.gain is not None]
         text = f"No weighting gains over {best.name}, the baseline ({_seeds(best.gain.values)})."
+        if others and not rest:
+            return f"Every fit of the weightings besides {best.name}, the baseline, failed: see the table."
     if len(best.gain.values) < 2:
         return f"{text} One seed does not say how much of it is chance."
     leads = {} if own else {baseline or "": Lead.of(best.gains, dict.fromkeys(best.gains, 0.0))}

@@ -96,8 +96,7 @@ class Fits:
     ) -> dict[tuple[float, ...], Point]:
         """Fit what is not done of a grid, and return what the folder then holds, by weights."""
         places = {self._plan(weights): i for i, weights in enumerate(grid) if tuple(weights.values()) not in done}
-        work = Work(kept, tuple(places), retry_failed)
-        work.lasting = lasting
+        work = Work(kept, tuple(places), retry_failed, lasting=lasting)
 
         def run(plan: Plan, attempt: int) -> Trial:
             place = places[plan]

@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -31,19 +31,24 @@ class TrialFolder:
     Args:
         path: of the folder, which is made.
         setup: what all trials have in common, by name.
+        others: what may stand there in its stead, asked for where something else does.
 
     Raises:
         ValueError: the folder holds trials of another setup.
     """
 
-    def __init__(self, path: str | Path, setup: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: str | Path, setup: Mapping[str, str], others: Callable[[], Iterable[Mapping[str, str]]] = tuple
+    ) -> None:
         self.path = Path(path).resolve()
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / "setup.json"
         with self.alone("setup"):  # of two that come at once one writes, and the other compares
             if not file.exists():
                 _write(file, dict(setup))
-        self._check(json.loads(file.read_text(encoding="utf-8")), setup)
+        held = json.loads(file.read_text(encoding="utf-8"))
+        if held != setup and held not in others():
+            self._check(held, setup)
         self._named = {name for name in os.listdir(self.path) if name.endswith(".json") and ", seed " in name}
 
     def find(self, plan: Plan) -> Trial | None:
@@ -105,7 +110,7 @@ class TrialFolder:
         yield self._file(plan)
         parts = [plan.name, *([] if plan.task is None else [plan.task]), f"seed {plan.seed}"]
         named = f"{', '.join(quote(part, safe=' ') for part in parts)}.json"
-        if named in self._named:
+        if named in self._named and not plan.settings:
             yield self.path / named
 
     def _check(self, held: Mapping[str, str], given: Mapping[str, str]) -> None:

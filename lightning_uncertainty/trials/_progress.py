@@ -38,7 +38,7 @@ class TrialProgress(AnyCallback):
         if not console.is_terminal:
             return
         self._lines = False
-        text = TextColumn("{task.description}")
+        text = TextColumn("{task.description}", markup=False)
         columns = text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=console)
         self._trials = self._bar.add_task("trials", total=trials)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from lightning_uncertainty.trials._alone import train_alone
-from lightning_uncertainty.trials._fairness import FairnessWatch
 from lightning_uncertainty.trials._measures import directions, find_labels
 from lightning_uncertainty.trials._plan import Plan
 from lightning_uncertainty.trials._setup import text_of
@@ -45,8 +44,6 @@ def run_trial(
     labels: Mapping[str, str] = {}
     test: Mapping[str, float] = {}
 
-    fair = [] if plan.task else [FairnessWatch()]  # a task alone has all the weight
-
     def make() -> Any:
         module = maker(new_weighting(plan.name, plan.given), **plan.settings)
         if plan.task is not None:
@@ -54,7 +51,7 @@ def run_trial(
         return module
 
     try:
-        module, test = fit(make, data, plan.seed, options, [watch, *fair, *callbacks], tested)
+        module, test = fit(make, data, plan.seed, options, [watch, *callbacks], tested)
         known, labels = directions(module), find_labels(module)
     except SetupError:
         raise

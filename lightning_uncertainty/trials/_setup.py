@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,13 +19,35 @@ COSMETIC = {  # options of a Trainer that change no result
 
 
 def describe(
-    module: Any, data: Any, options: Mapping[str, Any], setup: Mapping[str, Any], settings: Collection[str] = ()
+    module: Any,
+    data: Any,
+    options: Mapping[str, Any],
+    setup: Mapping[str, Any],
+    settings: Collection[str] = (),
+    *,
+    attributes: bool = True,
 ) -> dict[str, str]:
     """Return tasks, network, hyper-parameters, data, Trainer options and what the user adds, by name.
 
-    Of the network there are names and shapes, of the data the class, its hyper-parameters and the number of rows: what
-    else decides the results, the user names in `setup`. Hyper-parameters that are settings differ among trials.
+    Of the network there are names and shapes, of the data the class, its hyper-parameters and the number of rows, of
+    callbacks their attributes: what else decides the results, the user names in `setup`. Hyper-parameters that are
+    settings differ among trials.
+
+    Args:
+        module: at one of the settings.
+        data: as of `compare`.
+        options: of the Trainer.
+        setup: what the user adds.
+        settings: their names.
+        attributes: False is what was written before those of callbacks were.
     """
+
+    def option(value: Any) -> str:
+        if not attributes:
+            return text_of(value)
+        several = isinstance(value, tuple | list)
+        return f"[{', '.join(map(_with_attributes, value))}]" if several else _with_attributes(value)
+
     helpers = set(module.auxiliary_tasks())
     tasks = {
         name: f"{text_of(likelihood)}{' (auxiliary)' if name in helpers else ''}"
@@ -42,7 +65,7 @@ def describe(
         "network": f"{type(module).__name__} of {len(shapes)} tensors ({digest})",
         **{f"hyper-parameter {name}": text for name, text in hyper_parameters.items()},
         "data": _describe_data(data),
-        **{f"trainer.{name}": text_of(value) for name, value in options.items() if name not in COSMETIC},
+        **{f"trainer.{name}": option(value) for name, value in options.items() if name not in COSMETIC},
         **{f"setup.{name}": text_of(value) for name, value in setup.items()},
     }
 
@@ -72,3 +95,21 @@ def text_of(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(text_of, value))}]"
     return re.sub(r"<([\w.]+) object at 0x[0-9a-f]+>| at 0x[0-9a-f]+", r"\1", repr(value))
+
+
+def _with_attributes(value: Any) -> str:
+    """Return the text of an object, and those of its public attributes that are plain values."""
+    text = text_of(value)
+    says_itself = text != f"{type(value).__module__}.{type(value).__qualname__}"
+    if says_itself or any(kind.__name__ == "Checkpoint" for kind in type(value).__mro__):  # of paths, not of results
+        return text
+    plain = {name: found for name, found in sorted(vars(value).items()) if name[0] != "_" and _is_plain(found)}
+    return f"{text}({', '.join(f'{name}={found!r}' for name, found in plain.items())})" if plain else text
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, [*value, *value.values()]))
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | Path)

@@ -23,18 +23,18 @@ class Work:
         folder: where trials are kept and claimed.
         plans: what there should be.
         retry_failed: whether what has failed before this call is fitted again.
+        lasting: whether the folder outlives this call.
 
     Attributes:
         trials: what is over, by plan.
         missing: what was not when this was made.
         waits: is told the plans that others hold, when there is nothing else to do.
-        lasting: whether the folder outlives this call.
     """
 
-    lasting = True
-
-    def __init__(self, folder: TrialFolder, plans: Sequence[Plan], retry_failed: bool = False) -> None:
-        self.folder, self.plans, self._retry = folder, tuple(plans), retry_failed
+    def __init__(
+        self, folder: TrialFolder, plans: Sequence[Plan], retry_failed: bool = False, *, lasting: bool = True
+    ) -> None:
+        self.folder, self.plans, self._retry, self._lasting = folder, tuple(plans), retry_failed, lasting
         self.waits: Callable[[Sequence[Plan]], None] = lambda held: None
         found = {plan: folder.find(plan) for plan in self.plans}
         self.trials = {plan: trial for plan, trial in found.items() if trial is not None}
@@ -51,24 +51,25 @@ class Work:
         Raises:
             OSError: a trial cannot be written.
             KeyboardInterrupt: after it was told what is kept.
+            SystemExit: likewise, as at SIGTERM.
         """
         try:
             yield from self._do(run, limit)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             print(f"\ninterrupted: {self.kept()}", file=sys.stderr, flush=True)
             raise
 
     def kept(self) -> str:
         """Return in a sentence what is kept, and how to go on."""
         count = f"{len(self.trials)} of {len(self.plans)} trials are kept"
-        if not self.lasting:
+        if not self._lasting:
             return f"{count} in memory alone; give a folder to go on where it was"
         return f"{count} in {self.folder.path}; the same call goes on with the others"
 
     def _do(self, run: Callable[[Plan, int], Trial], limit: int | None) -> Iterator[Trial]:
         count, waiting = 0, list(self.missing)
         while waiting:
-            held = []
+            held, before = [], count
             for plan in waiting:
                 if limit is not None and count >= limit:
                     return
@@ -92,7 +93,7 @@ class Work:
                 yield trial
             if len(held) == len(waiting) and limit is not None:
                 return
-            if held:
+            if held and count == before:  # what is held is not of long ago
                 self.waits(held)
                 time.sleep(PAUSE)
             waiting = held

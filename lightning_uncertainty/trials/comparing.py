@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from lightning_uncertainty.trials._measures import Directions, Measure, MetricNa
 from lightning_uncertainty.trials._plan import Plan
 from lightning_uncertainty.trials._progress import TrialProgress
 from lightning_uncertainty.trials._run import run_trial
-from lightning_uncertainty.trials._settings import chosen, points_of
+from lightning_uncertainty.trials._settings import chosen, judged_by, points_of
 from lightning_uncertainty.trials._setup import describe, text_of
 from lightning_uncertainty.trials._trial import Trial
 from lightning_uncertainty.trials._work import Work
 from lightning_uncertainty.trials.comparison import SINGLE_TASK, Comparison, alone_under
-from lightning_uncertainty.trials.fit import Data, Make, Maker, NewWeighting, new_weighting
+from lightning_uncertainty.trials.fit import Data, Make, Maker, NewWeighting, check_loaders, new_weighting
 from lightning_uncertainty.weightings import FixedWeighting
 
 __all__ = ["SINGLE_TASK", "compare"]
@@ -114,6 +115,8 @@ def compare(
         >>> sorted(result.name for result in found.results)
         ['equal', 'single task', 'uncertainty']
     """
+    alone = [alone] if isinstance(alone, str) else alone
+    seeds = [int(seed) for seed in seeds]
     _check(weightings, seeds, baseline, alone)
     if logger is not None:
         check_comparison_logger(logger)
@@ -125,7 +128,13 @@ def compare(
     probe = maker(FixedWeighting(), **points[0])  # which no model refuses
     kinds, auxiliary = probe.task_likelihoods(), tuple(probe.auxiliary_tasks())
     tasks = tuple(kinds)
-    kept = TrialFolder(folder, describe(probe, data, options, setup or {}, settings or {}))
+    own_setup = partial(describe, data=data, options=options, setup=setup or {}, settings=settings or {})
+
+    def others() -> Iterator[dict[str, str]]:
+        for attributes, point in product((True, False), points):  # the network may be another at each
+            yield own_setup(maker(FixedWeighting(), **point), attributes=attributes)
+
+    kept = TrialFolder(folder, own_setup(probe), others)
     if settings:
         _check_tested(probe, data)
     del probe
@@ -156,6 +165,8 @@ def compare(
                 progress.finish(trial.error)
                 if not trial.failed:  # tells mistakes after one fit
                     judged([trial])
+                    if settings:
+                        judged_by(trial, choose_by)
         return work.trials
 
     if settings:
@@ -180,10 +191,12 @@ def _check_tested(module: Any, data: Data) -> None:
             f"settings should be reported on test data: found no test_step in {type(module).__name__}; write one that "
             "calls weigh(..., stage='test') or task_step(..., 'test')"
         )
-    if isinstance(data, tuple | list) and len(data) < 3:
+    if isinstance(data, tuple | list):
+        check_loaders(data, tested=True)
+    loader = getattr(type(data), "test_dataloader", None)
+    if loader is not None and loader.__module__.partition(".")[0] in ("pytorch_lightning", "lightning"):
         raise ValueError(
-            f"settings should be reported on test data: found {len(data)} loaders; give those for training, validation "
-            "and testing, or a LightningDataModule"
+            f"settings should be reported on test data: found no test_dataloader in {type(data).__name__}; write one"
         )
 
 

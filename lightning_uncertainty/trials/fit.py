@@ -13,11 +13,12 @@ from copy import deepcopy
 from typing import Any
 
 from pytorch_lightning import seed_everything
+from torch._dynamo import OptimizedModule
 
 from lightning_uncertainty.callbacks.base import require_tasks
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "SetupError", "fit", "new_weighting"]
+__all__ = ["QUIET", "Data", "Make", "Maker", "NewWeighting", "SetupError", "check_loaders", "fit", "new_weighting"]
 
 Make = Callable[..., Any]  # from a weighting, and settings by name
 Data = Any  # a LightningDataModule, a pair of loaders, or a function that returns either
@@ -75,6 +76,11 @@ class Maker:
             ValueError: it has another weighting, or parameters of the module before it.
         """
         module = self.make(weighting, **settings)
+        if isinstance(module, OptimizedModule):
+            raise SetupError(
+                "make should return a LightningModule: found what torch.compile makes of one; write module.compile(), "
+                "which compiles in place, and return the module"
+            )
         require_tasks("a trial", module)
         given = module._task_fit.given
         if given is None or given() is not weighting:
@@ -107,6 +113,8 @@ def fit(
     seed_everything(seed, workers=True, verbose=False)
     module = make()
     loaders = data() if callable(data) else data
+    if isinstance(loaders, tuple | list):
+        check_loaders(loaders, tested)
     own = deepcopy(_as_list(options.get("callbacks")))
     with _silent():
         trainer = _trainer_of(module)(**{**QUIET, **options, "callbacks": [*callbacks, *own]})
@@ -115,6 +123,11 @@ def fit(
                 f"a trial should run in one process: found {trainer.world_size}; give the Trainer devices=1, and start "
                 "several programs on the same folder or storage to use several devices"
             )
+        if trainer.max_epochs == 0 or trainer.max_steps == 0:
+            raise SetupError(
+                f"a trial should train: found max_epochs={trainer.max_epochs} and max_steps={trainer.max_steps}; raise "
+                "them"
+            )
         with _interruptible():
             if isinstance(loaders, tuple | list):
                 trainer.fit(module, *loaders[:2])
@@ -122,36 +135,60 @@ def fit(
                 trainer.fit(module, datamodule=loaders)
             if not tested:
                 return module, {}
-            if not isinstance(loaders, tuple | list):
-                trainer.test(module, datamodule=loaders, verbose=False)
-            elif len(loaders) > 2:
+            if isinstance(loaders, tuple | list):
                 trainer.test(module, loaders[2], verbose=False)
             else:
-                raise SetupError(
-                    "settings should be reported on test data: found loaders for training and validation; give a "
-                    "third, or a LightningDataModule"
-                )
+                trainer.test(module, datamodule=loaders, verbose=False)
     found = {key: value.item() for key, value in trainer.callback_metrics.items() if value.numel() == 1}
     return module, {key: value for key, value in found.items() if key.startswith("test/")}
 
 
+def check_loaders(loaders: Sequence[Any], tested: bool) -> None:
+    """Look whether there are loaders for all that a trial does.
+
+    Raises:
+        SetupError: there are not.
+    """
+    if len(loaders) < 2 + tested:
+        rule = "settings should be reported on test data" if tested else "a trial should be validated"
+        all_of_them = "training, validation and testing" if tested else "training and validation"
+        raise SetupError(
+            f"{rule}: found {len(loaders)} loader{'s' * (len(loaders) != 1)}; give those for {all_of_them}, or a "
+            "LightningDataModule"
+        )
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt where the Trainer, which has ended its fit by it, would leave the program without a word.
+    """Raise KeyboardInterrupt wherever Ctrl-C was pressed, and leave the program to SIGTERM with its status.
 
-    It has switched Ctrl-C off then; this switches it on again.
+    The Trainer ends its fit by it and leaves the program without a word, with Ctrl-C switched off; a data loader whose
+    workers were interrupted raises an error of its own first; a hook of the interpreter may drop it.
     """
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, pressed = signal.getsignal(signal.SIGINT), []
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, press)
     try:
         yield
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        raise KeyboardInterrupt from None
+    except BaseException as error:
+        if pressed or isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        if type(error).__name__ == "SIGTERMException":  # one of each package of Lightning
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+    else:
+        if pressed:
+            raise KeyboardInterrupt
     finally:
-        if main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

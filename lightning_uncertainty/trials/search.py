@@ -111,12 +111,15 @@ def search_weights(
     seed_everything(seed, workers=True, verbose=False)
     probe = maker(FixedWeighting())
     tasks, known = tuple(probe.task_likelihoods()), directions(probe)
-    setup = {
-        **describe(probe, data, options, {}),
-        "weights": "any" if sampler else f"multiples of 1/{parts}{' and zeros' if zeros else ''}",
-        "objective": objective,
-        "seed": str(seed),
-    }
+    setup, older = (
+        {
+            **describe(probe, data, options, {}, attributes=attributes),
+            "weights": "any" if sampler else f"multiples of 1/{parts}{' and zeros' if zeros else ''}",
+            "objective": objective,
+            "seed": str(seed),
+        }
+        for attributes in (True, False)
+    )
     del probe
     if sampler is not None and n_trials is None:
         raise ValueError(f"n_trials should say when {type(sampler).__name__} has drawn enough: found None")
@@ -130,7 +133,7 @@ def search_weights(
     with ExitStack() as stack:
         lasting = folder or _beside(storage)
         place = lasting or stack.enter_context(tempfile.TemporaryDirectory())
-        kept = None if sampler is not None else TrialFolder(place, setup)
+        kept = None if sampler is not None else TrialFolder(place, setup, lambda: [older])
         with nullcontext() if kept is None else kept.alone("study"):  # two cannot make its tables at once
             study = optuna.create_study(
                 storage=storage,
@@ -140,7 +143,8 @@ def search_weights(
                 direction="maximize" if maximize else "minimize",
                 load_if_exists=True,
             )
-            _check_study(study, setup)
+            if study.user_attrs.get("setup") != older:
+                _check_study(study, setup)
 
         def run(plan: Plan, attempt: int, callbacks: Sequence[Any], watch: TrialWatch) -> Trial:
             return run_trial(plan, attempt, maker, data, options, callbacks, watch)

@@ -54,6 +54,7 @@ class Weighting(TaskVectors, ABC):
         takes_constant: whether it leaves a term of the likelihood `Constant` its base weight.
         constant: the names of such terms, which are among the normalised.
         needs_epoch: whether `weigh` of the mixin tells the epoch, through `start_epoch`.
+        ranks_sizes: whether losses compete by their sizes, so that the units of labels decide.
     """
 
     exponent: Tensor  # a
@@ -64,6 +65,7 @@ class Weighting(TaskVectors, ABC):
     learnable: Tensor  # b, 0 where a likelihood is normalised and there is no s
     log_variance: Tensor | None
     needs_epoch = False
+    ranks_sizes = False
     closed_form = True
     takes_normalised = False
     takes_constant = False
@@ -134,6 +136,11 @@ class Weighting(TaskVectors, ABC):
 
     def make_vectors(self) -> None:
         """Register the weighting's own parameters and buffers, unfilled; `reset_parameters` fills them."""
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch, from 0, in which it does what it is named for; 0 once it can in a fit anew."""
+        return 0
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -57,6 +57,10 @@ class DynamicWeightAverage(EpochWeighting):
             raise ValueError(f"temperature should be positive and finite: found {temperature!r}")
         self.temperature = temperature
 
+    @property
+    def first_epoch(self) -> int:
+        return 0 if bool(self.before.any()) else 2
+
     def make_vectors(self) -> None:
         super().make_vectors()
         self.register_buffer("last", self.vector())

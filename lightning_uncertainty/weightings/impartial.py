@@ -30,7 +30,8 @@ class ImpartialLossWeighting(LearntWeighting):
     within `GradientBalancing("imtl_g", ...)`.
 
     Args:
-        start: first `s`, as in `UncertaintyWeighting`; 0.0 is the paper's choice, None the optimum of the first labels.
+        start: first `s`, as in `UncertaintyWeighting`; 0.0 is the paper's, from which losses in large or small units
+            are long under way.
         base_weights: see `Weighting`.
         memory: as in `UncertaintyWeighting`.
         restart: as in `UncertaintyWeighting`.
@@ -41,7 +42,7 @@ class ImpartialLossWeighting(LearntWeighting):
 
     Example:
         >>> from lightning_uncertainty.likelihoods import Gaussian
-        >>> weighting = ImpartialLossWeighting().bind({"depth": Gaussian()})
+        >>> weighting = ImpartialLossWeighting(start=0.0).bind({"depth": Gaussian()})
         >>> weighted = weighting(torch.tensor([4.0]), torch.tensor([True]))
         >>> weighted.total.item(), weighted.weights.item(), weighting.optimum(torch.tensor([4.0])).exp().item()
         (4.0, 1.0, 4.0)
@@ -49,7 +50,7 @@ class ImpartialLossWeighting(LearntWeighting):
 
     def __init__(
         self,
-        start: float | Mapping[str, float] | None = 0.0,
+        start: float | Mapping[str, float] | None = None,
         base_weights: Mapping[str, float] | None = None,
         *,
         memory: float | None = DEFAULT_MEMORY,

@@ -89,7 +89,12 @@ class SmoothTchebycheff(EpochWeighting):
             )
         self.temperature, self.nadir_epoch = temperature, nadir_epoch
         self.needs_epoch = nadir_epoch is not None
+        self.ranks_sizes = nadir_epoch is None
         self._preferences, self._ideal = preferences, ideal
+
+    @property
+    def first_epoch(self) -> int:
+        return 0 if self.nadir_epoch is None or bool(self.nadir.any()) else self.nadir_epoch + 1
 
     def make_vectors(self) -> None:
         self.add_constant("preference", named_vector(self._preferences, self.tasks, 1.0, "preferences", minimum=0.0))

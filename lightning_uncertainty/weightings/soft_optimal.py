@@ -44,6 +44,8 @@ class SoftOptimalUncertaintyWeighting(Weighting):
         tensor([0.5744, 0.4256])
     """
 
+    ranks_sizes = True
+
     def __init__(self, temperature: float = 1.0, base_weights: Mapping[str, float] | None = None) -> None:
         super().__init__(base_weights, temperature=temperature)
         if not (is_number(temperature) and 0 < temperature < float("inf")):

@@ -25,6 +25,8 @@ from tests._nets import Owning, Plain, dicts, tensors, trainer, tuples
 from tests._versions import exact_resume
 from tests.callbacks._drawn import BATCHES, BLEND, CASES, HOLD, Drawn, batch_of, fit
 
+pytestmark = pytest.mark.filterwarnings("ignore:a warm-up should be shorter than the fit")
+
 START = {"depth": 1.0, "kind": -0.5}
 WEIGHTS = {"depth": 0.5 * math.exp(-1.0), "kind": math.exp(0.5)}  # those of START
 
@@ -439,3 +441,38 @@ def test_evaluation_alone_needs_no_warm_up():
     net = Owning()
     trainer(callbacks=[UncertaintyWarmUp(**BLEND)]).validate(net, dicts(), verbose=False)
     assert net.task_weighting.blend is None
+
+
+@pytest.mark.parametrize(
+    ("options", "lengths", "found"),
+    [
+        ({"epochs": 3}, {"max_epochs": 2}, "epochs=3 in a fit of 2 epochs, in which σ never moves"),
+        ({"epochs": 3, "blend_from": {}}, {"max_epochs": 2}, "in which the weighting is never on its own"),
+        ({"epochs": 3}, {"max_epochs": 3}, "epochs=3 in a fit of 3 epochs, in which σ never moves"),
+        ({"epochs": 3}, {"max_epochs": 4}, None),
+        ({"epochs": 3, "blend_from": {}}, {"max_epochs": 3}, None),  # all of the fit, on purpose
+        ({"epochs": 3}, {"max_epochs": -1, "max_steps": 4}, "epochs=3 in a fit of 2 epochs"),
+        ({"steps": 9}, {"max_epochs": 4}, "steps=9 in a fit of 8 steps"),
+        ({"steps": 8}, {"max_epochs": 4}, "steps=8 in a fit of 8 steps"),
+        ({"steps": 7}, {"max_epochs": 4}, None),
+        ({"steps": 9}, {"max_epochs": 8, "accumulate_grad_batches": 2}, "steps=9 in a fit of 8 steps"),
+        ({"steps": 9}, {"fast_dev_run": True}, None),
+    ],
+)
+@pytest.mark.filterwarnings("always:a warm-up should be shorter than the fit")
+def test_a_warm_up_that_is_longer_than_the_fit_is_told(options, lengths, found, recwarn):
+    net = Owning(UncertaintyWeighting())
+    trainer(callbacks=[UncertaintyWarmUp(**options)], **lengths).fit(net, dicts(16))
+    told = [str(one.message) for one in recwarn if "a warm-up should" in str(one.message)]
+    assert len(told) == (found is not None)
+    assert all(found in text for text in told)
+
+
+@pytest.mark.filterwarnings("error:a warm-up should be shorter than the fit")
+def test_a_fit_of_unknown_length_is_told_nothing():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(batch_of(0, index) for index in range(4))
+
+    fitted = trainer(callbacks=[UncertaintyWarmUp(steps=2)], max_epochs=3, limit_val_batches=0)
+    fitted.fit(Drawn(UncertaintyWeighting()), DataLoader(Endless(), batch_size=None))

@@ -144,6 +144,7 @@ def test_tasks_are_registered_or_refused(registration):
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*should share its weight among tasks")
 @fuzz
 @given(st.data())
 def test_losses_are_weighed_by_the_formula_or_refused(data):

@@ -164,7 +164,6 @@ class Sizes(MultiTaskMixin, LightningModule):
 
 
 UNSCALED = ["FixedWeighting", "RandomLossWeighting", "DynamicWeightAverage", "DynamicTaskPrioritization", "GradNorm"]
-UNSCALED += ["ImpartialLossWeighting"]  # which starts at 1
 OVERFLOW = {(half, name) for half in ("16-mixed", "16-true") for name in UNSCALED}  # 1e5 times an error is inf there
 
 
@@ -172,6 +171,7 @@ OVERFLOW = {(half, name) for half in ("16-mixed", "16-true") for name in UNSCALE
     ("precision", "weighting"),
     sorted({(each, weighting) for each in TOLERANCES for weighting in WEIGHTINGS} - OVERFLOW),
 )
+@pytest.mark.filterwarnings("ignore:SoftOptimalUncertaintyWeighting should share")
 def test_losses_from_1e_12_to_1e12_leave_everything_finite(precision, weighting):
     net, rows, totals = fit(Sizes(WEIGHTINGS[weighting]()), precision)
     assert len(rows) == len(totals) == 6

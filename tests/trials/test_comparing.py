@@ -1,15 +1,17 @@
 import csv
 import json
 import math
+import re
 import sys
 from functools import partial
 
 import lightning.pytorch
+import numpy as np
 import pytest
 import torch
 import wandb
 from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch import nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
@@ -20,6 +22,7 @@ from lightning_uncertainty import (
     MultiTaskMixin,
     MultiTaskModule,
     Task,
+    UncertaintyWarmUp,
     UncertaintyWeighting,
 )
 from lightning_uncertainty.metrics import MultiTaskGain
@@ -163,6 +166,7 @@ class Rated(Owning):
     [
         ({"trainer": {**FAST, "max_epochs": 3}}, "trainer.max_epochs was 2 and is 3"),
         ({"trainer": {**FAST, "gradient_clip_val": 1.0}}, "gradient_clip_val was not given and is 1.0"),
+        ({"trainer": {**FAST, "callbacks": [UncertaintyWarmUp(epochs=1)]}}, r"callbacks was not given.*epochs=1"),
         ({"make": Wider}, r"network was Owning of \d+ tensors \(\w+\) and is Wider of"),
         ({"data": (dicts(8), dicts(8))}, "data was DataLoader of 16 rows in batches of 8, .* and is DataLoader of 8"),
         ({"setup": {"lr": 0.1}}, "setup.lr was not given and is 0.1"),
@@ -173,6 +177,29 @@ def test_another_setup_in_the_same_folder_is_refused(changed, expected):
     run(seeds=[0], weightings={"equal": FixedWeighting}, baseline=None)
     with pytest.raises(ValueError, match=f"trials of one setup: found that in .*{expected}.*; name another folder"):
         run(**{"seeds": [0], "weightings": {"equal": FixedWeighting}, "baseline": None, **changed})
+
+
+def test_what_a_callback_was_given_is_part_of_the_setup_and_older_folders_are_read(tmp_path):
+    def trained(epochs, make=Owning):
+        callbacks = [
+            UncertaintyWarmUp(epochs=epochs, blend_from={"depth": 2.0}),
+            ModelCheckpoint(tmp_path / f"{epochs}"),
+        ]
+        options = {"seeds": [0], "weightings": {"uncertainty": UncertaintyWeighting}, "baseline": None}
+        run(make, trainer={**FAST, "callbacks": callbacks, "enable_checkpointing": True}, **options)
+
+    trained(1)
+    with pytest.raises(
+        ValueError, match=r"trainer.callbacks was .*WarmUp\(blend_from={'depth': 2.0}, epochs=1, .* epochs=2"
+    ):
+        trained(2)
+    file = tmp_path / "trials" / "setup.json"
+    setup = json.loads(file.read_text())
+    setup["trainer.callbacks"] = re.sub(r"\([^()]*\)", "", setup["trainer.callbacks"])
+    file.write_text(json.dumps(setup))
+    make = Counting()
+    trained(1, make)
+    assert make.fits == 2  # looked at, not trained
 
 
 def test_hyper_parameters_are_part_of_the_setup_and_looks_are_not():
@@ -265,7 +292,7 @@ class Unvalidated(Owning):
         ({"make": lambda weighting: Owning()}, "make should give its argument to register_tasks: found Uncertainty"),
         ({"make": shared}, "make should build every network anew"),
         ({"make": Unvalidated}, "found no validation; give validation data"),
-        ({"data": (dicts(8),)}, "found no validation; give validation data"),
+        ({"data": (dicts(8),)}, "a trial should be validated: found 1 loader; give those for training and validation"),
         ({"trainer": {**FAST, "devices": 2}}, "a trial should run in one process: found 2"),
         ({"metrics": {"deth": "loss"}}, r"metrics should name tasks \(depth, kind\): found deth"),
         ({"metrics": {"depth": "rmse"}}, "found nothing under 'val/depth/rmse' among epoch, "),
@@ -500,6 +527,24 @@ def test_progress_follows_trials_and_epochs_on_a_terminal(monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert "2/2" in shown
     assert "uncertainty, seed 0" in shown
+
+
+def test_names_may_look_like_markup(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    run(weightings={"a[/b]": FixedWeighting, "bold [b]": FixedWeighting}, seeds=[0], baseline=None, progress_bar=True)
+    assert "bold [b], seed 0" in capsys.readouterr().err
+
+
+def test_seeds_may_be_those_of_numpy():
+    assert {trial.seed for trial in run(seeds=np.arange(2), baseline=None).trials} == {0, 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_fit_without_a_step_is_refused_and_what_was_compiled_whole():
+    with pytest.raises(ValueError, match=r"a trial should train: found max_epochs=0 and max_steps=-1; raise them"):
+        run(trainer={**FAST, "max_epochs": 0}, baseline=None)
+    with pytest.raises(ValueError, match=r"found what torch.compile makes of one; write module.compile\(\)"):
+        run(lambda weighting: torch.compile(Owning(weighting)), baseline=None)
 
 
 @pytest.mark.parametrize("rich", [True, False])

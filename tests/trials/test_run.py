@@ -168,3 +168,24 @@ def test_nothing_of_a_failed_fit_stays_in_memory():
 )
 def test_what_was_raised_is_told_in_a_few_words(error, text):
     assert _in_short(error) == text
+
+
+def test_the_answer_says_where_the_baseline_or_all_others_have_failed():
+    def make(failing):
+        def made(weighting):
+            if type(weighting).__name__ in failing and torch.initial_seed() < 9:
+                raise RuntimeError("broken")
+            return Owning(weighting)
+
+        return made
+
+    class Probe(FixedWeighting):
+        pass
+
+    weightings = {"base": Probe, "uncertainty": UncertaintyWeighting}
+    with pytest.warns(UserWarning, match="failed"):
+        found = run(make({"Probe"}), weightings=weightings, baseline="base", folder="a")
+    assert "No seed of base, the baseline, came to its end: no gains." in found.answer()
+    with pytest.warns(UserWarning, match="failed"):
+        found = run(make({"UncertaintyWeighting"}), weightings=weightings, baseline="base", folder="b")
+    assert found.answer() == "Every fit of the weightings besides base, the baseline, failed: see the table."

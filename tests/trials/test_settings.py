@@ -1,8 +1,9 @@
 import json
 
+import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import LightningDataModule, Trainer, seed_everything
 
 from lightning_uncertainty import FixedWeighting
 from lightning_uncertainty.trials._settings import points_of
@@ -116,15 +117,79 @@ def test_failed_trials_of_every_seed_are_fitted_again_once_when_asked():
     assert len(make.calls) - 1 == 2
 
 
+class Untested(LightningDataModule):
+    def train_dataloader(self):
+        return loaders()[0]
+
+    def val_dataloader(self):
+        return loaders()[1]
+
+
+def test_settings_that_shape_the_network_may_be_added_in_front():
+    class Sized(Rated):
+        def __init__(self, weighting, lr, width):
+            super().__init__(weighting, lr)
+            self.save_hyperparameters({"options": {"lr": lr}})
+            self.other = torch.nn.Linear(1, width)
+
+    given = {"data": three(), "baseline": None, "seeds": [0]}
+    run(Sized, settings={"lr": [1e-3], "width": [2, 3]}, **given)
+    calls = []
+
+    def counting(weighting, lr, width):
+        calls.append((lr, width))
+        return Sized(weighting, lr, width)
+
+    run(counting, settings={"lr": [1e-2, 1e-3], "width": [4, 3, 2]}, **given)
+    looked_at = 1 + 6  # the first, and all until one is that of the folder
+    assert len(calls) == looked_at + 2 * 4
+    assert not {(1e-3, 2), (1e-3, 3)} & {*calls[looked_at:]}
+
+
+def test_settings_may_be_of_numpy_or_made_as_they_come():
+    assert points_of({"lr": np.array([0.5, 0.25]), "width": (2**i for i in range(2))}) == [
+        {"lr": lr, "width": width} for lr in (0.5, 0.25) for width in (1, 2)
+    ]
+    assert type(points_of({"lr": [np.float64(0.5)]})[0]["lr"]) is float
+
+
+def test_a_wrong_key_to_choose_by_is_told_after_one_fit():
+    make = Making()
+    with pytest.raises(ValueError, match="choose_by"):
+        run(make, data=three(), settings=RATES, baseline=None, seeds=[0], choose_by="val/x")
+    assert len(make.calls) == 2
+
+
+def test_trials_of_before_settings_are_not_taken_for_some(tmp_path):
+    old = run(lambda weighting: Rated(weighting, 1e-4), data=three, baseline=None, seeds=[0])
+    for trial, file in zip(old.trials, sorted((tmp_path / "trials").glob("[0-9a-f]*.json")), strict=True):
+        held = json.loads(file.read_text())
+        file.rename(tmp_path / f"trials/{held['name']}, seed {held['seed']}.json")
+        assert trial
+    setup = tmp_path / "trials" / "setup.json"
+    kept = json.loads(setup.read_text())
+    kept.pop("hyper-parameter lr")
+    setup.write_text(json.dumps(kept))
+    make = Making()
+    run(make, data=three, settings=RATES, baseline=None, seeds=[0])
+    assert len(make.calls) == 1 + 2 * 2
+
+
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
-        ({"settings": {"lr": []}}, r"values that differ: found \[\] for 'lr'"),
-        ({"settings": {"lr": [1, 1]}}, "values that differ"),
-        ({"settings": {"lr": "ab"}}, "values that differ: found 'ab'"),
+        ({"settings": {"lr": []}}, r"values whose texts differ: found \[\] for 'lr'"),
+        ({"settings": {"lr": [1, 1]}}, "values whose texts differ"),
+        ({"settings": {"lr": [Plain, Plain]}}, "values whose texts differ"),
+        ({"settings": {"lr": [object(), object()]}}, "names or numbers in place of functions and objects"),
+        ({"settings": {"lr": [lambda: 1, lambda: 2]}}, "names or numbers in place of functions and objects"),
+        ({"settings": {"lr": 1e-3}}, "values whose texts differ: found 0.001 for 'lr'"),
+        ({"settings": {"weighting": [1, 2]}}, "should not be called 'weighting'"),
+        ({"data": Untested()}, "found no test_dataloader in Untested; write one"),
+        ({"settings": {"lr": "ab"}}, "values whose texts differ: found 'ab'"),
         ({"best_by": "val/balanced_loss"}, "best_by should be None with settings"),
         ({"data": loaders()}, "reported on test data: found 2 loaders"),
-        ({"data": loaders}, "reported on test data: found loaders for training and validation"),
+        ({"data": loaders}, "reported on test data: found 2 loaders; give those for training, validation and testing"),
         ({"choose_by": "val/x"}, "choose_by should be a log key of validation: found nothing under 'val/x'"),
         ({"make": lambda weighting, lr: Plain(weighting)}, "reported on test data: found no test_step in Plain"),
         ({"metrics": {"depth": "x"}}, "should be logged in testing: found nothing under 'test/depth/x'"),

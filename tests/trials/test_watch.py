@@ -1,3 +1,5 @@
+import signal
+from contextlib import suppress
 from itertools import product
 
 import pytest
@@ -81,26 +83,50 @@ def test_a_fit_that_did_not_validate_after_all_is_a_row():
     assert {result.name: bool(result.failed) for result in found.results} == {"uncertainty": False, "equal": True}
 
 
-def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, capsys):
-    import signal
-
+@pytest.mark.parametrize(("hook", "calls_a_fit"), [("on_train_epoch_start", 2), ("setup", 1)])
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(hook, calls_a_fit, tmp_path, capsys):
     handler = signal.getsignal(signal.SIGINT)
     calls = []
 
-    class Interrupted(Owning):
-        def on_train_epoch_start(self):
-            calls.append(1)
-            if len(calls) == 3:
-                signal.raise_signal(signal.SIGINT)
+    def interrupt(self, stage=None):
+        calls.append(1)
+        if len(calls) == calls_a_fit + 1:
+            signal.raise_signal(signal.SIGINT)
 
+    interrupted = type("Owning", (Owning,), {hook: interrupt})
     with pytest.raises(KeyboardInterrupt):
-        compare(Interrupted, (dicts(16), dicts(16)), WEIGHTINGS, "x", seeds=[0, 1], trainer=FAST, baseline=None)
+        compare(interrupted, (dicts(16), dicts(16)), WEIGHTINGS, "x", seeds=[0, 1], trainer=FAST, baseline=None)
     assert f"interrupted: 1 of 4 trials are kept in {tmp_path / 'x'}; the same call goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is handler  # and not ignored, as the Trainer leaves it
-    Interrupted.on_train_epoch_start = lambda self: None
-    make = Counting(Interrupted)
-    assert (
-        len(compare(make, (dicts(16), dicts(16)), WEIGHTINGS, "x", seeds=[0, 1], trainer=FAST, baseline=None).trials)
-        == 4
-    )
+    make = Counting(Owning)
+    found = compare(make, (dicts(16), dicts(16)), WEIGHTINGS, "x", seeds=[0, 1], trainer=FAST, baseline=None)
+    assert len(found.trials) == 4
     assert make.fits == 3
+
+
+@pytest.mark.parametrize("ends", [lambda: None, lambda: (_ for _ in ()).throw(RuntimeError("a worker exited"))])
+def test_ctrl_c_that_is_lost_on_its_way_still_interrupts(ends, tmp_path):
+    """As where workers of a loader end first, and raise, or where a hook of the interpreter drops it."""
+
+    class Losing(Owning):
+        def on_train_start(self):
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            ends()
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(Losing, (dicts(16), dicts(16)), WEIGHTINGS, "x", seeds=[0], trainer=FAST, baseline=None)
+    assert not list((tmp_path / "x").glob("[0-9a-f]*.json"))
+
+
+def test_sigterm_says_what_is_kept_and_ends_with_its_status(tmp_path, capsys):
+    class Terminated(Owning):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if self.trainer.global_step == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        compare(Terminated, (dicts(16), dicts(16)), WEIGHTINGS, "x", seeds=[0], trainer=FAST, baseline=None)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "interrupted: 0 of 2 trials are kept" in capsys.readouterr().err
+    assert not list((tmp_path / "x").glob("[0-9a-f]*.json"))

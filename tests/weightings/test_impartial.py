@@ -24,16 +24,23 @@ def test_vector():
     assert best.total.item() == pytest.approx(sum(expected["term_opt"]), rel=1e-7)
 
 
-def test_it_starts_at_the_plain_sum():
-    losses = draw_losses(5)
+def test_it_starts_at_the_optimum_of_the_first_labels():
+    losses = draw_losses(5) * 1000.0 ** torch.arange(-2.0, 3.0)
     weighted = ImpartialLossWeighting().bind(make_tasks(5))(losses, everywhere(5))
+    torch.testing.assert_close(weighted.weights, 1 / losses)
+    torch.testing.assert_close(weighted.log_variances, losses.log())
+
+
+def test_the_papers_start_is_the_plain_sum():
+    losses = draw_losses(5)
+    weighted = ImpartialLossWeighting(0.0).bind(make_tasks(5))(losses, everywhere(5))
     assert_same(weighted.weights, torch.ones(5))
     assert_same(weighted.log_variances, torch.zeros(5))
     torch.testing.assert_close(weighted.total, losses.sum())
 
 
 def test_every_weighted_loss_comes_to_be_1():
-    weighting, losses = ImpartialLossWeighting().bind(make_tasks(4)), torch.tensor([0.2, 1.0, 3.0, 0.05])
+    weighting, losses = ImpartialLossWeighting(0.0).bind(make_tasks(4)), torch.tensor([0.2, 1.0, 3.0, 0.05])
     for _ in range(300):
         weighted = train_step(weighting, losses, everywhere(4))
     torch.testing.assert_close(weighted.weights * losses, torch.ones(4))
