@@ -48,9 +48,7 @@ def test_every_layout_is_fitted_and_tested(layout, tmp_path):
     assert {part.mean.shape[-2:] for part in batches[0].values()} == {SIZE}
 
 
-@pytest.mark.parametrize(
-    "make", [FixedWeighting, lambda: GradientBalancing("mgda", UncertaintyWeighting(), on="parameters")]
-)
+@pytest.mark.parametrize("make", [FixedWeighting, lambda: GradientBalancing("mgda", UncertaintyWeighting())])
 def test_it_is_fitted_under_other_weightings(make, tmp_path):
     data = scenes("streets", tmp_path)
     trainer(max_epochs=1).fit(SceneModule(data.classes, data.scales(), make()), data)
