@@ -314,12 +314,6 @@ class MultiTaskMixin(Predicting, _Host):
         if not torch.compiler.is_compiling():
             if not (weighting.checked and self._task_fit.is_checked(self)):
                 self.check_setup()
-                if not self._task_fit.shown and type(self).on_task_outputs is not MultiTaskMixin.on_task_outputs:
-                    warnings.warn(
-                        "on_task_outputs is called by task_step alone: found weigh called without it; call task_step, "
-                        "or what should see the outputs yourself",
-                        stacklevel=2,
-                    )
                 self._tell(stage)
             begins = self._task_fit.begins
             if begins and running_trainer(self) is not None:
