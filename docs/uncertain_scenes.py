@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from pytorch_lightning import Trainer, seed_everything
 from torch import Tensor
 from torch.nn import functional as F
@@ -106,15 +107,22 @@ def draw(module: SceneModule, data: SceneData, batch: dict[str, Tensor], path: P
             ax.imshow(values[row], cmap=cmap, vmin=None if cmap is None else 0, vmax=high)
             ax.set(xticks=[], yticks=[], facecolor="0.85")
         panels[0, place].set_title(title, fontsize=9)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path, dpi=110)
+
+
+def save(figure: Any, path: Path, dpi: int) -> None:
+    """Write a figure with few colours, so that it is light."""
+    figure.savefig(path, dpi=dpi)
+    load_pyplot().close(figure)
+    with Image.open(path) as drawn:
+        few = drawn.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def coverage(module: SceneModule, known: DataLoader[Any], path: Path) -> None:
     """Draw coverage of intervals and reliability of classes."""
     figure = assess(module, known, inputs="image", samples=SAMPLES, seed=0).plot()
-    figure.savefig(path, dpi=80)
-    load_pyplot().close(figure)
+    save(figure, path, dpi=80)
 
 
 def main(folder: Path) -> None:

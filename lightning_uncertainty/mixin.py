@@ -333,8 +333,10 @@ class MultiTaskMixin(Predicting, _Host):
         if weighting.needs_epoch:
             tell_epoch(self, weighting)
         weighted = self._weighted(means, present, labels)
-        if begins:
-            warn_of_shares(weighting, self._tasks, weighted.weights, present)
+        if begins and weighting.ranks_sizes:
+            self._task_fit.shares = weighted.weights.detach(), present
+            if reads_values(values):
+                self._look_at_shares()
         self._window.add(values, present, weighting, weighted)
         if not self.task_splitter.records(weighting):
             return weighted.total
@@ -352,6 +354,7 @@ class MultiTaskMixin(Predicting, _Host):
             keep: whether these steps stay for the next call, which is a look at a row that is not over.
         """
         self._require_tasks("take_row")
+        self._look_at_shares()
         self.task_weighting.settle()
         return self._window.take(self.task_weighting, keep)
 
@@ -681,6 +684,13 @@ class MultiTaskMixin(Predicting, _Host):
             self.task_weighting.count_labels(labels)
         weighted: Weighted = self.task_weighting(means, present)
         return weighted
+
+    def _look_at_shares(self) -> None:
+        """Look at the weights of a fit's first batch, if nobody has."""
+        if self._task_fit.shares is not None:
+            weights, present = self._task_fit.shares
+            self._task_fit.shares = None
+            warn_of_shares(self.task_weighting, self._tasks, weights, present)
 
     def _refuse_or_skip(self, values: Tensor) -> Tensor:
         """Raise for an unsound loss: negative, NaN or inf; where steps are skipped, for one that is negative."""

@@ -44,8 +44,6 @@ def warn_of_length(weighting: Weighting, trainer: Any) -> None:
 
 def warn_of_shares(weighting: Weighting, tasks: Iterable[str], weights: Tensor, present: Tensor) -> None:
     """Warn of a weighting that compares losses as they are and gives all to one, in the first batch of a fit."""
-    if not weighting.ranks_sizes:
-        return
     own = weights.detach() / weighting.base_weight.where(weighting.base_weight > 0, math.inf) * present
     shares = (own / own.sum()).tolist()
     task, share = max(zip(tasks, shares, strict=True), key=lambda pair: pair[1])

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import ref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_uncertainty._step.skipping import Skip
 from lightning_uncertainty.tasks import Stage
@@ -88,6 +88,7 @@ class FitState:
         told: the parts that are told whether a step is one of training; None before they were looked for.
         warned: whether this fit was warned of steps that are skipped.
         begins: whether nothing was weighed in it yet.
+        shares: weights of its first batch, and which tasks were present, until somebody looks at them.
         skip: the latest batch that was skipped; None once another is weighed.
         shown: whether a `task_step` was, which calls `on_task_outputs`.
         given: the weighting that `register_tasks` was given, of which the module has a copy, as long as it lives.
@@ -99,6 +100,7 @@ class FitState:
         self.told: tuple[nn.Module, ...] | None = None
         self.warned = False
         self.begins = True
+        self.shares: tuple[Tensor, Tensor] | None = None
         self.skip: Skip | None = None
         self.shown = False
         self.given: ref[Weighting] | None = None

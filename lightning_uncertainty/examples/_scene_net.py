@@ -1,4 +1,7 @@
-"""A small network for scenes: an encoder, atrous spatial pyramid pooling, and a decoder for each task."""
+"""A small network for scenes: an encoder, atrous spatial pyramid pooling, and a decoder for each task.
+
+Long, but one file: one network from its images to its predictions, part after part.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ the metrics of each task on streets that it has not seen, and writes pictures an
     --predict PICTURE --ckpt X       classes, instances and depth of a photograph, as one PNG
 
 The method is Kendall, Gal & Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
-Semantics", CVPR 2018.
+Semantics", CVPR 2018. Long, but one file: what the command takes, the data and the module of one example.
 """
 
 from __future__ import annotations

@@ -126,3 +126,14 @@ def test_a_fit_anew_of_a_weighting_that_has_gathered_losses_is_told_nothing(make
     net = Owning(make())
     assert not said(net, dicts(16), BEGINS, max_epochs=4)
     assert not said(net, dicts(16), BEGINS, max_epochs=1)
+
+
+def test_where_a_look_would_wait_for_a_device_the_monitor_looks(monkeypatch):
+    monkeypatch.setattr("lightning_uncertainty.mixin.reads_values", lambda values: False)
+    make = scaled(Owning, 1e-4)
+    options = {"max_epochs": 2, "log_every_n_steps": 1}
+    assert not said(make(SoftOptimalUncertaintyWeighting(5.0)), dicts(16), SHARES, **options)
+    told = said(
+        make(SoftOptimalUncertaintyWeighting(5.0)), dicts(16), SHARES, callbacks=[UncertaintyMonitor()], **options
+    )
+    assert len(told) == 1

@@ -161,3 +161,13 @@ def test_what_an_encoder_needs_is_told(monkeypatch, encoder, module, advice):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ModuleNotFoundError, match=advice):
         SceneEncoder(encoder)
+
+
+def test_a_heteroscedastic_task_begins_at_the_deviation_of_its_labels():
+    torch.manual_seed(0)
+    net = SceneNet(5, SCALES, heteroscedastic=["disparity"]).eval()
+    mean, log_variance = net(torch.rand(2, 3, 32, 64))["disparity"].unbind(1)
+    assert mean.shape == (2, 32, 64)
+    assert log_variance.div(2).exp().mean().item() == pytest.approx(10.0, rel=0.5)
+    with pytest.raises(ValueError, match="heteroscedastic tasks should be of instances, disparity: found depth"):
+        SceneNet(5, SCALES, heteroscedastic=["depth"])

@@ -152,3 +152,25 @@ def test_the_yaml_file_trains(tmp_path, monkeypatch, capsys):
     best = Path("runs/scenes/version_0/checkpoints/best.ckpt")
     run("test", "--config", "scenes.yaml", "--ckpt_path", str(best), "--trainer.accelerator", "cpu", *options)
     assert "test/semantics/mIoU" in capsys.readouterr().out
+
+
+def test_a_pixel_may_have_a_sigma_of_its_own_and_samples(tmp_path):
+    data = scenes("streets", tmp_path)
+    options = {"heteroscedastic": ["disparity"], "dropout": 0.5, "samples": 3, "things": data.things}
+    module = SceneModule(data.classes, data.scales(), **options)
+    fitted = trainer(max_epochs=1)
+    fitted.fit(module, data)
+    assert set(module.sigma()) == {"semantics", "instances"}
+    fitted.save_checkpoint(tmp_path / "a.ckpt")
+    found = SceneModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).eval()
+    made = fitted.predict(found, data)[0]
+    assert made["disparity"].aleatoric.std() > 0
+    assert made["semantics"].epistemic.max() > 0
+    assert made["disparity"].epistemic.max() > 0
+
+
+@pytest.mark.parametrize("options", [{"likelihood": "l1_kendall"}, {}])
+def test_the_likelihood_of_numbers_is_the_users(options):
+    module = SceneModule(["a", "b"], {"depth": (1.0, 2.0)}, **options)
+    assert module.task_likelihoods()["depth"].name == options.get("likelihood", "laplace")
+    assert module.hparams["likelihood"] == module.task_likelihoods()["depth"].name
