@@ -310,21 +310,7 @@ class MultiTaskMixin(Predicting, _Host):
                 return self._evaluated(sums, counts)
         if not weighting.learning:
             return self._evaluated(sums, counts)
-        begins = False
-        if not torch.compiler.is_compiling():
-            if not (weighting.checked and self._task_fit.is_checked(self)):
-                self.check_setup()
-                self._tell(stage)
-            begins = self._task_fit.begins
-            if begins and running_trainer(self) is not None:
-                check_graphs(losses, split(self.parameters(), list(weighting.parameters()))[0])
-            if begins and not self._task_fit.shown and type(self).on_task_outputs is not MultiTaskMixin.on_task_outputs:
-                warnings.warn(
-                    "on_task_outputs is called by task_step alone: found weigh called without it; call task_step, or "
-                    "what should see the outputs yourself",
-                    stacklevel=2,
-                )
-            self._task_fit.begins = False
+        begins = not torch.compiler.is_compiling() and self._begins(losses, stage)
         self._task_fit.end_skip()
         means, present, labels = mean_losses(sums, counts, labels, over_ranks=True)
         values = means.detach()
@@ -684,6 +670,25 @@ class MultiTaskMixin(Predicting, _Host):
             self.task_weighting.count_labels(labels)
         weighted: Weighted = self.task_weighting(means, present)
         return weighted
+
+    def _begins(self, losses: Mapping[str, TaskLossValue], stage: Stage | None) -> bool:
+        """Return whether a fit begins with these losses; it is looked at then."""
+        weighting, fit = self.task_weighting, self._task_fit
+        if not (weighting.checked and fit.is_checked(self)):
+            self.check_setup()
+            self._tell(stage)
+        if not fit.begins:
+            return False
+        if running_trainer(self) is not None:
+            check_graphs(losses, split(self.parameters(), list(weighting.parameters()))[0])
+        if not fit.shown and type(self).on_task_outputs is not MultiTaskMixin.on_task_outputs:
+            warnings.warn(
+                "on_task_outputs is called by task_step alone: found weigh called without it; call task_step, or what "
+                "should see the outputs yourself",
+                stacklevel=3,
+            )
+        fit.begins = False
+        return True
 
     def _look_at_shares(self) -> None:
         """Look at the weights of a fit's first batch, if nobody has."""

@@ -1180,8 +1180,8 @@ FAULTS = [
     Fault(
         "a_look_of_the_monitor_begins_a_fit",
         "mixin.py",
-        "if begins and running_trainer(self) is not None:",
-        "if begins and not self._task_fit.is_checked(self):",
+        "        if not fit.begins:\n",
+        "        if not fit.begins or fit.is_checked(self):\n",
         ("tests/_step/test_checks.py::test_a_fit_whose_losses_are_all_detached_is_refused_whoever_has_looked_before",),
     ),
     Fault(
@@ -1941,8 +1941,8 @@ FAULTS = [
     Fault(
         "nobody_sees_outputs_unseen",
         "mixin.py",
-        "not self._task_fit.shown and",
-        "self._task_fit.shown and",
+        "not fit.shown and",
+        "fit.shown and",
         ("tests/test_mixin.py::test_who_weighs_without_a_task_step_is_told_that_nobody_sees_outputs",),
     ),
     Fault(
