@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -112,4 +111,4 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, [*value, *value.values()]))
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str | Path)
+    return value is None or isinstance(value, bool | int | float | str)  # paths are of a machine

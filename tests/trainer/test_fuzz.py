@@ -200,6 +200,7 @@ def load(net, state):
     return None
 
 
+@pytest.mark.filterwarnings("ignore:.*should share its weight among tasks")
 @fuzz
 @given(loads(), st.sampled_from(list(DAMAGES)), st.data())
 def test_checkpoints_load_by_name_or_are_refused(setups_and_names, damage, data):

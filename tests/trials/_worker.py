@@ -27,17 +27,17 @@ def note(file: Path, text: str) -> None:
 
 
 class Noting(Callback):
-    """Notes each fit, and waits in the middle of the first where `hang` is given."""
+    """Notes each fit, and waits in the middle of the first where `hang` is given, which is no setup of trials."""
 
     def __init__(self, folder: Path, hang: float) -> None:
-        self.folder, self.hang = folder, hang
+        self.folder, self._hang = folder, hang
 
     def on_train_epoch_end(self, trainer, pl_module):
         name = type(pl_module.task_weighting).__name__
         seed = int(os.environ["PL_GLOBAL_SEED"])
         if trainer.current_epoch == 0:
             note(self.folder / "begun.txt", f"{name} {seed} {os.getpid()}")
-            time.sleep(self.hang or 0.1)
+            time.sleep(self._hang or 0.1)
         else:
             note(self.folder / "ended.txt", f"{name} {seed} {os.getpid()}")
 
