@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import table
+from _comparison import show
 from _molecules import BATCH, ELEMENTS, MOST_ATOMS, PROPERTIES, load
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from torchmetrics import MeanAbsoluteError, MetricCollection
 
 from lightning_uncertainty import MultiTaskMixin, Task
 from lightning_uncertainty.balancing import GradientBalancing
-from lightning_uncertainty.trials import Comparison, compare, search_weights
+from lightning_uncertainty.trials import Measure, compare, search_weights
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     DynamicTaskPrioritization,
@@ -113,16 +113,8 @@ class Net(MultiTaskMixin, LightningModule):
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def show(found: Comparison) -> None:
-    """Print a comparison as a Markdown table, and its answer."""
-    columns = [f"{measure.task} {PROPERTIES[measure.task][0]}" for measure in found.measures]
-    rows = []
-    for result in found.results:
-        cells = [result.values[measure].text() for measure in found.measures]
-        gains = [gain.text("+.2f") if gain else "" for gain in (result.gain, result.gain_alone)]
-        rows.append([result.name, *cells, *gains, "" if result.ranks is None else result.ranks.text(".2f")])
-    table(["weighting", *columns, "gain %", "gain alone %", "mean rank"], rows)
-    print(f"{found.answer()}\n", flush=True)
+def named(measure: Measure) -> str:
+    return f"{measure.task} {PROPERTIES[measure.task][0]}"
 
 
 def main() -> None:
@@ -161,7 +153,7 @@ def main() -> None:
     train, val, test = data.train.loader(shuffle=True), data.val.loader(shuffle=False), data.test.loader(shuffle=False)
 
     net = partial(Net, std=data.std)
-    show(compare(net, (train, test), WEIGHTINGS, folder / "tasks", alone=["uncertainty"], **shared))
+    show(compare(net, (train, test), WEIGHTINGS, folder / "tasks", alone=["uncertainty"], **shared), named)
 
     print(
         f"# {', '.join(SUBSET)} alone, with fixed weights by search\n\nThe search goes by the validation molecules, "
@@ -173,7 +165,7 @@ def main() -> None:
     search = search_weights(few, (train, val), parts=PARTS, seed=SEARCH_SEED, trainer=options, storage=storage)
     print(f"{search}\n", flush=True)
     chosen = {"equal": FixedWeighting, "uncertainty": UncertaintyWeighting, "searched": search.weighting}
-    show(compare(few, (train, test), chosen, folder / "subset", baseline="equal", **shared))
+    show(compare(few, (train, test), chosen, folder / "subset", baseline="equal", **shared), named)
 
 
 if __name__ == "__main__":

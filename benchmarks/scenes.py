@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import table
+from _comparison import show
 from torch import Tensor
 
 from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.examples.scenes import SceneData, SceneModule
-from lightning_uncertainty.instances import instances_from_votes
-from lightning_uncertainty.trials import Comparison, compare
+from lightning_uncertainty.trials import compare
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     FixedWeighting,
@@ -69,8 +68,7 @@ class Scenes(SceneModule):
     def on_task_outputs(self, stage: str, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
         if stage == "test" and "instances" in outputs:
             classes = batch["semantics"]
-            things = torch.isin(classes, torch.tensor(self.hparams["things"], device=classes.device))
-            ids = instances_from_votes(outputs["instances"], things, classes=classes)
+            ids = self.instances(outputs["instances"], classes)
             self.instance_ap["test"].update(ids, classes, batch["ids"], classes)
 
 
@@ -80,19 +78,6 @@ def module(
     likelihood = "l1_kendall" if isinstance(weighting, LiteralUncertainty) else "laplace"
     options = {"things": data.things, "likelihood": likelihood, "lr": lr, "epochs": epochs, "width": data.size[1]}
     return Scenes(data.classes, scales, weighting, **options)
-
-
-def show(found: Comparison) -> None:
-    """Print a comparison as a Markdown table, and its answer."""
-    columns = [f"{measure.task} {measure.metric}" for measure in found.measures]
-    rows = []
-    for result in found.results:
-        cells = [result.values[measure].text() if measure in result.values else "" for measure in found.measures]
-        gains = [gain.text("+.2f") if gain else "" for gain in (result.gain, result.gain_alone)]
-        rank = "" if result.ranks is None else result.ranks.text(".2f")
-        rows.append([result.name, *cells, *gains, rank, result.settings])
-    table(["weighting", *columns, "gain %", "gain alone %", "mean rank", "at"], rows)
-    print(f"{found.answer()}\n", flush=True)
 
 
 def main() -> None:
@@ -144,7 +129,7 @@ def main() -> None:
         trainer={**options, "accelerator": "cpu"},
         setup={"size": list(given.size), "streets": list(given.streets), "batch_size": given.batch_size},
     )
-    show(found)
+    show(found, lambda measure: f"{measure.task} {measure.metric}")
     fits = [trial for trial in found.trials if trial.step_time is not None]
     print(f"{len(fits)} fits are in the table, those of other learning rates are in {given.folder}.")
 

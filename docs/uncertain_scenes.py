@@ -63,8 +63,7 @@ def at_edges(classes: Tensor) -> Tensor:
 
 
 def say(module: SceneModule, known: DataLoader[Any], unknown: DataLoader[Any], label: int) -> None:
-    """Print calibration on streets without the class, and where the uncertainties are on others."""
-    print(assess(module, known, inputs="image", samples=SAMPLES, seed=0), "\n")
+    """Print where the uncertainties are, on streets without the class and on others."""
     found: dict[str, list[Tensor]] = {}
     for batch in known:
         disparity = module.predict_tasks(batch["image"], samples=SAMPLES, seed=0)["disparity"]
@@ -119,12 +118,6 @@ def save(figure: Any, path: Path, dpi: int) -> None:
     few.save(path, optimize=True)
 
 
-def coverage(module: SceneModule, known: DataLoader[Any], path: Path) -> None:
-    """Draw coverage of intervals and reliability of classes."""
-    figure = assess(module, known, inputs="image", samples=SAMPLES, seed=0).plot()
-    save(figure, path, dpi=80)
-
-
 def main(folder: Path) -> None:
     """Train, print, draw."""
     warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers|val_dataloader)")
@@ -134,9 +127,11 @@ def main(folder: Path) -> None:
     tests = data.scenes("test")
     known = DataLoader(without(tests, label), 8)
     unknown = DataLoader(without(tests, label, there=True), 8)
+    calibration = assess(module, known, inputs="image", samples=SAMPLES, seed=0)
+    print(calibration, "\n")
     say(module, known, unknown, label)
     draw(module, data, next(iter(unknown)), folder / "scenes_uncertainty.png")
-    coverage(module, known, folder / "scenes_coverage.png")
+    save(calibration.plot(), folder / "scenes_coverage.png", dpi=80)
 
 
 if __name__ == "__main__":

@@ -1088,7 +1088,7 @@ FAULTS = [
     ),
     Fault(
         "validation_foreseen_without_accumulation",
-        "trials/_watch.py",
+        "_step/trainers.py",
         "whole * batches + rest * size)",
         "whole * batches + rest)",
         ("tests/trials/test_watch.py::test_whether_a_fit_validates_is_foreseen",),
@@ -1165,9 +1165,9 @@ FAULTS = [
     ),
     Fault(
         "steps_of_a_fit_without_accumulation",
-        "_step/checks.py",
-        "math.ceil(batches / trainer.accumulate_grad_batches)",
-        "batches",
+        "_step/trainers.py",
+        "divmod(steps, math.ceil(batches / size))",
+        "divmod(steps, batches)",
         ("tests/_step/test_checks.py::test_a_fit_that_ends_before_a_weighting_begins_is_told_once",),
     ),
     Fault(

@@ -1,6 +1,6 @@
 """The parts of a training step that know the Trainer and the optimizer, and how losses become vectors."""
 
-from lightning_uncertainty._step.checks import epochs_of, warn_of_length, warn_of_shares
+from lightning_uncertainty._step.checks import warn_of_length, warn_of_shares
 from lightning_uncertainty._step.kpis import hearing
 from lightning_uncertainty._step.logs import log_evaluation, log_metrics, log_prefix
 from lightning_uncertainty._step.losses import TaskLossValue, check_graphs, graph_of, stack_losses
@@ -22,6 +22,8 @@ from lightning_uncertainty._step.skipping import Skip
 from lightning_uncertainty._step.trainers import (
     FitState,
     all_dataloaders,
+    batches_of,
+    epochs_of,
     is_training,
     running_trainer,
     tell_epoch,
@@ -39,6 +41,7 @@ __all__ = [
     "TaskLossValue",
     "all_dataloaders",
     "all_sound",
+    "batches_of",
     "check_graphs",
     "check_losses",
     "check_optimizers",

@@ -9,24 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_uncertainty._step.trainers import epochs_of
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["epochs_of", "warn_of_length", "warn_of_shares"]
+__all__ = ["warn_of_length", "warn_of_shares"]
 
 MOST = 0.99  # of the weight
-
-
-def epochs_of(trainer: Any) -> float:
-    """Return in how many epochs a fit trains at most, one that it leaves early included; infinite where nothing says.
-
-    Several optimizers of a manual optimization, of which each counts its steps, make them fewer.
-    """
-    epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs)
-    batches = trainer.num_training_batches
-    if trainer.max_steps < 0 or not 0 < batches < math.inf:
-        return epochs
-    steps = math.ceil(batches / trainer.accumulate_grad_batches)
-    return min(epochs, float(math.ceil(trainer.max_steps / steps)))
 
 
 def warn_of_length(weighting: Weighting, trainer: Any) -> None:

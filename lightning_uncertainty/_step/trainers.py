@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ from lightning_uncertainty.weightings import Weighting
 __all__ = [
     "FitState",
     "all_dataloaders",
+    "batches_of",
+    "epochs_of",
     "is_training",
     "logging_module",
     "path_in",
@@ -77,6 +80,36 @@ def is_training(module: Any, stage: Stage | None) -> bool:
 
 def _hook_of(trainer: Any) -> str | None:
     return getattr(trainer.lightning_module, "_current_fx_name", None)
+
+
+def batches_of(trainer: Any, steps: int) -> float:
+    """Return how many training batches a fit has at most; infinite where nothing says.
+
+    Args:
+        trainer: that fits.
+        steps: after how many it ends; below 0 by its epochs alone.
+    """
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    most: float = math.inf if epochs is None or epochs < 0 else epochs * batches
+    if steps < 0:
+        return most
+    size = trainer.accumulate_grad_batches
+    if math.isinf(batches):
+        return float(min(most, steps * size))
+    whole, rest = divmod(steps, math.ceil(batches / size))  # the last of an epoch may be smaller
+    return float(min(most, whole * batches + rest * size))
+
+
+def epochs_of(trainer: Any) -> float:
+    """Return in how many epochs a fit trains at most, one that it leaves early included; infinite where nothing says.
+
+    Several optimizers of a manual optimization, of which each counts its steps, make them fewer.
+    """
+    batches = trainer.num_training_batches
+    if not 0 < batches < math.inf:
+        return math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs)
+    most = batches_of(trainer, trainer.max_steps) / batches
+    return most if math.isinf(most) else float(math.ceil(most))
 
 
 class FitState:

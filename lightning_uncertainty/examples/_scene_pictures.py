@@ -21,7 +21,7 @@ from lightning_uncertainty._show import (
     number_colours,
 )
 from lightning_uncertainty.examples._scene_folders import read_image
-from lightning_uncertainty.instances import instances_from_votes
+from lightning_uncertainty.examples._scene_samples import instances_within
 from lightning_uncertainty.predictions import Prediction
 
 __all__ = ["colours_of", "draw_predictions", "found_instances", "instance_panels", "read_photograph"]
@@ -59,8 +59,7 @@ def colours_of(classes: Sequence[str]) -> list[tuple[int, ...]]:
 def found_instances(predictions: Mapping[str, Prediction], things: Sequence[int]) -> Tensor:
     """Return the instances `[B, H, W]` that predicted offsets meet in, of predicted classes that have instances."""
     classes = predictions["semantics"].mean.argmax(1)
-    inside = torch.isin(classes, torch.tensor(list(things), device=classes.device))
-    return instances_from_votes(predictions["instances"].mean, inside, classes=classes)
+    return instances_within(predictions["instances"].mean, classes, things)
 
 
 def instance_panels(

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from lightning_uncertainty.examples._scene_folders import Array
 from lightning_uncertainty.examples._scene_net import STRIDE
-from lightning_uncertainty.instances import DenseTransforms, centroid_offsets
+from lightning_uncertainty.instances import DenseTransforms, centroid_offsets, instances_from_votes
 
-__all__ = ["Scenes"]
+__all__ = ["Scenes", "instances_within"]
 
 
 class Scenes(Dataset["dict[str, Tensor]"]):
@@ -67,3 +67,9 @@ def _strided(scene: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "instances" in found:
         found["instances"] = found["instances"] + 0.5  # from the centre of the cell
     return found
+
+
+def instances_within(offsets: Tensor, classes: Tensor, things: Sequence[int]) -> Tensor:
+    """Return the instances `[B, H, W]` that offsets `[B, 2, H, W]` meet in, of classes `[B, H, W]` that have some."""
+    inside = torch.isin(classes, torch.tensor(list(things), device=classes.device))
+    return instances_from_votes(offsets, inside, classes=classes)

@@ -33,9 +33,8 @@ from lightning_uncertainty import MultiTaskModule, Task
 from lightning_uncertainty.examples._scene_cache import Streets, cache_folder
 from lightning_uncertainty.examples._scene_folders import CITYSCAPES, WITHOUT, Cityscapes, MTANArrays, check_root
 from lightning_uncertainty.examples._scene_net import SceneDecoder, SceneEncoder, SceneNet
-from lightning_uncertainty.examples._scene_samples import Scenes
+from lightning_uncertainty.examples._scene_samples import Scenes, instances_within
 from lightning_uncertainty.examples.streets import CLASSES, THINGS
-from lightning_uncertainty.instances import instances_from_votes
 from lightning_uncertainty.likelihoods import Categorical, HeteroscedasticLaplace, Likelihood
 from lightning_uncertainty.metrics import InstanceAP
 from lightning_uncertainty.tasks import Stage
@@ -229,11 +228,14 @@ class SceneModule(MultiTaskModule):
         )
         self.instance_ap = nn.ModuleDict({stage: InstanceAP(ignore_index=WITHOUT) for stage in ("val", "test")})
 
+    def instances(self, offsets: Tensor, classes: Tensor) -> Tensor:
+        """Return the instances `[B, H, W]` that offsets `[B, 2, H, W]` meet in, within classes `[B, H, W]`."""
+        return instances_within(offsets, classes, self.hparams["things"])
+
     def on_task_outputs(self, stage: Stage, outputs: Mapping[str, Tensor], batch: Any) -> None:
         if stage != "train" and {"semantics", "instances"} <= outputs.keys():
             classes = outputs["semantics"].argmax(1)
-            inside = torch.isin(classes, torch.tensor(self.hparams["things"], device=classes.device))
-            ids = instances_from_votes(outputs["instances"], inside, classes=classes)
+            ids = self.instances(outputs["instances"], classes)
             metric: Any = self.instance_ap[stage]
             metric.update(ids, classes, batch["ids"], batch["semantics"])
 

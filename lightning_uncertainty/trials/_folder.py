@@ -17,6 +17,7 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from lightning_uncertainty.trials._plan import Plan
+from lightning_uncertainty.trials._setup import differences
 from lightning_uncertainty.trials._trial import Trial
 
 __all__ = ["TrialFolder"]
@@ -114,20 +115,11 @@ class TrialFolder:
             yield self.path / named
 
     def _check(self, held: Mapping[str, str], given: Mapping[str, str]) -> None:
-        apart = [
-            f"{name} was {held.get(name, 'not given')} and is {given.get(name, 'not given')}"
-            for name in _union(held, given)
-            if held.get(name) != given.get(name)
-        ]
-        if apart:
+        if apart := differences(held, given):
             raise ValueError(
-                f"a folder should hold trials of one setup: found that in {self.path} {'; '.join(apart)}; name another "
-                "folder, or delete this one"
+                f"a folder should hold trials of one setup: found that in {self.path} {apart}; name another folder, or "
+                "delete this one"
             )
-
-
-def _union(*parts: Iterable[str]) -> dict[str, None]:
-    return dict.fromkeys(name for part in parts for name in part)
 
 
 def _write(file: Path, content: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["describe", "text_of"]
+__all__ = ["describe", "differences", "text_of"]
 
 COSMETIC = {  # options of a Trainer that change no result
     *("logger", "log_every_n_steps", "default_root_dir", "enable_progress_bar", "enable_model_summary"),
@@ -67,6 +67,15 @@ def describe(
         **{f"trainer.{name}": option(value) for name, value in options.items() if name not in COSMETIC},
         **{f"setup.{name}": text_of(value) for name, value in setup.items()},
     }
+
+
+def differences(held: Mapping[str, str], given: Mapping[str, str]) -> str:
+    """Return what is otherwise in two setups; empty where nothing is."""
+    return "; ".join(
+        f"{name} was {held.get(name, 'not given')} and is {given.get(name, 'not given')}"
+        for name in dict.fromkeys([*held, *given])
+        if held.get(name) != given.get(name)
+    )
 
 
 def _describe_data(data: Any) -> str:

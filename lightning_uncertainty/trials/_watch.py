@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lightning_uncertainty._step import batches_of
 from lightning_uncertainty.callbacks.base import AnyCallback
 from lightning_uncertainty.trials.fit import SetupError
 
@@ -58,7 +59,10 @@ class TrialWatch(AnyCallback):
         Raises:
             SetupError: it would.
         """
-        first, most = _first_validation(trainer), _batches(trainer, pl_module)
+        first = _first_validation(trainer)
+        most = batches_of(
+            trainer, trainer.max_steps if pl_module.automatic_optimization else -1
+        )  # else no step a batch
         if first > most:
             raise SetupError(
                 f"a trial should be validated before its end: found the first validation after {first:g} training "
@@ -121,13 +125,5 @@ def _first_validation(trainer: Any) -> float:
 
 
 def _batches(trainer: Any, module: Any) -> float:
-    """Return how many training batches there are at most."""
-    batches, epochs, steps = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
-    most: float = math.inf if epochs is None or epochs < 0 else epochs * batches
-    if steps < 0 or not module.automatic_optimization:  # only that has a step for every batch
-        return most
-    size = trainer.accumulate_grad_batches
-    if math.isinf(batches):
-        return float(min(most, steps * size))
-    whole, rest = divmod(steps, math.ceil(batches / size))  # the last of an epoch may be smaller
-    return float(min(most, whole * batches + rest * size))
+    """Return how many training batches there are at most; only automatic optimization has a step for every batch."""
+    return batches_of(trainer, trainer.max_steps if module.automatic_optimization else -1)

@@ -15,7 +15,7 @@ from lightning_uncertainty.trials._folder import TrialFolder
 from lightning_uncertainty.trials._measures import Directions, MetricNames, directions, find_measures
 from lightning_uncertainty.trials._plan import Plan
 from lightning_uncertainty.trials._run import run_trial
-from lightning_uncertainty.trials._setup import describe
+from lightning_uncertainty.trials._setup import describe, differences
 from lightning_uncertainty.trials._trial import Trial
 from lightning_uncertainty.trials._watch import TrialWatch
 from lightning_uncertainty.trials.fit import Data, Make, Maker
@@ -194,14 +194,9 @@ def _check_study(study: Study, setup: Mapping[str, str]) -> None:
     if held is None and not study.get_trials(deepcopy=False):
         study.set_user_attr("setup", dict(setup))
         return
-    names = dict.fromkeys([*(held or {}), *setup])
-    apart = [
-        f"{name} was {held.get(name, 'not given')} and is {setup.get(name, 'not given')}"
-        for name in names
-        if held is not None and held.get(name) != setup.get(name)
-    ]
+    apart = "" if held is None else differences(held, setup)
     if held is None or apart:
         raise ValueError(
             f"a study should hold trials of one search: found that in {study.study_name!r} "
-            f"{'; '.join(apart) or 'trials are of something else'}; give another study_name or storage"
+            f"{apart or 'trials are of something else'}; give another study_name or storage"
         )

@@ -102,6 +102,13 @@ def no_picture(root):
     path.write_bytes(b"no picture")
 
 
+def refused(root, layout, spoil, sentence):
+    data(root, layout)
+    spoil(root)
+    with pytest.raises(ValueError, match=sentence):
+        data(root, layout)
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
@@ -119,11 +126,7 @@ def no_picture(root):
     ],
 )
 def test_what_does_not_fit_in_cityscapes_is_told(tmp_path, spoil, sentence):
-    root = cityscapes(tmp_path / "there")
-    data(root, "cityscapes")
-    spoil(root)
-    with pytest.raises(ValueError, match=sentence):
-        data(root, "cityscapes")
+    refused(cityscapes(tmp_path / "there"), "cityscapes", spoil, sentence)
 
 
 def arrays(name, make):
@@ -159,11 +162,7 @@ def arrays(name, make):
     ],
 )
 def test_what_does_not_fit_in_arrays_of_mtan_is_told(tmp_path, spoil, sentence):
-    root = mtan(tmp_path / "there")
-    data(root, "mtan")
-    spoil(root)
-    with pytest.raises(ValueError, match=sentence):
-        data(root, "mtan")
+    refused(mtan(tmp_path / "there"), "mtan", spoil, sentence)
 
 
 @pytest.mark.parametrize(("layout", "make"), [("cityscapes", cityscapes), ("mtan", mtan)])

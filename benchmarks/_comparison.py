@@ -1,0 +1,29 @@
+"""A comparison as a Markdown table, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from _measure import table
+
+from lightning_uncertainty.trials import Comparison, Measure
+
+__all__ = ["show"]
+
+
+def show(found: Comparison, name: Callable[[Measure], str]) -> None:
+    """Print it.
+
+    Args:
+        found: the comparison.
+        name: of the column of a measure.
+    """
+    at = ["at"] if any(result.settings for result in found.results) else []
+    rows = []
+    for result in found.results:
+        cells = [result.values[measure].text() if measure in result.values else "" for measure in found.measures]
+        gains = [gain.text("+.2f") if gain else "" for gain in (result.gain, result.gain_alone)]
+        rank = "" if result.ranks is None else result.ranks.text(".2f")
+        rows.append([result.name, *cells, *gains, rank, *[result.settings for _ in at]])
+    table(["weighting", *map(name, found.measures), "gain %", "gain alone %", "mean rank", *at], rows)
+    print(f"{found.answer()}\n", flush=True)
