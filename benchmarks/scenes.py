@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -131,7 +132,10 @@ def main() -> None:
     )
     show(found, lambda measure: f"{measure.task} {measure.metric}")
     fits = [trial for trial in found.trials if trial.step_time is not None]
-    print(f"{len(fits)} fits are in the table, those of other learning rates are in {given.folder}.")
+    print(
+        f"{len(fits)} fits are in the table, those of other learning rates are in {given.folder}. This process took "
+        f"{time.process_time() / 3600:.2f} CPU-hours."
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The network for scenes: shapes and strides, what is shared, and encoders of others by their names."""
 
+import copy
 import sys
 import types
 
@@ -25,6 +26,15 @@ def test_predictions_are_strided_in_training_and_whole_else():
         "instances": [2, 2, 37, 67],
         "disparity": [2, 1, 37, 67],
     }
+
+
+def test_features_are_in_channels_last_whatever_the_images_are():
+    net = copy.deepcopy(SceneNet(4, SCALES))
+    net.load_state_dict({name: value.contiguous() for name, value in net.state_dict().items()})
+    images = torch.rand(2, 3, 64, 96)
+    assert not images.is_contiguous(memory_format=torch.channels_last)
+    for features in net.features(images):
+        assert features.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_heads_begin_at_the_scale_of_the_labels():
