@@ -11,7 +11,7 @@ OF_WORKSPACE = tests/dashboards/test_wandb.py lightning_uncertainty/dashboards/w
 	'tests/test_docs.py::test_python_blocks_run_and_print_what_they_say[dashboard]'
 export WANDB_MODE ?= offline
 
-.PHONY: demo test test-all test-lowest test-hosts ready mutants gpu lint docs notebooks bench dist browser clean
+.PHONY: demo test test-all test-lowest test-hosts ready mutants gpu lint docs notebooks bench evidence dist browser clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/lightning-uncertainty demo
@@ -54,6 +54,9 @@ bench: $(VENV)/test.stamp
 	$(VENV)/bin/python benchmarks/weighting.py
 	$(VENV)/bin/python benchmarks/lightning_step.py
 	$(VENV)/bin/python benchmarks/adoption.py
+
+evidence: $(VENV)/bench.stamp # six problems, up to an hour of two cores each; goes on where it was stopped
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/evidence.py & OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/evidence.py; wait
 
 dist: $(VENV)/test.stamp # what a release is made of, in dist/
 	rm -rf dist
