@@ -3,7 +3,7 @@
 from lightning_uncertainty._tensors.clamping import one_way_clamp
 from lightning_uncertainty._tensors.foreign_state import changes, plain_state, restore, seeded, selected, torchjd
 from lightning_uncertainty._tensors.global_batch import SideGroup, mean_losses, world_size
-from lightning_uncertainty._tensors.hash import normal, uniform
+from lightning_uncertainty._tensors.hash import normal, uniform, uniform_on_host
 from lightning_uncertainty._tensors.keeping import keep_for_backward
 from lightning_uncertainty._tensors.loading import Loadable
 from lightning_uncertainty._tensors.numbers import by_name, is_number
@@ -33,6 +33,7 @@ __all__ = [
     "text_tensor",
     "torchjd",
     "uniform",
+    "uniform_on_host",
     "unpacked",
     "world_size",
 ]
