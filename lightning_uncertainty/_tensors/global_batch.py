@@ -7,12 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["SideGroup", "mean_losses", "world_size"]
+__all__ = ["SideGroup", "mean_losses", "summed_over_ranks", "world_size"]
 
 
 def world_size() -> int:
     """Return the number of processes that share a batch; 1 without a process group."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def summed_over_ranks(numbers: Tensor) -> Tensor:
+    """Return the sum over all processes of numbers on the device of their backend; all come here alike.
+
+    Example:
+        >>> summed_over_ranks(torch.tensor([1.0, 2.0]))  # in one process
+        tensor([1., 2.])
+    """
+    if world_size() > 1:
+        numbers = numbers.clone()
+        distributed.all_reduce(numbers)
+    return numbers
 
 
 def mean_losses(
