@@ -7,12 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["SideGroup", "mean_losses", "summed_over_ranks", "world_size"]
+__all__ = ["SideGroup", "mean_losses", "rank", "summed_over_ranks", "world_size"]
 
 
 def world_size() -> int:
     """Return the number of processes that share a batch; 1 without a process group."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return which of the processes that share a batch this is; 0 without a process group."""
+    return distributed.get_rank() if world_size() > 1 else 0
 
 
 def summed_over_ranks(numbers: Tensor) -> Tensor:
