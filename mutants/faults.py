@@ -127,6 +127,95 @@ FAULTS = [
         ("tests/likelihoods/test_prediction.py::test_a_small_spread_of_large_means_is_not_lost",),
     ),
     Fault(
+        "pool_forgets_spread_of_means",
+        "likelihoods/pooling.py",
+        "torch.hypot(within, math.sqrt(share * (1 - share)) * away)",
+        "within",
+        ("tests/likelihoods/test_pooling.py::test_groups_say_what_all_samples_say",),
+    ),
+    Fault(
+        "pool_counts_groups_alike",
+        "likelihoods/pooling.py",
+        "share = samples / self._samples",
+        "share = 1 / self._samples",
+        ("tests/likelihoods/test_pooling.py::test_groups_say_what_all_samples_say",),
+    ),
+    Fault(
+        "pool_of_classes_from_first",
+        "likelihoods/pooling.py",
+        "(self._epistemic - self._divergence(mean)).clamp_min(0)",
+        "self._epistemic",
+        ("tests/likelihoods/test_pooling.py::test_groups_say_what_all_samples_say",),
+    ),
+    Fault(
+        "all_samples_at_once",
+        "predictions/sampling.py",
+        "    for done in range(0, samples, most):\n            count = min(most, samples - done)\n",
+        "    for done in range(1):\n            count = samples\n",
+        ("tests/predictions/test_predict.py::test_memory_does_not_grow_with_samples",),
+    ),
+    Fault(
+        "large_rows_together",
+        "predictions/sampling.py",
+        "min(_ROWS, _NUMBERS // max(1, numbers))",
+        "_ROWS",
+        ("tests/predictions/test_predict.py::test_large_rows_go_through_the_network_one_at_a_time",),
+    ),
+    Fault(
+        "same_masks_in_every_batch",
+        "predictions/sampling.py",
+        "seed=self.seed + number",
+        "seed=self.seed",
+        (
+            "tests/callbacks/test_prediction_writer.py::"
+            "test_samples_of_a_seed_are_the_same_in_every_run_and_others_in_every_batch",
+        ),
+    ),
+    Fault(
+        "functional_dropout_off_unseen",
+        "predictions/_noticing.py",
+        "if p > 0 and not trains:",
+        "if False:",
+        (
+            "tests/predictions/test_dropout.py::"
+            "test_functional_dropout_that_stays_off_is_told_once_with_the_class_to_name",
+        ),
+    ),
+    Fault(
+        "dropout_told_every_time",
+        "predictions/_noticing.py",
+        "    _looked[module] = also\n",
+        "",
+        (
+            "tests/predictions/test_dropout.py::"
+            "test_functional_dropout_that_stays_off_is_told_once_with_the_class_to_name",
+        ),
+    ),
+    Fault(
+        "places_of_the_loader_before",
+        "callbacks/prediction_writer.py",
+        "batch_indices is not self._seen and ",
+        "",
+        ("tests/callbacks/test_prediction_writer.py::test_where_nobody_knows_the_places_one_process_keeps_the_order",),
+    ),
+    Fault(
+        "files_of_an_earlier_run",
+        "predictions/written.py",
+        "        stale.unlink()\n",
+        "        pass\n",
+        (
+            "tests/callbacks/test_prediction_writer.py::"
+            "test_part_of_a_dataset_keeps_its_places_and_an_earlier_run_leaves_nothing",
+        ),
+    ),
+    Fault(
+        "gathered_in_order_of_files",
+        "predictions/written.py",
+        "at = torch.searchsorted(indices, own)",
+        "at = torch.arange(len(own))",
+        ("tests/callbacks/test_prediction_writer.py::test_a_file_a_batch_and_all_in_order",),
+    ),
+    Fault(
         "sampling_interleave",
         "predictions/sampling.py",
         "inputs.repeat(count, *[1] * (inputs.dim() - 1))",

@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["noticing"]
 
-_PLAIN = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+_PLAIN = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout, torch.feature_dropout)
 _ALPHA = (F.alpha_dropout, F.feature_alpha_dropout)  # off where nothing is said
+_NOBODY = "<a function>"
 _looked: WeakKeyDictionary[nn.Module, tuple[type[nn.Module], ...]] = WeakKeyDictionary()
 
 
@@ -53,9 +54,8 @@ def noticing(
     idle = [name for name, part in layers.items() if part not in called and blocks[name] in called]
     classes = dict.fromkeys(type(blocks[name]).__name__ for name in idle)
     if calls.off:
-        _warn(
-            f"functional dropout in {', '.join(calls.off)} stayed off", [name for name in calls.off if name[0] != "<"]
-        )
+        named = [name for name in calls.off if name != _NOBODY]
+        _warn(f"functional dropout in {', '.join(calls.off)} stayed off", named)
     if idle:
         what = f"{', '.join(idle[:3])}{' and others' * (len(idle) > 3)} did not run, though {', '.join(classes)} did"
         _warn(f"{what} (attention may have a fused dropout of its own)", list(classes))
@@ -64,8 +64,8 @@ def noticing(
 def _warn(what: str, classes: list[str]) -> None:
     mend = f"name the class in also=({', '.join(classes)},)" if classes else "call nn.Dropout there"
     warnings.warn(
-        f"dropout that is meant to be on should drop: found that {what}, so that the epistemic uncertainty is too small; "
-        f"{mend}, where it drops if self.training, or take a DeepEnsemble",
+        f"dropout that is meant to be on should drop: found that {what}, so that the epistemic uncertainty is too "
+        f"small; {mend}, where it drops if self.training, or take a DeepEnsemble",
         stacklevel=2,
     )
 
@@ -83,7 +83,7 @@ class _Calls(TorchFunctionMode):
         self.any = True
         if func in _PLAIN or func in _ALPHA:
             p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-            trains = args[2] if len(args) > 2 else kwargs.get("training", func in _PLAIN)
+            trains = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", func in _PLAIN))
             if p > 0 and not trains:
                 self._note(sys._getframe(1))
         return func(*args, **kwargs)
@@ -96,14 +96,9 @@ class _Calls(TorchFunctionMode):
                     self.off[type(owner).__name__] = None
                 return
             frame = frame.f_back
-        self.off["<a function>"] = None
+        self.off[_NOBODY] = None
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return (
-        any(
-            getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod")
-            for part in module.modules()
-        )
-        or torch.compiler.is_compiling()
-    )
+    compiled = (hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in module.modules())
+    return torch.compiler.is_compiling() or any(compiled)

@@ -19,9 +19,9 @@ def mc_dropout(module: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> Ite
     """Let dropout drop inside the block, and everything else evaluate, BatchNorm above all.
 
     Dropout is every dropout layer of torch, and what drops inside `nn.MultiheadAttention`, the recurrent layers and
-    `nn.TransformerEncoderLayer`. After the block every module is in the mode it was in. What stayed off there, a call of
-    functional dropout by a block that evaluates, or a layer that its block did not call, is told once for a network, in
-    a warning; within what was compiled nothing is seen.
+    `nn.TransformerEncoderLayer`. After the block every module is in the mode it was in. What stayed off there, a call
+    of functional dropout by a block that evaluates, or a layer that its block did not call, is told once for a network,
+    in a warning; within what was compiled nothing is seen.
 
     Source: Gal & Ghahramani, "Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep Learning",
     ICML 2016.
@@ -48,10 +48,8 @@ def mc_dropout(module: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> Ite
             "drop by themselves in also=(...), such as a block that calls functional dropout, or use DeepEnsemble"
         )
     fused = nn.TransformerEncoderLayer  # its own mode decides on a path that skips the dropout of its children
-    with (
-        switched(module, lambda part: _drops(part) or isinstance(part, (fused, *also))),
-        noticing(module, also, _drops),
-    ):
+    on = (fused, *also)
+    with switched(module, lambda part: _drops(part) or isinstance(part, on)), noticing(module, also, _drops):
         yield
 
 

@@ -151,7 +151,13 @@ class Block(nn.Module):
         return self.function(self.layer(x), 0.5, self.training if self.given == "self" else self.given)
 
 
-FUNCTIONS = [functional.dropout, functional.dropout2d, functional.alpha_dropout, functional.feature_alpha_dropout]
+FUNCTIONS = [
+    torch.dropout,
+    functional.dropout,
+    functional.dropout2d,
+    functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -204,10 +210,8 @@ def test_a_layer_that_fused_attention_passes_over_is_told():
             return self.drop(functional.scaled_dot_product_attention(x, x, x, dropout_p=p))
 
     net, x = nn.Sequential(Fused()), torch.ones(1, 2, 3, 4)
-    with (
-        pytest.warns(UserWarning, match=r"0.attn_drop did not run, though Fused did.*also=\(Fused,\)"),
-        mc_dropout(net),
-    ):
+    told = r"0.attn_drop did not run, though Fused did.*also=\(Fused,\)"
+    with pytest.warns(UserWarning, match=told), mc_dropout(net):
         net(x)
     assert not any(part._forward_pre_hooks for part in net.modules())
     unused = nn.ModuleDict({"used": nn.Sequential(nn.Dropout(0.3)), "not": nn.Sequential(nn.Dropout(0.3))})

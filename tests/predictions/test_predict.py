@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_uncertainty import MultiTaskMixin
+from lightning_uncertainty.likelihoods import HeteroscedasticCategorical
 from lightning_uncertainty.predictions import DeepEnsemble, Sampling, sample
 
 CLASSES, SIDE = 5, 16
@@ -97,8 +98,6 @@ def test_large_rows_go_through_the_network_one_at_a_time(shape, rows):
 
 
 def test_a_seed_fixes_the_noise_of_likelihoods_too():
-    from lightning_uncertainty.likelihoods import HeteroscedasticCategorical
-
     class Noisy(MultiTaskMixin, LightningModule):
         def __init__(self):
             super().__init__()
