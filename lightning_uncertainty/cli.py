@@ -192,9 +192,12 @@ class _TrainerCLI(LightningCLI):
         if arguments.get("return_predictions") is None:
             arguments["return_predictions"] = False
         self.trainer.predict(**arguments)
-        if isinstance(writer, PredictionWriter) and self.trainer.is_global_zero:
-            print(f"Predictions, a file a batch: {writer.path}")
-            print(f"In the order of the data, in one file: {PROGRAM} gather {writer.path}")
+        if not isinstance(writer, PredictionWriter):
+            return
+        folder = writer.folder_of(self.trainer)
+        if self.trainer.is_global_zero:
+            print(f"Predictions, a file a batch: {folder}")
+            print(f"In the order of the data, in one file: {PROGRAM} gather {folder}")
 
 
 class _CompareCLI(_TrainerCLI):

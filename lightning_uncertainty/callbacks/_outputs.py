@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from inspect import Parameter, signature
@@ -113,9 +112,7 @@ def made_of(
     pools, scales = Pools(net.task_likelihoods()), net.task_scales()
 
     def take(outputs: Mapping[str, Tensor]) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pictures leave out a σ that is not known
-            pools.add({name: outputs[name] for name in tasks if name in outputs}, scales)
+        pools.add({name: outputs[name] for name in tasks if name in outputs}, scales)
 
     if samples == 1:
         take({name: output.unsqueeze(0) for name, output in single.items()})

@@ -62,8 +62,7 @@ class PredictionWriter(_AnyWriter):
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the folder."""
-        logs = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast, on all ranks
-        self._at = (logs / "predictions" if self.folder is None else Path(self.folder)).resolve()
+        self._at = self.folder_of(trainer)
         self._batches, self._seen = 0, trainer.predict_loop.current_batch_indices
         if trainer.is_global_zero:
             open_folder(self._at)
@@ -100,10 +99,10 @@ class PredictionWriter(_AnyWriter):
         close_folder(self._at, self._batches, rank=trainer.global_rank, processes=trainer.world_size)
         trainer.strategy.barrier("predictions written")
 
-    @property
-    def path(self) -> Path | None:
-        """Where the files of the last run are; None before one."""
-        return self._at
+    def folder_of(self, trainer: Any) -> Path:
+        """Return where the files of a Trainer are; all processes come here alike."""
+        logs = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast
+        return (logs / "predictions" if self.folder is None else Path(self.folder)).resolve()
 
 
 def is_writer(callback: Any) -> bool:

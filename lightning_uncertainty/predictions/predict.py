@@ -43,16 +43,19 @@ class Pools:
     def __init__(self, likelihoods: Mapping[str, Likelihood]) -> None:
         self._likelihoods = likelihoods
         self._pools: dict[str, Pool] = {}
-        self._told = False
+        self._unknown: list[str] = []
+        self._looked: Scales | None = None
 
     def add(self, outputs: Mapping[str, Tensor], scales: Scales) -> None:
-        """Add outputs `[S, B, ...]` of a model with these scales; warn where a task's σ is not known.
+        """Add outputs `[S, B, ...]` of a model with these scales.
 
         Raises:
             ValueError: a name is no task.
         """
         check_known(outputs, self._likelihoods)
-        self._warn_of_unknown(outputs, scales.log_variances)
+        if self._looked is not scales:  # of every model once, as looking reads numbers from the device
+            self._look_for_unknown(outputs, scales.log_variances)
+            self._looked = scales
         with torch.no_grad():
             for name, output in outputs.items():
                 likelihood, pool = self._likelihoods[name], self._pools.setdefault(name, Pool(self._likelihoods[name]))
@@ -65,19 +68,21 @@ class Pools:
         """Return what all samples say together, by task."""
         return {name: pool.prediction() for name, pool in self._pools.items()}
 
-    def _warn_of_unknown(self, outputs: Mapping[str, Tensor], log_variances: Mapping[str, Tensor]) -> None:
-        needed = [name for name in outputs if self._likelihoods[name].needs_sigma]
-        if not needed or self._told:
-            return
-        known = torch.stack([~log_variances[name].isnan() for name in needed]).tolist()
-        unknown = [name for name, there in zip(needed, known, strict=True) if not there]
-        if unknown:
-            self._told = True
+    def warn_of_unknown(self) -> None:
+        """Warn the caller of who calls this where a task's σ is not known."""
+        if self._unknown:
             warnings.warn(
-                f"the aleatoric uncertainty of {', '.join(unknown)} is NaN, as no σ is known: train with a weighting "
-                "that has log-variances, such as UncertaintyWeighting, or give the task a HeteroscedasticHead",
-                stacklevel=4,
+                f"the aleatoric uncertainty of {', '.join(self._unknown)} is NaN, as no σ is known: train with a "
+                "weighting that has log-variances, such as UncertaintyWeighting, or give the task a "
+                "HeteroscedasticHead",
+                stacklevel=3,
             )
+
+    def _look_for_unknown(self, outputs: Mapping[str, Tensor], log_variances: Mapping[str, Tensor]) -> None:
+        needed = [name for name in outputs if self._likelihoods[name].needs_sigma]
+        if needed and not self._unknown:
+            unknown = torch.stack([log_variances[name].isnan() for name in needed]).tolist()
+            self._unknown = [name for name, nowhere in zip(needed, unknown, strict=True) if nowhere]
 
 
 def evaluate(module: nn.Module, forward: Callable[[Any], Mapping[str, Tensor]], inputs: Any) -> dict[str, Tensor]:

@@ -96,6 +96,7 @@ class Predicting(_Host):
             scales = self.task_scales()
             run = self if forward is None else forward
             draw(lambda outputs: pools.add(outputs, scales), self, inputs, samples, run, sampling)
+            pools.warn_of_unknown()
             return pools.predictions()
         if samples != 1 or forward is not None or options:
             raise ValueError(
@@ -109,6 +110,7 @@ class Predicting(_Host):
             ),
             inputs,
         )
+        pools.warn_of_unknown()
         return pools.predictions()
 
     def task_scales(self) -> Scales:

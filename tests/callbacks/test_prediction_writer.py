@@ -24,15 +24,16 @@ def same(gathered, module):
 def test_a_file_a_batch_and_all_in_order(workers, tmp_path):
     module = net()
     table = DataLoader(Rows(rows()), batch_size=2, num_workers=workers)
-    writer = PredictionWriter("out")
-    trainer(callbacks=[writer]).predict(module, table, return_predictions=False)
+    writer, run = PredictionWriter("out"), trainer()
+    run.callbacks.append(writer)
+    run.predict(module, table, return_predictions=False)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [*(f"batch-0-{batch:06d}-0.pt" for batch in range(6)), "done-0.json"]
     one = torch.load(tmp_path / "out/batch-0-000001-0.pt", weights_only=True)
     assert one["indices"].tolist() == [2, 3]
     assert one["predictions"]["kind"].keys() == {"mean", "aleatoric", "epistemic", "total"}
     same(gather_predictions("out"), module)
-    assert writer.path == tmp_path / "out"
+    assert writer.folder_of(run) == tmp_path / "out"
 
 
 @pytest.mark.cells("tests.callbacks._writing", "{cell}")
