@@ -185,7 +185,8 @@ class _TrainerCLI(LightningCLI):
 
     def predict(self, **arguments: Any) -> None:
         """Predict, and write the predictions beside the logs, a file a batch; a writer of the configuration's is it."""
-        callbacks = self.trainer.callbacks
+        trainer: Any = self.trainer
+        callbacks = trainer.callbacks
         writer = next((one for one in callbacks if is_writer(one)), None) or PredictionWriter()
         if writer not in callbacks:
             callbacks.append(writer)

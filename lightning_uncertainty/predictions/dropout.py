@@ -48,7 +48,7 @@ def mc_dropout(module: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> Ite
             "drop by themselves in also=(...), such as a block that calls functional dropout, or use DeepEnsemble"
         )
     fused = nn.TransformerEncoderLayer  # its own mode decides on a path that skips the dropout of its children
-    on = (fused, *also)
+    on: tuple[type[nn.Module], ...] = (fused, *also)
     with switched(module, lambda part: _drops(part) or isinstance(part, on)), noticing(module, also, _drops):
         yield
 

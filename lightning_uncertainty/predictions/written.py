@@ -86,7 +86,7 @@ def gather_predictions(folder: str | Path, *, dataloader: int = 0) -> Gathered:
     folder = Path(folder)
     paths = _paths(folder, dataloader)
     places = _places(paths)
-    indices = torch.cat(places).unique()  # sorted
+    indices = torch.unique(torch.cat(places))  # sorted
     gathered: dict[str, Tensor] = {}
     tree = None
     for path, own in zip(paths, places, strict=True):
@@ -142,7 +142,7 @@ def _places(paths: list[Path]) -> list[Tensor]:
             "as of an IterableDataset or a DataLoader with batch_size=None; predict in one process"
         )
     rows = [next((len(leaf) for _, leaf in _leaves(_load(path)["predictions"])), 0) for path in paths]
-    return list(torch.arange(sum(rows)).split(rows))
+    return list(torch.split(torch.arange(sum(rows)), rows))
 
 
 def _load(path: Path) -> Any:
@@ -179,5 +179,5 @@ def _rebuilt(tree: Any, gathered: dict[str, Tensor], name: str = "") -> Any:
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
     parts = {key: _rebuilt(part, gathered, f"{name}/{key}" if name else str(key)) for key, part in pairs}
     if tuple(parts) == Prediction._fields:
-        return Prediction(**parts)
+        return Prediction(*parts.values())
     return parts if isinstance(tree, dict) else list(parts.values())
