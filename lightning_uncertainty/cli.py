@@ -192,6 +192,7 @@ class _TrainerCLI(LightningCLI):
             callbacks.append(writer)
         if arguments.get("return_predictions") is None:
             arguments["return_predictions"] = False
+        _ = trainer.log_dir  # its version, before a strategy starts processes that would settle on one of their own
         self.trainer.predict(**arguments)
         if not isinstance(writer, PredictionWriter):
             return

@@ -2,7 +2,14 @@
 
 from lightning_uncertainty._tensors.clamping import one_way_clamp
 from lightning_uncertainty._tensors.foreign_state import changes, plain_state, restore, seeded, selected, torchjd
-from lightning_uncertainty._tensors.global_batch import SideGroup, mean_losses, rank, summed_over_ranks, world_size
+from lightning_uncertainty._tensors.global_batch import (
+    SideGroup,
+    exchange_device,
+    mean_losses,
+    rank,
+    summed_over_ranks,
+    world_size,
+)
 from lightning_uncertainty._tensors.hash import normal, uniform
 from lightning_uncertainty._tensors.keeping import keep_for_backward
 from lightning_uncertainty._tensors.loading import Loadable
@@ -17,6 +24,7 @@ __all__ = [
     "SideGroup",
     "by_name",
     "changes",
+    "exchange_device",
     "is_number",
     "keep_for_backward",
     "mean_losses",

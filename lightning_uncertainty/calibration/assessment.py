@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uncertainty._show import load_pyplot, render
-from lightning_uncertainty._tensors import summed_over_ranks
+from lightning_uncertainty._tensors import exchange_device, summed_over_ranks
 from lightning_uncertainty.calibration._batches import Inputs, feeding, require_tasks
 from lightning_uncertainty.likelihoods import Likelihood, Prediction
 from lightning_uncertainty.metrics import CRPS, IntervalCoverage, PredictiveNLL, ReliabilityDiagram, Sharpness
@@ -143,8 +143,11 @@ def assess(
                 pairs = _pairs(module, module.predict_tasks(given, forward=forward, **options), batch)
             for name, pair in pairs.items():
                 seen[name] += _update(metrics[name], pair)
-    total = summed_over_ranks(torch.tensor(list(seen.values()), device=device)).tolist()
+    total = summed_over_ranks(torch.tensor(list(seen.values()))).tolist()
     labels = dict(zip(seen, total, strict=True))
+    for of_task in metrics.values():
+        for metric in of_task.values():
+            metric.to(exchange_device(device))
     counted = {name: of_task for name, of_task in metrics.items() if labels[name]}
     if not counted:
         raise ValueError(

@@ -146,8 +146,7 @@ def recalibrate(
                     target, mask = module.labels_of(name, batch)
                     if target is not None:
                         held[name].append(_sifted(likelihoods[name], output, target, mask, _log_variance(module, name)))
-    device = module.task_weighting.task_ids.device
-    own = torch.tensor([sum(len(labels) for _, labels in pairs) for pairs in held.values()], device=device)
+    own = torch.tensor([sum(len(labels) for _, labels in pairs) for pairs in held.values()])
     counts = dict(zip(held, summed_over_ranks(own).tolist(), strict=True))
     if not any(counts.values()):
         raise ValueError("recalibration should have labels: found none in the dataloader; give it held-out data")
@@ -190,13 +189,13 @@ def _recalibrated(
     module: MultiTaskMixin, name: str, pairs: list[tuple[Tensor, Tensor]], count: int
 ) -> TaskRecalibration | str:
     """Return what to do to a task with `count` labels in all processes, or why there is nothing to do."""
-    likelihood, device = module.task_likelihoods()[name], module.task_weighting.task_ids.device
+    likelihood = module.task_likelihoods()[name]
     before = module.task_calibration.of(name).item()
 
     def mean(of: Callable[[Tensor, Tensor], Tensor]) -> float:
         """Return the mean over the labels of all processes, whose sum is that of batches."""
         own = sum((of(outputs, labels).double().sum().item() for outputs, labels in pairs if len(labels)), 0.0)
-        return summed_over_ranks(torch.tensor([own], dtype=torch.float64, device=device)).item() / count
+        return summed_over_ranks(torch.tensor([own], dtype=torch.float64)).item() / count
 
     if likelihood.predictive not in ("classes", "event"):
         if likelihood.predictive == "mean" or (likelihood.needs_sigma and _log_variance(module, name).isnan()):

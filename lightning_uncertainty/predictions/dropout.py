@@ -42,6 +42,7 @@ def mc_dropout(module: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> Ite
         >>> net[1].training
         False
     """
+    also = tuple(also)
     if not any(_drops(part) or isinstance(part, also) for part in module.modules()):
         raise ValueError(
             f"{type(module).__name__} should have dropout with p > 0: found none; add nn.Dropout, name classes that "

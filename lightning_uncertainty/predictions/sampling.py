@@ -46,6 +46,7 @@ class Sampling:
     also: tuple[type[nn.Module], ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "also", tuple(self.also))
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows should be at least 1: found {self.max_rows}; 1 is one sample a forward")
 

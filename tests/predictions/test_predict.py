@@ -122,3 +122,4 @@ def test_options_are_those_of_sampling():
         net.predict_tasks(x, samples=3, max_rows=0)
     assert Sampling(seed=3).of_batch(4) == Sampling(seed=7)
     assert Sampling().of_batch(4) == Sampling()
+    assert Sampling(also=[nn.ReLU]).also == (nn.ReLU,)
