@@ -1383,7 +1383,7 @@ FAULTS = [
     Fault(
         "predict_step_without_samples",
         "module.py",
-        "self.predict_tasks(self.inputs_of(batch), samples=self._samples)",
+        "self.predict_tasks(self.inputs_of(batch), samples=self._samples, **options)",
         "self.predict_tasks(self.inputs_of(batch))",
         ("tests/test_module.py::test_samples_of_predict_step_are_passes_with_dropout",),
     ),
