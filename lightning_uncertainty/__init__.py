@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning_uncertainty.callbacks import (
         GradientConflictMonitor,
         PredictionImages,
+        PredictionWriter,
         UncertaintyMonitor,
         UncertaintyWarmUp,
     )
@@ -38,7 +39,13 @@ else:
         "_step": ("own_group",),
         "adoption": ("AdoptLosses", "adopt"),
         "balancing": ("GradientBalancing",),
-        "callbacks": ("GradientConflictMonitor", "PredictionImages", "UncertaintyMonitor", "UncertaintyWarmUp"),
+        "callbacks": (
+            "GradientConflictMonitor",
+            "PredictionImages",
+            "PredictionWriter",
+            "UncertaintyMonitor",
+            "UncertaintyWarmUp",
+        ),
         "likelihoods": ("masked_sum",),
         "mixin": ("MultiTaskMixin",),
         "module": ("MultiTaskModule", "MultiTaskSteps"),
@@ -72,6 +79,7 @@ __all__ = [
     "MultiTaskModule",
     "MultiTaskSteps",
     "PredictionImages",
+    "PredictionWriter",
     "Task",
     "UncertaintyMonitor",
     "UncertaintyWarmUp",

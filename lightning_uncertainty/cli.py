@@ -17,23 +17,24 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any, Literal, NoReturn
 
-import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_uncertainty import balancing, weightings
-from lightning_uncertainty.callbacks import UncertaintyMonitor
+from lightning_uncertainty.callbacks import PredictionWriter, UncertaintyMonitor
+from lightning_uncertainty.callbacks.prediction_writer import is_writer
 from lightning_uncertainty.dashboards import read_run, save_wandb_workspace, write_report
 from lightning_uncertainty.examples.demo import demo
 from lightning_uncertainty.module import MultiTaskModule
+from lightning_uncertainty.predictions.written import write_gathered
 from lightning_uncertainty.tasks import Task
 from lightning_uncertainty.trials import compare
 from lightning_uncertainty.trials.comparing import SINGLE_TASK
 from lightning_uncertainty.trials.fit import QUIET
 from lightning_uncertainty.weightings import Weighting
 
-__all__ = ["demo", "example", "main", "report", "workspace"]
+__all__ = ["demo", "example", "gather", "main", "report", "workspace"]
 
 PROGRAM = "lightning-uncertainty"
 TRAINER_COMMANDS = {
@@ -67,6 +68,26 @@ def report(run: Path, out: Path = Path("report.html")) -> None:
     with _errors_as_sentences(ModuleNotFoundError, OSError, ValueError):
         write_report(read_run(run), out)
     print(f"Report: {out.resolve()}")
+
+
+def gather(folder: Path, out: Path = Path("predictions.pt"), dataloader: int = 0) -> None:
+    """Write what `predict` has predicted, in all its processes, into one file, in the order of the data.
+
+    The file is for torch.load: the places of the rows in the dataset under `indices`, and under `predictions` by task
+    mean, aleatoric, epistemic and total.
+
+    Args:
+        folder: that `predict`, or a PredictionWriter, has written.
+        out: the file.
+        dataloader: which of several dataloaders.
+
+    Raises:
+        SystemExit: there are no predictions, or not all, or nothing tells their order, or no place for the file.
+    """
+    with _errors_as_sentences(OSError, ValueError):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_gathered(folder, out, dataloader=dataloader)
+    print(f"Predictions in the order of the data, for torch.load: {out.resolve()}")
 
 
 def workspace(
@@ -116,7 +137,7 @@ def main() -> None:
     for name, description in TRAINER_COMMANDS.items():  # to be listed; they have a parser of their own
         commands[name] = lambda: None
         commands[name].__doc__ = description
-    auto_cli({**commands, "report": report, "workspace": workspace}, prog=PROGRAM)
+    auto_cli({**commands, "gather": gather, "report": report, "workspace": workspace}, prog=PROGRAM)
 
 
 # -- fit, validate, test, predict --------------------------------------------------------------------------------------
@@ -163,22 +184,22 @@ class _TrainerCLI(LightningCLI):
         parser.add_lightning_class_args(UncertaintyMonitor, "monitor")
 
     def predict(self, **arguments: Any) -> None:
-        """Predict, and write the predictions beside the logs."""
-        outputs = self.trainer.predict(**arguments)
-        if outputs is None:  # return_predictions is off: a callback writes them
+        """Predict, and write the predictions beside the logs, a file a batch; a writer of the configuration's is it."""
+        trainer: Any = self.trainer
+        callbacks = trainer.callbacks
+        writer = next((one for one in callbacks if is_writer(one)), None) or PredictionWriter()
+        if writer not in callbacks:
+            callbacks.append(writer)
+        if arguments.get("return_predictions") is None:
+            arguments["return_predictions"] = False
+        _ = trainer.log_dir  # its version, before a strategy starts processes that would settle on one of their own
+        self.trainer.predict(**arguments)
+        if not isinstance(writer, PredictionWriter):
             return
-        rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        path = Path(self.trainer.log_dir or self.trainer.default_root_dir).resolve() / f"predictions{rank}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(_as_dicts(outputs), path)
-        print(f"Predictions by batch and task, for torch.load: {path}")
-
-
-def _as_dicts(predictions: Any) -> Any:
-    """Return predictions by batch (of one dataloader, or lists of several) and task as dicts of tensors alone."""
-    if isinstance(predictions, list):
-        return [_as_dicts(part) for part in predictions]
-    return {task: prediction._asdict() for task, prediction in predictions.items()}
+        folder = writer.folder_of(self.trainer)
+        if self.trainer.is_global_zero:
+            print(f"Predictions, a file a batch: {folder}")
+            print(f"In the order of the data, in one file: {PROGRAM} gather {folder}")
 
 
 class _CompareCLI(_TrainerCLI):

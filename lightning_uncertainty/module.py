@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_uncertainty._tensors import rank, world_size
 from lightning_uncertainty.architectures import Architecture, BranchingArchitecture
 from lightning_uncertainty.likelihoods import Prediction
 from lightning_uncertainty.mixin import MultiTaskMixin
+from lightning_uncertainty.predictions import Sampling
 from lightning_uncertainty.tasks import Stage, Task
 from lightning_uncertainty.tasks.task import pick, specify
 from lightning_uncertainty.weightings import Weighting
@@ -42,6 +44,7 @@ class MultiTaskSteps(MultiTaskMixin):
         optimizer: Callable[[Iterable[Any]], Optimizer] = AdamW,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         samples: int = 1,
+        sampling: Sampling | None = None,
     ) -> None:
         """Register the tasks.
 
@@ -57,6 +60,8 @@ class MultiTaskSteps(MultiTaskMixin):
             lr_scheduler: makes a scheduler of the optimizer, stepped once an epoch. ReduceLROnPlateau follows
                 val/balanced_loss, which may be negative: give it threshold_mode="abs".
             samples: passes of `predict_step`: 1 without dropout, more with it, whose spread is epistemic uncertainty.
+            sampling: how these are drawn: their seed, to which the number of each batch is added, most rows of a
+                forward, and classes that drop by themselves.
 
         Raises:
             ValueError: a task has no head, or one that an `Architecture` does not need, or a prediction of that has no
@@ -86,6 +91,7 @@ class MultiTaskSteps(MultiTaskMixin):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._samples = samples
+        self._sampling = Sampling() if sampling is None else sampling
 
     def forward(self, inputs: Any) -> dict[str, Tensor]:
         """Return what every head makes of the inputs, by task."""
@@ -111,7 +117,9 @@ class MultiTaskSteps(MultiTaskMixin):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Prediction]:
         """Return what is predicted by task, and how surely (see `predict_tasks`); the batch needs no labels."""
-        return self.predict_tasks(self.inputs_of(batch), samples=self._samples)
+        number = (dataloader_idx << 32) + batch_idx * world_size() + rank()
+        options = vars(self._sampling.of_batch(number))
+        return self.predict_tasks(self.inputs_of(batch), samples=self._samples, **options)
 
     def inputs_of(self, batch: Any) -> Any:
         """Return what the backbone takes of a batch.

@@ -129,16 +129,105 @@ FAULTS = [
     Fault(
         "epistemic_precision",
         "likelihoods/prediction.py",
-        "(means - means[0]).var",
-        "means.var",
+        "distance = samples - samples[0]",
+        "distance = samples",
         ("tests/likelihoods/test_prediction.py::test_a_small_spread_of_large_means_is_not_lost",),
     ),
     Fault(
         "mean_over_samples_rounds",
         "likelihoods/prediction.py",
-        "return samples[0] + (samples - samples[0]).mean(0)",
-        "return samples.mean(0)",
+        "samples[0] + (samples - samples[0]).mean(0)",
+        "samples.mean(0)",
         ("tests/likelihoods/test_prediction.py::test_a_small_spread_of_large_means_is_not_lost",),
+    ),
+    Fault(
+        "pool_forgets_spread_of_means",
+        "likelihoods/pooling.py",
+        "torch.hypot(within, math.sqrt(share * (1 - share)) * away)",
+        "within",
+        ("tests/likelihoods/test_pooling.py::test_groups_say_what_all_samples_say",),
+    ),
+    Fault(
+        "pool_counts_groups_alike",
+        "likelihoods/pooling.py",
+        "share = samples / self._samples",
+        "share = 1 / self._samples",
+        ("tests/likelihoods/test_pooling.py::test_groups_say_what_all_samples_say",),
+    ),
+    Fault(
+        "pool_of_classes_from_first",
+        "likelihoods/pooling.py",
+        "(self._epistemic - self._divergence(mean)).clamp_min(0)",
+        "self._epistemic",
+        ("tests/likelihoods/test_pooling.py::test_groups_say_what_all_samples_say",),
+    ),
+    Fault(
+        "all_samples_at_once",
+        "predictions/sampling.py",
+        "    for done in range(0, samples, most):\n            count = min(most, samples - done)\n",
+        "    for done in range(1):\n            count = samples\n",
+        ("tests/predictions/test_predict.py::test_memory_does_not_grow_with_samples",),
+    ),
+    Fault(
+        "large_rows_together",
+        "predictions/sampling.py",
+        "min(_ROWS, _NUMBERS // max(1, numbers))",
+        "_ROWS",
+        ("tests/predictions/test_predict.py::test_large_rows_go_through_the_network_one_at_a_time",),
+    ),
+    Fault(
+        "same_masks_in_every_batch",
+        "predictions/sampling.py",
+        "seed=self.seed + number",
+        "seed=self.seed",
+        (
+            "tests/callbacks/test_prediction_writer.py::"
+            "test_samples_of_a_seed_are_the_same_in_every_run_and_others_in_every_batch",
+        ),
+    ),
+    Fault(
+        "functional_dropout_off_unseen",
+        "predictions/_noticing.py",
+        "if p > 0 and not trains:",
+        "if False:",
+        (
+            "tests/predictions/test_dropout.py::"
+            "test_functional_dropout_that_stays_off_is_told_once_with_the_class_to_name",
+        ),
+    ),
+    Fault(
+        "dropout_told_every_time",
+        "predictions/_noticing.py",
+        "    _looked[module] = also\n",
+        "",
+        (
+            "tests/predictions/test_dropout.py::"
+            "test_functional_dropout_that_stays_off_is_told_once_with_the_class_to_name",
+        ),
+    ),
+    Fault(
+        "places_of_the_loader_before",
+        "callbacks/prediction_writer.py",
+        "batch_indices is not self._seen and ",
+        "",
+        ("tests/callbacks/test_prediction_writer.py::test_where_nobody_knows_the_places_one_process_keeps_the_order",),
+    ),
+    Fault(
+        "files_of_an_earlier_run",
+        "predictions/written.py",
+        "        stale.unlink()\n",
+        "        pass\n",
+        (
+            "tests/callbacks/test_prediction_writer.py::"
+            "test_part_of_a_dataset_keeps_its_places_and_an_earlier_run_leaves_nothing",
+        ),
+    ),
+    Fault(
+        "gathered_in_order_of_files",
+        "predictions/written.py",
+        "at = torch.searchsorted(indices, own)",
+        "at = torch.arange(len(own))",
+        ("tests/callbacks/test_prediction_writer.py::test_a_file_a_batch_and_all_in_order",),
     ),
     Fault(
         "sampling_interleave",
@@ -1010,10 +1099,45 @@ FAULTS = [
         ("tests/calibration/test_recalibration.py::test_noisy_logits_get_one_temperature_whatever_was_drawn_before",),
     ),
     Fault(
-        "recal_laplace_factor",
+        "recal_few_labels",
         "calibration/recalibration.py",
-        "math.sqrt(2) * z.abs().mean()",
-        "z.abs().mean()",
+        "if counts[name] >= min_labels",
+        "if counts[name] >= 1",
+        ("tests/calibration/test_recalibration.py::test_fewer_labels_than_thirty_move_nothing",),
+    ),
+    Fault(
+        "recal_no_optimum",
+        "calibration/recalibration.py",
+        "if 1.01 * LEAST < after < 0.99 * MOST:",
+        "if True:",
+        ("tests/calibration/test_recalibration.py::test_classes_without_a_likeliest_temperature_keep_theirs",),
+    ),
+    Fault(
+        "held_out_skips_hooks",
+        "calibration/_batches.py",
+        "self._after(self._move(given, self._device, index), index)",
+        "self._move(given, self._device, index)",
+        ("tests/calibration/test_batches.py::test_batches_are_those_of_validation",),
+    ),
+    Fault(
+        "held_out_in_float32",
+        "calibration/_batches.py",
+        "self._precision.convert_input(batch)",
+        "batch",
+        ("tests/calibration/test_batches.py::test_precision_is_that_of_validation",),
+    ),
+    Fault(
+        "held_out_is_augmented",
+        "calibration/_batches.py",
+        "    trainer.validating = True\n",
+        "",
+        ("tests/calibration/test_batches.py::test_in_a_callback_of_a_fit_held_out_data_are_not_augmented",),
+    ),
+    Fault(
+        "recal_laplace_factor",
+        "calibration/_fitting.py",
+        "math.sqrt(2) * mean if",
+        "mean if",
         ("tests/calibration/test_recalibration.py::test_a_sigma_that_is_too_small_is_stretched_and_covers_again",),
     ),
     Fault(
@@ -1052,10 +1176,10 @@ FAULTS = [
         ("tests/predictions/test_ensemble.py::test_members_evaluate_and_get_their_modes_back",),
     ),
     Fault(
-        "ensemble_sigma_along_rows",
-        "predictions/predict.py",
-        "numbers.reshape(-1, *[1] * (outputs.dim() - 1)) if numbers.dim() else numbers",
-        "numbers",
+        "ensemble_of_one_sigma",
+        "predictions/predicting.py",
+        "id(member): self._alike(member).task_scales()",
+        "id(member): self.task_scales()",
         ("tests/test_mixin.py::test_an_ensemble_has_the_mean_variance_of_its_members_and_their_spread",),
     ),
     Fault(
@@ -1273,7 +1397,7 @@ FAULTS = [
     Fault(
         "predict_step_without_samples",
         "module.py",
-        "self.predict_tasks(self.inputs_of(batch), samples=self._samples)",
+        "self.predict_tasks(self.inputs_of(batch), samples=self._samples, **options)",
         "self.predict_tasks(self.inputs_of(batch))",
         ("tests/test_module.py::test_samples_of_predict_step_are_passes_with_dropout",),
     ),

@@ -161,15 +161,41 @@ def test_checkpoints_are_evaluated(fitted, command, stage, capsys):
 
 
 @pytest.mark.filterwarnings(ELSEWHERE)
-def test_predictions_are_written(fitted, capsys):
+def test_predictions_are_written_and_gathered(fitted, capsys, tmp_path):
     run("predict", "--config", fitted / "penguins.yaml", "--ckpt_path", checkpoints(fitted) / "best.ckpt")
-    path = re.search(r"for torch.load: (\S+predictions.pt)", capsys.readouterr().out).group(1)
-    batches = torch.load(path, weights_only=True)
+    folder = re.search(r"a file a batch: (\S+)\n", capsys.readouterr().out).group(1)
+    run("gather", folder, "--out", tmp_path / "all/predictions.pt")
+    assert str(tmp_path / "all/predictions.pt") in capsys.readouterr().out
+    gathered = torch.load(tmp_path / "all/predictions.pt", weights_only=True)
     loaded = MultiTaskModule.load_from_checkpoint(checkpoints(fitted) / "best.ckpt").eval()
     predictions = loaded.predict_tasks(PenguinData().test[:]["features"])
+    assert gathered["indices"].tolist() == list(range(len(PenguinData().test)))
     for task, prediction in predictions.items():
         for kind, value in prediction._asdict().items():
-            torch.testing.assert_close(torch.cat([batch[task][kind] for batch in batches]), value)
+            torch.testing.assert_close(gathered["predictions"][task][kind], value)
+    with pytest.raises(SystemExit, match="there should be predictions of dataloader 1"):
+        run("gather", folder, "--dataloader", 1)
+
+
+@pytest.mark.filterwarnings("ignore:the aleatoric uncertainty of", ELSEWHERE)
+def test_how_samples_are_drawn_and_who_writes_them_is_configured(tmp_path, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(MultiTaskModule, "predict_tasks", lambda self, inputs, **options: seen.append(options) or {})
+    config = yaml.safe_load(EXAMPLE)
+    config["trainer"] |= {"enable_progress_bar": False, "logger": False, "limit_predict_batches": 2}
+    config["trainer"]["callbacks"] = [
+        {
+            "class_path": "lightning_uncertainty.callbacks.PredictionWriter",
+            "init_args": {"folder": str(tmp_path / "mine")},
+        }
+    ]
+    (tmp_path / "penguins.yaml").write_text(yaml.safe_dump(config))
+    sampling = ["--model.sampling.seed", 5, "--model.sampling.max_rows", 7, "--model.sampling.also", "[torch.nn.GELU]"]
+    run("predict", "--config", tmp_path / "penguins.yaml", "--model.samples", 3, *sampling)
+    same = {"samples": 3, "max_rows": 7, "also": (torch.nn.GELU,)}
+    assert seen == [{**same, "seed": 5}, {**same, "seed": 6}]
+    assert f"a file a batch: {tmp_path / 'mine'}\n" in capsys.readouterr().out
+    assert len([*(tmp_path / "mine").glob("batch-*.pt")]) == 2
 
 
 @pytest.mark.filterwarnings(ELSEWHERE)
@@ -414,7 +440,18 @@ def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit):
         run("--help")
     listed = re.findall(r"^    (\w+) {2,}\w", capsys.readouterr().out, re.MULTILINE)
-    assert listed == ["demo", "example", "fit", "validate", "test", "predict", "compare", "report", "workspace"]
+    assert listed == [
+        "demo",
+        "example",
+        "fit",
+        "validate",
+        "test",
+        "predict",
+        "compare",
+        "gather",
+        "report",
+        "workspace",
+    ]
 
 
 def test_help_documents_every_argument_of_model_and_monitor(capsys):

@@ -2,7 +2,14 @@
 
 from lightning_uncertainty._tensors.clamping import one_way_clamp
 from lightning_uncertainty._tensors.foreign_state import changes, plain_state, restore, seeded, selected, torchjd
-from lightning_uncertainty._tensors.global_batch import SideGroup, mean_losses, world_size
+from lightning_uncertainty._tensors.global_batch import (
+    SideGroup,
+    exchange_device,
+    mean_losses,
+    rank,
+    summed_over_ranks,
+    world_size,
+)
 from lightning_uncertainty._tensors.hash import normal, uniform, uniform_on_host
 from lightning_uncertainty._tensors.keeping import keep_for_backward
 from lightning_uncertainty._tensors.loading import Loadable
@@ -17,6 +24,7 @@ __all__ = [
     "SideGroup",
     "by_name",
     "changes",
+    "exchange_device",
     "is_number",
     "keep_for_backward",
     "mean_losses",
@@ -25,10 +33,12 @@ __all__ = [
     "packed",
     "plain_state",
     "promote",
+    "rank",
     "reads_values",
     "restore",
     "seeded",
     "selected",
+    "summed_over_ranks",
     "text_of",
     "text_tensor",
     "torchjd",

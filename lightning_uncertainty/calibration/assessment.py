@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uncertainty._show import load_pyplot, render
-from lightning_uncertainty.calibration._batches import Inputs, batches
+from lightning_uncertainty._tensors import exchange_device, summed_over_ranks
+from lightning_uncertainty.calibration._batches import Inputs, feeding, require_tasks
 from lightning_uncertainty.likelihoods import Likelihood, Prediction
 from lightning_uncertainty.metrics import CRPS, IntervalCoverage, PredictiveNLL, ReliabilityDiagram, Sharpness
 from lightning_uncertainty.mixin import MultiTaskMixin
@@ -41,7 +44,9 @@ class Calibration:
         for task, metrics in self.metrics.items():
             row: dict[str, float] = {}
             for name, metric in metrics.items():
-                value = metric.compute()
+                with warnings.catch_warnings():  # this process may have none of the labels that others have
+                    warnings.filterwarnings("ignore", "The ``compute`` method of metric")
+                    value = metric.compute()
                 if name == "coverage":
                     row |= {level: share.item() for level, share in value.items()}
                 elif name == "reliability":
@@ -89,21 +94,26 @@ def assess(
     *,
     inputs: Inputs = None,
     forward: Callable[[Any], Mapping[str, Tensor]] | None = None,
+    datamodule: Any = None,
     **options: Any,
 ) -> Calibration:
     """Return how calibrated `predict_tasks` is on held-out data, by its total uncertainty and its probabilities.
 
-    Tasks without a label, or for which no σ is known, are left out.
+    Tasks without a label, or for which no σ is known, are left out. Batches come as to a step of validation, and in
+    several processes from all of them, as for `recalibrate`.
 
     Args:
         module: with its corrections, as it would predict.
         dataloader: of data that neither training nor `recalibrate` saw.
         inputs: as for `recalibrate`.
         forward: as for `recalibrate`.
+        datamodule: as for `recalibrate`.
         options: as for `predict_tasks`, such as `samples=30` or `ensemble`.
 
     Raises:
         ValueError: no task is left, or the outputs or labels are not what the tasks need.
+        TypeError: the module is no `MultiTaskMixin`.
+        RuntimeError: it has no tasks.
 
     Example:
         >>> import torch
@@ -119,18 +129,25 @@ def assess(
         >>> round(assess(Net(), [batch], inputs="x").rows()["kind"]["ece"], 3)  # sure to 98 %, right to 75 %
         0.232
     """
+    require_tasks("assess", module, "assess(ensemble.members[0], dataloader, ensemble=ensemble)")
     likelihoods = module.task_likelihoods()
     device = module.task_weighting.task_ids.device
     metrics = {name: _metrics_of(kind) for name, kind in likelihoods.items()}
     for of_task in metrics.values():
         for metric in of_task.values():
             metric.to(device)
-    labels = dict.fromkeys(likelihoods, 0)
-    for given, batch in batches(module, dataloader, inputs):
-        for name, prediction in module.predict_tasks(given, forward=forward, **options).items():
-            target, mask = module.labels_of(name, batch)
-            if target is not None:
-                labels[name] += _update(metrics[name], likelihoods[name].paired(prediction, target, mask))
+    seen = dict.fromkeys(likelihoods, 0)
+    with feeding(module, datamodule) as feed:
+        for given, batch in feed.batches(dataloader, inputs):
+            with feed.step():
+                pairs = _pairs(module, module.predict_tasks(given, forward=forward, **options), batch)
+            for name, pair in pairs.items():
+                seen[name] += _update(metrics[name], pair)
+    total = summed_over_ranks(torch.tensor(list(seen.values()))).tolist()
+    labels = dict(zip(seen, total, strict=True))
+    for of_task in metrics.values():
+        for metric in of_task.values():
+            metric.to(exchange_device(device))
     counted = {name: of_task for name, of_task in metrics.items() if labels[name]}
     if not counted:
         raise ValueError(
@@ -138,6 +155,18 @@ def assess(
             "and train with a weighting that has log-variances"
         )
     return Calibration(counted, {name: labels[name] for name in counted})
+
+
+def _pairs(
+    module: MultiTaskMixin, predictions: Mapping[str, Prediction], batch: Any
+) -> dict[str, tuple[Prediction, Tensor]]:
+    """Return predictions and labels of the observed scalars of a batch, flat, by task."""
+    likelihoods, pairs = module.task_likelihoods(), {}
+    for name, prediction in predictions.items():
+        target, mask = module.labels_of(name, batch)
+        if target is not None:
+            pairs[name] = likelihoods[name].paired(prediction, target, mask)
+    return pairs
 
 
 def _metrics_of(likelihood: Likelihood) -> dict[str, Metric]:

@@ -82,22 +82,21 @@ def look_at(
     """
     picture = picture_of(rows.batch, image, module)
     place = (rows.number, *loader)
-    made = made_of(module, net, rows.batch, place=place, forward=forward, picture=picture, samples=samples)
-    scales, likelihoods = net.task_scales(), net.task_likelihoods()
+    made = made_of(module, net, rows.batch, place=place, forward=forward, picture=picture, samples=samples, tasks=tasks)
+    likelihoods = net.task_likelihoods()
     predictions, labels = {}, {}
     for name in tasks:
         if name not in made.outputs:
             tell(f"output {name}", f"an output of task {name!r} among those of the module: found none; it is left out")
             continue
-        outputs, likelihood = made.outputs[name], likelihoods[name]
-        predictions[name] = likelihood.predicted(outputs, scales.log_variances[name], scales.corrections[name])
+        predictions[name] = made.predictions[name]
         mend = f"give targets={{{name!r}: ...}}, a key, a place in a tuple, or a function of the batch"
         try:
             if name in targets:
                 target, mask = found_at(made.batch, targets[name], f"labels of task {name!r}", mend), None
             else:
                 target, mask = net.labels_of(name, made.batch)
-            _, values, there = likelihood.aligned(outputs[0], target, mask)
+            _, values, there = likelihoods[name].aligned(made.outputs[name], target, mask)
             labels[name] = Labels(values, there)
         except (ValueError, NotImplementedError) as error:
             if name in targets:

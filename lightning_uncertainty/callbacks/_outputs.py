@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_uncertainty.callbacks._fixed_rows import copied
+from lightning_uncertainty.likelihoods import Prediction
 from lightning_uncertainty.mixin import MultiTaskMixin
-from lightning_uncertainty.predictions.predict import draw, evaluate
+from lightning_uncertainty.predictions.predict import Pools, draw, evaluate
+from lightning_uncertainty.predictions.sampling import Sampling
 
 __all__ = ["Forward", "Made", "made_of", "undisturbed"]
 
@@ -26,11 +28,13 @@ class Made(NamedTuple):
     """What was made of a batch.
 
     Attributes:
-        outputs: of S passes `[S, B, ...]`, by task.
+        outputs: of a pass in evaluation mode, by task.
+        predictions: of all samples, by task.
         batch: that holds the labels, as the module made it of what it was given.
     """
 
     outputs: dict[str, Tensor]
+    predictions: dict[str, Prediction]
     batch: Any
 
 
@@ -76,6 +80,7 @@ def made_of(
     forward: Forward | None = None,
     picture: Any = None,
     samples: int = 1,
+    tasks: Collection[str] = (),
 ) -> Made:
     """Return what a module makes of a batch in evaluation mode, without gradients.
 
@@ -88,6 +93,7 @@ def made_of(
             `task_losses` has in a step of validation, else what the module's `forward` returns of the picture.
         picture: what is shown of the batch; None where there is none.
         samples: passes; more than one with dropout.
+        tasks: that are predicted.
 
     Raises:
         ValueError: nothing tells the outputs, or there is no dropout for several passes.
@@ -103,9 +109,16 @@ def made_of(
 
     single = evaluate(module, run, batch)
     seen = labelled[0]
+    pools, scales = Pools(net.task_likelihoods()), net.task_scales()
+
+    def take(outputs: Mapping[str, Tensor]) -> None:
+        pools.add({name: outputs[name] for name in tasks if name in outputs}, scales)
+
     if samples == 1:
-        return Made({name: output.unsqueeze(0) for name, output in single.items()}, seen)
-    return Made(draw(module, batch, samples, run, None, {"seed": 0}), seen)
+        take({name: output.unsqueeze(0) for name, output in single.items()})
+    else:
+        draw(take, module, batch, samples, run, Sampling(seed=0))
+    return Made(single, pools.predictions(), seen)
 
 
 def _of_step(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Prediction", "binary", "classification", "regression"]
+__all__ = ["Prediction", "binary", "classification", "divergence", "regression"]
 
 
 class Prediction(NamedTuple):
@@ -55,9 +55,9 @@ def regression(means: Tensor, variances: Tensor) -> Prediction:
     _check_samples(means, "means", "[S, ...]", least=1)
     means, variances = _widened(means), _widened(variances)
     mean = _mean(means)
-    aleatoric = _mean(variances.broadcast_to(means.shape))
-    epistemic = (means - means[0]).var(0, correction=0)  # distances first: large means would swallow a small spread
-    return Prediction(mean, aleatoric.sqrt(), epistemic.sqrt(), (aleatoric + epistemic).sqrt())
+    aleatoric = _mean(variances.broadcast_to(means.shape)).sqrt()
+    epistemic = _spread(means)
+    return Prediction(mean, aleatoric, epistemic, torch.hypot(aleatoric, epistemic))
 
 
 def classification(probabilities: Tensor) -> Prediction:
@@ -112,21 +112,39 @@ def _entropies(probabilities: Tensor, dim: int) -> Prediction:
     """Split entropies of classes that lie along `dim` of the samples `[S, ...]`."""
     mean = _mean(probabilities)
     aleatoric = _mean(torch.special.entr(probabilities).sum(dim))
-    distance = probabilities - mean  # adds up to nothing over samples, but takes the rounding of the mean with it
-    divisor = mean.clamp_min(torch.finfo(mean.dtype).tiny)  # never 0 / 0
+    if len(probabilities) == 1:
+        return Prediction(mean, aleatoric, torch.zeros_like(aleatoric), aleatoric)
+    epistemic = _mean(divergence(probabilities, mean, dim)).clamp_min(0)  # its rounded sum may be below zero
+    return Prediction(mean, aleatoric, epistemic, aleatoric + epistemic)
+
+
+def divergence(probabilities: Tensor, others: Tensor, dim: int) -> Tensor:
+    """Return `KL(p || q) = Σ p log(p / q)` of classes along `dim`, in nats; no digit of a small one is lost.
+
+    Example:
+        >>> divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), dim=0)  # log 2
+        tensor(0.6931)
+    """
+    distance = probabilities - others  # adds up to nothing over classes, but takes the rounding of the mean with it
+    divisor = others.clamp_min(torch.finfo(others.dtype).tiny)  # never 0 / 0
     excess, ratio = distance / divisor, probabilities / divisor
     near = torch.special.xlog1py(probabilities, excess.clamp_min(-0.5))
-    far = torch.special.xlogy(
-        probabilities, ratio
-    )  # far below the mean, 1 + excess would be rounded to 0, its log -inf
-    divergence = (torch.where(excess < -0.5, far, near) - distance).sum(dim)
-    epistemic = _mean(divergence).clamp_min(0)  # no divergence is below zero; its rounded sum may be
-    return Prediction(mean, aleatoric, epistemic, aleatoric + epistemic)
+    far = torch.special.xlogy(probabilities, ratio)  # far below, 1 + excess would be rounded to 0, its log -inf
+    return (torch.where(excess < -0.5, far, near) - distance).sum(dim)
+
+
+def _spread(samples: Tensor) -> Tensor:
+    """Return the standard deviation over samples `[S, ...]`, whose square need not fit the type."""
+    if len(samples) == 1:
+        return torch.zeros_like(samples[0])
+    distance = samples - samples[0]  # first, or large means would swallow a small spread
+    most = distance.abs().amax(0).clamp_min(torch.finfo(samples.dtype).tiny)
+    return (distance / most).var(0, correction=0).sqrt() * most
 
 
 def _mean(samples: Tensor) -> Tensor:
     """Return the mean over samples `[S, ...]`; of equal samples it is exactly that sample."""
-    return samples[0] + (samples - samples[0]).mean(0)
+    return samples[0] if len(samples) == 1 else samples[0] + (samples - samples[0]).mean(0)
 
 
 def _widened(samples: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_uncertainty.predictions._modes import switched
+from lightning_uncertainty.predictions._noticing import noticing
 
 __all__ = ["mc_dropout"]
 
@@ -18,7 +19,9 @@ def mc_dropout(module: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> Ite
     """Let dropout drop inside the block, and everything else evaluate, BatchNorm above all.
 
     Dropout is every dropout layer of torch, and what drops inside `nn.MultiheadAttention`, the recurrent layers and
-    `nn.TransformerEncoderLayer`. After the block every module is in the mode it was in.
+    `nn.TransformerEncoderLayer`. After the block every module is in the mode it was in. What stayed off there, a call
+    of functional dropout by a block that evaluates, or a layer that its block did not call, is told once for a network,
+    in a warning; within what was compiled nothing is seen.
 
     Source: Gal & Ghahramani, "Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep Learning",
     ICML 2016.
@@ -39,13 +42,15 @@ def mc_dropout(module: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> Ite
         >>> net[1].training
         False
     """
+    also = tuple(also)
     if not any(_drops(part) or isinstance(part, also) for part in module.modules()):
         raise ValueError(
             f"{type(module).__name__} should have dropout with p > 0: found none; add nn.Dropout, name classes that "
-            "drop by themselves in also=(...), since a call of functional dropout cannot be seen, or use DeepEnsemble"
+            "drop by themselves in also=(...), such as a block that calls functional dropout, or use DeepEnsemble"
         )
     fused = nn.TransformerEncoderLayer  # its own mode decides on a path that skips the dropout of its children
-    with switched(module, lambda part: _drops(part) or isinstance(part, (fused, *also))):
+    on: tuple[type[nn.Module], ...] = (fused, *also)
+    with switched(module, lambda part: _drops(part) or isinstance(part, on)), noticing(module, also, _drops):
         yield
 
 

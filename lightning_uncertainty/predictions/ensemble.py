@@ -77,22 +77,39 @@ class DeepEnsemble(nn.Module):
         Raises:
             ValueError: a member returns no outputs by task, or other tasks or shapes than the first one.
         """
+        drawn: list[Mapping[str, Tensor]] = []
+        self.draw_each(lambda member, outputs: drawn.append(outputs), inputs)
+        return {task: torch.stack([outputs[task] for outputs in drawn]) for task in drawn[0]}
+
+    def draw_each(self, take: Callable[[nn.Module, Mapping[str, Tensor]], None], inputs: Any) -> None:
+        """Hand over each member and its outputs `[B, ...]` by task, one after the other; see `sample`.
+
+        Args:
+            take: is handed them.
+            inputs: what every member takes.
+
+        Raises:
+            ValueError: as `sample`.
+        """
+        first: dict[str, torch.Size] = {}
         with torch.no_grad(), switched(self, trains=lambda part: False):
-            outputs = [by_task(member(inputs), f"member {index}") for index, member in enumerate(self.members)]
-        for index, others in enumerate(outputs):
-            _check_alike(outputs[0], others, index)
-        return {task: torch.stack([member[task] for member in outputs]) for task in outputs[0]}
+            for index, member in enumerate(self.members):
+                outputs = by_task(member(inputs), f"member {index}")
+                shapes = {task: output.shape for task, output in outputs.items()}
+                first = first or shapes
+                _check_alike(first, shapes, index)
+                take(member, outputs)
 
 
-def _check_alike(first: Mapping[str, Tensor], other: Mapping[str, Tensor], index: int) -> None:
+def _check_alike(first: Mapping[str, torch.Size], other: Mapping[str, torch.Size], index: int) -> None:
     if first.keys() != other.keys():
         raise ValueError(
             f"members of DeepEnsemble should predict the same tasks: found {', '.join(first)} for member 0 and "
             f"{', '.join(other)} for member {index}; load checkpoints of one model"
         )
-    for task, output in first.items():
-        if output.shape != other[task].shape:
+    for task, shape in first.items():
+        if shape != other[task]:
             raise ValueError(
-                f"members of DeepEnsemble should predict {task} in one shape: found {list(output.shape)} for member 0 "
-                f"and {list(other[task].shape)} for member {index}; load checkpoints of one model"
+                f"members of DeepEnsemble should predict {task} in one shape: found {list(shape)} for member 0 "
+                f"and {list(other[task])} for member {index}; load checkpoints of one model"
             )

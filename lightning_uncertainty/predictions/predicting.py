@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from lightning_uncertainty.likelihoods import Likelihood, Prediction
 from lightning_uncertainty.predictions.ensemble import DeepEnsemble
-from lightning_uncertainty.predictions.predict import Scales, draw, predict, scales_of
+from lightning_uncertainty.predictions.predict import Pools, Scales, draw
+from lightning_uncertainty.predictions.sampling import Sampling
 from lightning_uncertainty.tasks import Task, TaskCorrections
-from lightning_uncertainty.tasks.task import check_known, likelihoods_of
+from lightning_uncertainty.tasks.task import likelihoods_of
 from lightning_uncertainty.weightings import Weighting
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class Predicting(_Host):
             forward: from inputs to outputs by task; the module itself where None.
             ensemble: of modules with these tasks, to predict with in place of this one; each has a σ and a correction
                 of its own, and the aleatoric variance is the mean of theirs.
-            options: `seed`, `max_rows` and `also` of `predictions.sample`, for several samples.
+            options: `seed`, `max_rows` and `also` of `predictions.Sampling`. Samples are drawn and looked at one after
+                the other: memory is that of one forward and a few maps, however many there are.
 
         Returns:
             By task: for regression the mean and standard deviations in units of the label, aleatoric and total NaN
@@ -89,10 +91,27 @@ class Predicting(_Host):
             ([1.0, 1.0], True)
         """
         self._require_tasks("predict_tasks")
-        members = [self] if ensemble is None else [self._alike(member) for member in ensemble.members]
-        outputs = draw(self, inputs, samples, self if forward is None else forward, ensemble, options)
-        check_known(outputs, self._tasks)
-        return predict(outputs, self.task_likelihoods(), scales_of([member.task_scales() for member in members]))
+        sampling, pools = Sampling(**options), Pools(self.task_likelihoods())
+        if ensemble is None:
+            scales = self.task_scales()
+            run = self if forward is None else forward
+            draw(lambda outputs: pools.add(outputs, scales), self, inputs, samples, run, sampling)
+            pools.warn_of_unknown()
+            return pools.predictions()
+        if samples != 1 or forward is not None or options:
+            raise ValueError(
+                "an ensemble should predict by its members alone: found samples, forward or options of sampling beside "
+                "it; leave them out"
+            )
+        of_member = {id(member): self._alike(member).task_scales() for member in ensemble.members}
+        ensemble.draw_each(
+            lambda member, outputs: pools.add(
+                {name: output.unsqueeze(0) for name, output in outputs.items()}, of_member[id(member)]
+            ),
+            inputs,
+        )
+        pools.warn_of_unknown()
+        return pools.predictions()
 
     def task_scales(self) -> Scales:
         """Return what stands beside the outputs in predictions: log-variances, NaN where none, and corrections."""

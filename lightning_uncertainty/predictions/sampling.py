@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -13,7 +14,45 @@ from torch import Tensor, nn
 from lightning_uncertainty.predictions._outputs import by_task
 from lightning_uncertainty.predictions.dropout import mc_dropout
 
-__all__ = ["sample"]
+__all__ = ["Sampling", "draw_each", "sample", "seeded"]
+
+_ROWS = 64
+_NUMBERS = 1 << 20  # of the inputs of a forward: 4 MiB; beyond, more rows at once are hardly faster
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How several samples are drawn.
+
+    Args:
+        seed: the same seed gives the same samples, with the same `max_rows`; the random states of the CPU and of the
+            devices of module and inputs stay as they were. None draws from those.
+        max_rows: most rows of one forward, unless a batch has more. None is 64, or fewer where rows are large: at most
+            2²⁰ numbers of inputs, as one image of 512 x 512. More need more memory, and may be faster. 1 means one
+            sample a forward, which is right where rows meet (a mask that the batch shares) or the batch is not the
+            first dimension.
+        also: as for `mc_dropout`.
+
+    Raises:
+        ValueError: max_rows are below 1.
+
+    Example:
+        >>> Sampling(seed=0)
+        Sampling(seed=0, max_rows=None, also=())
+    """
+
+    seed: int | None = None
+    max_rows: int | None = None
+    also: tuple[type[nn.Module], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "also", tuple(self.also))
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows should be at least 1: found {self.max_rows}; 1 is one sample a forward")
+
+    def of_batch(self, number: int) -> Sampling:
+        """Return that of a batch of several, whose masks are others."""
+        return self if self.seed is None else replace(self, seed=self.seed + number)
 
 
 def sample(
@@ -23,7 +62,7 @@ def sample(
     *,
     module: nn.Module,
     seed: int | None = None,
-    max_rows: int = 64,
+    max_rows: int | None = None,
     also: tuple[type[nn.Module], ...] = (),
 ) -> dict[str, Tensor]:
     """Predict a batch several times, each time under another dropout mask, without gradients.
@@ -39,12 +78,9 @@ def sample(
         inputs: what `forward` takes.
         samples: number S of predictions.
         module: the network whose dropout `mc_dropout` switches on.
-        seed: the same seed gives the same samples, with the same `max_rows`; the random states of the CPU and of the
-            devices of module and inputs stay as they were. None draws from those.
-        max_rows: most rows of one forward, unless B is more. Raise it where memory allows. 1 means one sample a
-            forward, which is right where rows meet (a mask that the batch shares) or the batch is not the first
-            dimension.
-        also: as for `mc_dropout`.
+        seed: as for `Sampling`, and so are the others.
+        max_rows: most rows of one forward.
+        also: classes that drop by themselves.
 
     Returns:
         Outputs `[S, B, ...]` by task.
@@ -59,17 +95,47 @@ def sample(
         >>> outputs["depth"].shape
         torch.Size([100, 2, 1])
     """
+    drawn: list[dict[str, Tensor]] = []
+    draw_each(drawn.append, forward, inputs, samples, module=module, sampling=Sampling(seed, max_rows, also))
+    return {task: torch.cat([outputs[task] for outputs in drawn]) for task in drawn[0]}
+
+
+def draw_each(
+    take: Callable[[dict[str, Tensor]], None],
+    forward: Callable[[Any], Mapping[str, Tensor]],
+    inputs: Any,
+    samples: int,
+    *,
+    module: nn.Module,
+    sampling: Sampling,
+) -> None:
+    """Draw samples as `sample` does, and hand over each forward's outputs `[s, B, ...]` by task, as they come.
+
+    Args:
+        take: is handed them, with the random state of the samples.
+        forward: as for `sample`, and so are the others.
+        inputs: what it takes.
+        samples: how many.
+        module: whose dropout is on.
+        sampling: how.
+    """
     if samples < 1:
         raise ValueError(f"samples should be at least 1: found {samples}; a few dozen are usual")
     rows = _rows(inputs)
-    most = 1 if rows is None else max(1, max_rows // max(1, rows))
-    counts = [min(most, samples - done) for done in range(0, samples, most)]
-    drawn = []
-    with torch.no_grad(), mc_dropout(module, also), _seeded(seed, module, inputs):
-        for count in counts:
+    most = 1 if rows is None else max(1, _most_rows(inputs, rows, sampling.max_rows) // max(1, rows))
+    with torch.no_grad(), mc_dropout(module, sampling.also), seeded(sampling.seed, module, inputs):
+        for done in range(0, samples, most):
+            count = min(most, samples - done)
             outputs = by_task(forward(inputs if count == 1 else _repeated(inputs, count)), "forward")
-            drawn.append({task: _unfolded(output, count, rows, task) for task, output in outputs.items()})
-    return {task: torch.cat([outputs[task] for outputs in drawn]) for task in drawn[0]}
+            take({task: _unfolded(output, count, rows, task) for task, output in outputs.items()})
+
+
+def _most_rows(inputs: Any, rows: int, given: int | None) -> int:
+    """Return how many rows a forward takes, of inputs with `rows` rows."""
+    if given is not None:
+        return given
+    numbers: int = sum(leaf.numel() for leaf in _leaves(inputs)) // max(1, rows)
+    return min(_ROWS, _NUMBERS // max(1, numbers))
 
 
 def _leaves(inputs: Any) -> Iterator[Any]:
@@ -116,7 +182,7 @@ def _unfolded(output: Tensor, count: int, rows: int | None, task: str) -> Tensor
 
 
 @contextmanager
-def _seeded(seed: int | None, module: nn.Module, inputs: Any) -> Iterator[None]:
+def seeded(seed: int | None, module: nn.Module, inputs: Any) -> Iterator[None]:
     """Draw from a seed inside, and leave the random states of all devices in use as they were."""
     if seed is None:
         yield

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_uncertainty._tensors import mean_losses, world_size
+from lightning_uncertainty._tensors import exchange_device, mean_losses, world_size
 
 
 def test_without_a_process_group_means_are_sums_over_counts():
@@ -32,3 +32,12 @@ def test_a_count_that_makes_no_sense_is_neither_no_label_nor_a_small_loss(count,
     means, *_ = mean_losses(torch.tensor([6.0, 6.0]), torch.tensor([count, 2.0]), over_ranks=over_ranks)
     assert means.isnan().tolist() == [True, False]
     assert means[1] == 3
+
+
+@pytest.mark.parametrize(("backend", "device"), [("gloo", "cpu"), ("nccl", "cuda")])
+def test_what_a_fit_leaves_on_a_cpu_is_exchanged_where_the_backend_takes_it(backend, device, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    assert exchange_device(torch.device("cpu")) == torch.device(device)
+    assert exchange_device(torch.device("meta")) == torch.device("meta")

@@ -1,27 +1,19 @@
 """Corrections that make a model as sure as it is right, and what they leave alone."""
 
 import math
+import warnings
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule
 
-from lightning_uncertainty import FixedWeighting, MultiTaskMixin, UncertaintyWeighting
+from lightning_uncertainty import FixedWeighting
 from lightning_uncertainty.calibration import assess, recalibrate
 from lightning_uncertainty.likelihoods import HeteroscedasticCategorical, HeteroscedasticGaussian
+from lightning_uncertainty.predictions import DeepEnsemble
+from tests._launch import RANKS
+from tests.calibration._ranks import Passing, run_cell
 
 N = 4000
-
-
-class Passing(MultiTaskMixin, LightningModule):
-    """Its inputs are its outputs."""
-
-    def __init__(self, tasks, weighting=None):
-        super().__init__()
-        self.register_tasks(tasks, weighting=weighting or UncertaintyWeighting())
-
-    def forward(self, outputs):
-        return dict(outputs)
 
 
 def with_sigma(log_variance=0.0, **tasks):
@@ -123,19 +115,107 @@ def test_events_and_missing_labels():
     assert (found.labels, found.after) == (N // 2, pytest.approx(0.5, rel=0.15))
 
 
-def test_separable_labels_have_no_temperature_and_stop_at_the_least():
-    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    batches = held_out({"kind": logits}, kind=torch.tensor([0, 1]))
-    with pytest.warns(UserWarning, match=r"kind has no optimum between 0.05 and 20 and stops at 0.05"):
-        found = recalibrate(with_sigma(kind="categorical"), batches, inputs="outputs")
-    assert found.tasks["kind"].after == pytest.approx(0.05)
+SURE = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 20)
+EVERY_OTHER = torch.tensor([0, 1] * 20)
+
+
+def kept(net, batches, match, **options):
+    """Recalibrate a net whose corrections are 1.5, which stay, with a sentence."""
+    net.task_calibration.correct(dict.fromkeys(net.task_likelihoods(), 1.5))
+    with pytest.warns(UserWarning, match=match):
+        found = recalibrate(net, batches, inputs="outputs", **options)
+    assert found.tasks == {}
+    assert {net.task_calibration.of(name).item() for name in net.task_likelihoods()} == {1.5}
+    assert "keeps its correction" in str(found)
+    assert len(found.kept) == len(net.task_likelihoods())
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "why"),
+    [
+        (SURE, EVERY_OTHER, r"rises up to 0\.05, which it does where all are predicted right"),
+        (SURE, 1 - EVERY_OTHER, r"rises up to 20, which it does where they are predicted no better than by chance"),
+        (0 * SURE, EVERY_OTHER, "its probabilities do not depend on it"),
+        (torch.nan * SURE, EVERY_OTHER, "its probabilities are NaN"),
+    ],
+    ids=["all right", "all wrong", "all alike", "nan"],
+)
+def test_classes_without_a_likeliest_temperature_keep_theirs(logits, labels, why):
+    kept(with_sigma(kind="categorical"), held_out({"kind": logits}, kind=labels), f"'kind' keeps its correction.*{why}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [(0.0, "predicted without any error"), (math.inf, "NaN or infinite")],
+)
+def test_regression_without_a_likeliest_factor_keeps_its_own(labels, why):
+    batches = held_out({"depth": torch.zeros(40)}, depth=torch.full((40,), labels))
+    kept(with_sigma(depth="gaussian"), batches, f"'depth' keeps its correction: .*{why}")
+
+
+@pytest.mark.parametrize("count", [1, 29, 30])
+def test_fewer_labels_than_thirty_move_nothing(count):
+    torch.manual_seed(0)
+    batch = {"outputs": {"depth": torch.zeros(40), "kind": torch.randn(40, 2)}, "depth": 3 * torch.randn(40)}
+    batch["kind"] = torch.distributions.Categorical(logits=batch["outputs"]["kind"]).sample()
+    batch["depth"][count:], batch["kind"][count:] = torch.nan, -100
+    net = with_sigma(depth="laplace", kind="categorical")
+    if count < 30:
+        kept(net, [batch], rf"it has {count} labels? in the dataloader, and should have min_labels=30")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of one label, classes have no temperature
+        found = recalibrate(net, [batch], inputs="outputs", min_labels=count)
+    assert found.tasks["depth"].labels == count
+    assert found.tasks["depth"].after != 1.5
+
+
+def test_a_task_with_few_labels_does_not_hold_up_the_others():
+    (batch,) = classes(3.0)
+    batch["outputs"]["depth"], batch["depth"] = torch.zeros(N), torch.full((N,), torch.nan)
+    batch["depth"][0] = 1.0
+    net = with_sigma(depth="gaussian", kind="categorical")
+    with pytest.warns(UserWarning, match="'depth' keeps its correction: it has 1 label in the dataloader"):
+        assert recalibrate(net, [batch], inputs="outputs").tasks.keys() == {"kind"}
+
+
+def test_the_least_count_of_labels_is_one():
+    with pytest.raises(ValueError, match="min_labels should be at least 1: found 0"):
+        recalibrate(with_sigma(kind="categorical"), classes(), inputs="outputs", min_labels=0)
+
+
+def test_an_ensemble_is_told_to_be_recalibrated_by_member():
+    ensemble = DeepEnsemble([with_sigma(kind="categorical") for _ in range(2)])
+    with pytest.raises(TypeError, match=r"found a DeepEnsemble; write recalibrate\(member, dataloader\) for each of"):
+        recalibrate(ensemble, classes(), inputs="outputs")
+    with pytest.raises(TypeError, match=r"found a DeepEnsemble; write assess\(ensemble.members\[0\], dataloader, ens"):
+        assess(ensemble, classes(), inputs="outputs")
+    with pytest.raises(TypeError, match="recalibrate needs a MultiTaskMixin: found Linear"):
+        recalibrate(torch.nn.Linear(1, 1), [])
+    for member in ensemble.members:
+        assert recalibrate(member, classes(3.0), inputs="outputs").tasks["kind"].after > 2
+    rows = assess(ensemble.members[0], classes(3.0), inputs="outputs", ensemble=ensemble).rows()
+    assert rows["kind"]["ece"] < 0.05
+
+
+@pytest.mark.cells("tests.calibration._ranks", "one", "both", "few")
+@pytest.mark.parametrize("cell", ["one", "both", "few"])
+def test_labels_of_all_processes_count_and_all_get_one_correction(cell, found):
+    alone = run_cell(cell, 0, 1)
+    for rank in range(RANKS):
+        together = found(cell, rank)
+        assert together["kept"] == alone["kept"]
+        assert together["rows"].keys() == alone["rows"].keys()
+        for task, row in alone["rows"].items():
+            assert together["rows"][task] == pytest.approx(row, rel=1e-4)
+        for task, after in alone["after"].items():
+            assert together["after"][task] == pytest.approx(after, rel=1e-6)
 
 
 def test_tasks_without_sigma_are_skipped_and_named():
     (batch,) = classes()
     batch["outputs"]["depth"], batch["depth"] = torch.zeros(N), torch.randn(N)
     net = Passing({"depth": "gaussian", "kind": "categorical"}, FixedWeighting())
-    with pytest.warns(UserWarning, match="depth cannot be recalibrated and keeps its correction"):
+    with pytest.warns(UserWarning, match="'depth' keeps its correction: no σ is known"):
         found = recalibrate(net, [batch], inputs="outputs")
     assert found.tasks.keys() == {"kind"}
     assert net.task_calibration.of("depth") == 1

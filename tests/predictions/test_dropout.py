@@ -1,9 +1,11 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_uncertainty.predictions import mc_dropout
+from lightning_uncertainty.predictions import mc_dropout, sample
 
 DROPOUTS = [nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout]
 
@@ -136,3 +138,89 @@ def test_a_network_that_would_not_drop_is_refused(net):
     with pytest.raises(ValueError, match=r"should have dropout with p > 0: found none.*DeepEnsemble"), mc_dropout(net):
         pass
     assert net.training
+
+
+class Block(nn.Module):
+    """Drops by a function, as long as it trains."""
+
+    def __init__(self, function=functional.dropout, given="self"):
+        super().__init__()
+        self.layer, self.function, self.given = nn.Dropout(0.1), function, given
+
+    def forward(self, x):
+        return self.function(self.layer(x), 0.5, self.training if self.given == "self" else self.given)
+
+
+FUNCTIONS = [
+    torch.dropout,
+    functional.dropout,
+    functional.dropout2d,
+    functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functional_dropout_that_stays_off_is_told_once_with_the_class_to_name(function):
+    net, x = nn.Sequential(Block(function)), torch.ones(2, 3, 4, 4)
+    with pytest.warns(UserWarning, match=r"functional dropout in Block stayed off.*also=\(Block,\)"), mc_dropout(net):
+        net(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with mc_dropout(net):  # it was told
+            net(x)
+        with mc_dropout(net, also=(Block,)):
+            net(x)
+        with mc_dropout(other := nn.Sequential(Block(function)), also=(Block,)):
+            other(x)
+
+
+def test_several_classes_are_told_together_and_what_no_module_calls_too():
+    class Other(Block):
+        pass
+
+    net = nn.Sequential(Block(), Other())
+    with pytest.warns(UserWarning, match=r"in Block, Other stayed off.*also=\(Block, Other,\)"), mc_dropout(net):
+        net(torch.ones(2, 4))
+    with pytest.warns(UserWarning, match=r"in <a function> stayed off.*call nn.Dropout there"), mc_dropout(net[0]):
+        functional.dropout(torch.ones(2, 4), 0.5, False)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_functional_dropout_that_is_on_or_off_on_purpose_is_not_told(given):
+    net = nn.Sequential(Block(given=given), nn.MultiheadAttention(4, 2, dropout=0.3))
+    kinds = (Block,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with mc_dropout(net, also=kinds):
+            net[0](torch.ones(2, 4))
+            net[1](*[torch.ones(3, 2, 4)] * 3)
+        with mc_dropout(nn.Sequential(layer := nn.Dropout(0.2))):
+            functional.dropout(layer(torch.ones(2)), 0.0, False)
+
+
+def test_a_layer_that_fused_attention_passes_over_is_told():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn_drop, self.drop = nn.Dropout(0.3), nn.Dropout(0.1)
+
+        def forward(self, x):
+            p = self.attn_drop.p if self.training else 0.0
+            return self.drop(functional.scaled_dot_product_attention(x, x, x, dropout_p=p))
+
+    net, x = nn.Sequential(Fused()), torch.ones(1, 2, 3, 4)
+    told = r"0.attn_drop did not run, though Fused did.*also=\(Fused,\)"
+    with pytest.warns(UserWarning, match=told), mc_dropout(net):
+        net(x)
+    assert not any(part._forward_pre_hooks for part in net.modules())
+    unused = nn.ModuleDict({"used": nn.Sequential(nn.Dropout(0.3)), "not": nn.Sequential(nn.Dropout(0.3))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with mc_dropout(unused):
+            unused["used"](x)
+
+
+def test_samples_tell_too():
+    with pytest.warns(UserWarning, match="functional dropout in Block stayed off"):
+        sample(lambda x: {"depth": net(x)}, torch.ones(2, 4), 3, module=(net := nn.Sequential(Block())))
