@@ -179,7 +179,7 @@ def test_a_name_that_only_resembles_a_prediction_is_accepted():
 
 def test_features_that_do_not_fit_the_channels_are_named():
     net = JTRL(stages([4, 6]), [4, 8], OUTPUTS, width=4)
-    with pytest.raises(ValueError, match=r"stage 1 .* 8 channels, as in \[B, 8, ...\]: found \[2, 6, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"stage 1 should be \[B, 8, h, w\]: found \[2, 6, 4, 4\]; correct channels"):
         net(images(16, 16).float())
     with pytest.raises(ValueError, match=r"2 stages, .*\[4, 8\]: found 1"):
         net([torch.ones(2, 4, 8, 8)])

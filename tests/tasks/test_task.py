@@ -32,7 +32,9 @@ def test_a_function_that_gives_labels_goes_along():
     "tasks", [{"depth": "laplace"}, {"depth": "laplace", "kind": "categorical", "edges": "bernoulli"}]
 )
 def test_tasks_should_be_those_of_the_predictions(tasks):
-    with pytest.raises(ValueError, match=r"tasks should be those of the predictions \(depth, kind\): found depth"):
+    with pytest.raises(
+        ValueError, match=r"tasks without heads should be those of the predictions \(depth, kind\): found depth"
+    ):
         deep_supervision(tasks, PREDICTIONS)
 
 
