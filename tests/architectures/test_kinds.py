@@ -4,6 +4,7 @@ import re
 from itertools import pairwise, product
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -143,6 +144,23 @@ def test_a_cell_of_the_table_trains_or_is_refused_in_a_sentence(name, inputs, ki
     for prediction, output in predictions.items():
         label = batch[net.predictions.get(prediction, prediction)]
         assert output.shape[2:] == (label.shape[1:] if not label.is_floating_point() else label.shape[2:])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("inputs", DIMENSIONS)
+def test_every_kind_exports_to_onnx_by_the_dynamo_exporter(inputs, tmp_path):
+    """One file for each: dense predictions and those of the whole input, or a head beside where there are none."""
+    for name in MAKE:
+        kinds = [kind for kind in ("whole", "beside") if kind in TABLE[name, inputs]]
+        for kind in kinds if name == "HardSharing" else kinds[:1]:
+            module, _, batch = build(name, inputs, kind)
+            net, x, file = module.backbone.eval(), batch["x"], tmp_path / "net.onnx"
+            torch.onnx.export(net, (x,), file, dynamo=True, verbose=False, output_names=list(net.predictions))
+            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            found = session.run(list(net.predictions), {session.get_inputs()[0].name: x.numpy()})
+            for output, expected in zip(found, net(x).values(), strict=True):
+                torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -43,6 +43,15 @@ def test_heads_are_the_networks_own():
         deep_supervision({"depth": Task(Laplace(), head=nn.Linear(2, 1))}, {"depth": "depth"})
 
 
+def test_a_head_beside_the_network_comes_last_as_it_is():
+    age = Task(Gaussian(), head=nn.Linear(2, 1))
+    tasks = deep_supervision({"age": age, "depth": "laplace"}, {"depth": "depth", "depth_1": "depth"})
+    assert list(tasks) == ["depth", "depth_1", "age"]
+    assert tasks["age"] is age
+    with pytest.raises(ValueError, match=r"should have no head: found one for depth_1; leave it out"):
+        deep_supervision({"depth": "laplace", "depth_1": age}, {"depth": "depth", "depth_1": "depth"})
+
+
 def test_names_are_checked():
     with pytest.raises(ValueError, match=r"a task's name should be letters.*found 'depth.1'"):
         deep_supervision({"depth": "laplace"}, {"depth": "depth", "depth.1": "depth"})
