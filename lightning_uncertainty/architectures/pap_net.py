@@ -120,7 +120,7 @@ class Propagation(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         size = features.shape[3:]
         stride = _stride(size, self.max_pixels)
-        small = _AVERAGES[len(size)](features.flatten(0, 1), stride, ceil_mode=True)
+        small = _averages(features.flatten(0, 1), stride)
         x = small.flatten(2).mT.reshape(*features.shape[:2], -1, features.shape[2])
         diffused = diffuse(x, mix(affinity(x), self.weights()), self.beta, self.iterations)
         change = (diffused - x).flatten(0, 1).mT.reshape(small.shape)
@@ -131,6 +131,16 @@ class Propagation(nn.Module):
 
 
 _AVERAGES: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def _averages(x: Tensor, stride: int) -> Tensor:
+    """Return the averages over s x s pixels; in float32 at least, which those of voxels need on a CPU."""
+    if stride == 1:
+        return x
+    window = [min(stride, length) for length in x.shape[2:]]  # which that of voxels does not cut by itself
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    averages: Tensor = _AVERAGES[len(window)](precise, window, ceil_mode=True)
+    return averages.to(x.dtype)
 
 
 def _stride(size: Sequence[int], max_pixels: int) -> int:

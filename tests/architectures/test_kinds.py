@@ -146,6 +146,21 @@ def test_a_cell_of_the_table_trains_or_is_refused_in_a_sentence(name, inputs, ki
         assert output.shape[2:] == (label.shape[1:] if not label.is_floating_point() else label.shape[2:])
 
 
+@pytest.mark.matrix
+@pytest.mark.parametrize("inputs", DIMENSIONS)
+@pytest.mark.parametrize("name", MAKE)
+def test_a_cell_compiles_into_one_graph_and_runs_in_bfloat16(name, inputs):
+    for kind in [kind for kind in ("whole", "beside") if kind in TABLE[name, inputs]][:1]:
+        module, _, batch = build(name, inputs, kind)
+        net, x = module.backbone, batch["x"]
+        expected = net(x)
+        torch.compiler.reset()
+        for prediction, output in torch.compile(net, fullgraph=True, backend="eager")(x).items():
+            torch.testing.assert_close(output, expected[prediction])
+        for prediction, output in net.bfloat16()(x.bfloat16()).items():
+            assert (output.float() - expected[prediction]).norm() < 0.06 * expected[prediction].norm(), prediction
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("inputs", DIMENSIONS)
