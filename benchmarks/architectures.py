@@ -30,6 +30,7 @@ CHANNELS = [32, 64, 128, 256]
 WIDTH = 256
 OUTPUTS = {"depth": 1, "semantics": 13, "normals": 3}
 TASKS = (2, 3)
+MANY = (2, 3, 5, 8)
 BASE, RECURSIVE = "`HardSharing`", "`JTRL`"
 FORWARD, STEP = "forward", "step"
 
@@ -160,7 +161,8 @@ def main() -> None:
         f"Images of {size[0]} x {size[1]} pixels, {batch} in a batch. The backbone is ResNet-18 at half its width; its "
         f"last features have {CHANNELS[-1]} channels at a sixteenth of the images' size. Every head is a 3x3 "
         "convolution with BatchNorm and ReLU, then a 1x1 convolution; JTRL's is the latter alone. Tasks of PAD-Net, "
-        f"PAP-Net and JTRL have features of width {WIDTH}, the default. GFLOPs: of a forward pass for one image, in "
+        f"PAP-Net and JTRL have features of width {WIDTH}, the default; final heads of PAP-Net take half of it, and "
+        f"those of hard sharing {CHANNELS[-1]} channels. GFLOPs: of a forward pass for one image, in "
         "convolutions and matrix products, a multiply-add counted as two. Step: forward, losses of all "
         "predictions, backward. Memory: how far the resident memory of a process grows in such a step over model and "
         f"batch. Ratios are to hard sharing with as many tasks, {len(samples[BASE, TASKS[0], STEP])} rounds.\n"
@@ -173,6 +175,13 @@ def main() -> None:
         )
         header = ["", "parameters, M", "GFLOPs", "forward", "step", "memory"]
         table(header, [row(name, tasks, problems, samples, peaks) for name, n in SETTINGS if n == tasks])
+    print("Parameters in millions by the number of tasks, of one channel each.\n")
+    table(["", *(f"T = {tasks}" for tasks in MANY)], [parameters(name) for name in ARCHITECTURES if name != RECURSIVE])
+
+
+def parameters(name: str) -> list[str]:
+    nets = [ARCHITECTURES[name]({f"task_{task}": 1 for task in range(tasks)}) for tasks in MANY]
+    return [name, *(f"{sum(weight.numel() for weight in net.parameters()) / 1e6:.1f}" for net in nets)]
 
 
 def row(

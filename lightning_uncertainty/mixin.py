@@ -480,9 +480,9 @@ class MultiTaskMixin(Predicting, _Host):
         owners = tuple(self.task_heads)
         branches = self.task_splitter.split(self.task_weighting, features, owners) if owners else {}
         names = [name for name in self._tasks if name in branches or name in made]
-        if made and all(name in made for name in owners):  # features by task, or outputs
+        if any(name in made for name in self._tasks):  # features by task, or outputs
             return {name: self._output_of(name, branches) if name in branches else made[name] for name in names}
-        return {name: self.task_heads[name](branches[name]) if name in branches else made[name] for name in names}
+        return {name: self.task_heads[name](branches[name]) for name in names}
 
     def split_features(self, features: Any) -> dict[str, Any]:
         """Return the shared features for each task's head, where you call the heads yourself; once in a step.
@@ -614,7 +614,7 @@ class MultiTaskMixin(Predicting, _Host):
     # -- within --------------------------------------------------------------------------------------------------------
 
     def _output_of(self, name: str, branches: Mapping[str, Any]) -> Tensor:
-        """Return what a task's head makes of a mapping that has something under the names of all tasks with heads.
+        """Return what a task's head makes of a mapping that has something under names of tasks.
 
         Raises:
             ValueError: the head cannot take it.
@@ -625,7 +625,8 @@ class MultiTaskMixin(Predicting, _Host):
             raise ValueError(
                 f"heads that tasks own should be given features: found a mapping by task, which the head of {name!r} "
                 f"cannot take ({error}); hand over what the heads take, or, of outputs that are there already, "
-                "call weigh(task_losses(outputs, batch), stage)"
+                "call weigh(task_losses(outputs, batch), stage); beside an architecture, with_heads(net, heads) makes "
+                "one network of both"
             ) from error
         return output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pytorch_lightning import LightningModule
@@ -11,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_uncertainty._tensors import rank, world_size
-from lightning_uncertainty.architectures import Architecture, BranchingArchitecture
+from lightning_uncertainty.architectures import Architecture, BranchingArchitecture, with_heads
 from lightning_uncertainty.likelihoods import Prediction
 from lightning_uncertainty.mixin import MultiTaskMixin
 from lightning_uncertainty.predictions import Sampling
@@ -51,8 +52,9 @@ class MultiTaskSteps(MultiTaskMixin):
         Args:
             backbone: network from the inputs to the features that every head takes; or an `Architecture`, which makes
                 the predictions itself.
-            tasks: by name, a likelihood and a head, and what else a `Task` owns; no heads for an `Architecture`, and a
-                task for every prediction (see `deep_supervision`).
+            tasks: by name, a likelihood and a head, and what else a `Task` owns. For an `Architecture` a task without
+                head for every prediction (see `deep_supervision`); tasks with heads beside these take the last of the
+                features that its tasks share, and what their heads return is left as it is.
             weighting: how the losses become one; UncertaintyWeighting if there is none.
             inputs: key of the batch, or function of the batch, that gives what the backbone takes.
             optimizer: makes an optimizer of parameter groups, as torch.optim.AdamW does. Learning rate and weight decay
@@ -64,23 +66,27 @@ class MultiTaskSteps(MultiTaskMixin):
                 forward, and classes that drop by themselves.
 
         Raises:
-            ValueError: a task has no head, or one that an `Architecture` does not need, or a prediction of that has no
-                task; or a name of a task or metric cannot be used, or the weighting has numbers for other tasks, or
-                samples are below 1.
+            ValueError: a task has no head, or one that an `Architecture` does not need or has no features for, or a
+                prediction of that has no task; or a name of a task or metric cannot be used, or the weighting has
+                numbers for other tasks, or samples are below 1.
         """
         super().__init__()
         if samples < 1:
             raise ValueError(f"samples should be at least 1: found {samples}; 1 is a prediction without dropout")
         specified = specify(tasks)
-        made = backbone.predictions if isinstance(backbone, Architecture) else {}
-        if made and (specified.keys() != made.keys() or any(task.head is not None for task in specified.values())):
-            raise ValueError(
-                f"tasks of {type(backbone).__name__} should be its predictions, without heads: found "
-                f"{', '.join(specified)} for {', '.join(made)}; name the same, as deep_supervision(tasks, "
-                "net.predictions) does"
-            )
-        headless = [name for name, task in specified.items() if task.head is None and name not in made]
-        if headless:
+        headless = [name for name, task in specified.items() if task.head is None]
+        if isinstance(backbone, Architecture):
+            made = backbone.predictions
+            if set(headless) != made.keys():
+                raise ValueError(
+                    f"tasks of {type(backbone).__name__} should be its predictions, without heads: found "
+                    f"{', '.join(headless) or 'none'} for {', '.join(made)}; name the same, as deep_supervision(tasks, "
+                    "net.predictions) does"
+                )
+            heads = {name: task.head for name, task in specified.items() if task.head is not None}
+            backbone = with_heads(backbone, heads) if heads else backbone
+            specified = {name: replace(task, head=None) for name, task in specified.items()}
+        elif headless:
             raise ValueError(
                 f"every task should have a head: found none for {', '.join(headless)}; give Task(..., head=...), or "
                 "write the steps yourself with MultiTaskMixin"

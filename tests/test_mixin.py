@@ -714,6 +714,14 @@ def test_who_weighs_without_a_task_step_is_told_that_nobody_sees_outputs():
     Owning().weigh({"depth": torch.tensor(1.0), "kind": torch.tensor(1.0)})
 
 
+def test_a_head_beside_predictions_that_are_there_says_what_to_do():
+    net, batch = Owning(), columns()
+    outputs = {"depth": torch.zeros(len(batch["x"]), 1)}
+    del net.task_heads["depth"]
+    with pytest.raises(ValueError, match=r"found a mapping by task, .* 'kind' .*with_heads\(net, heads\) makes one"):
+        net.task_step(outputs, batch, "train")
+
+
 def test_heads_that_are_given_outputs_say_what_to_do_with_them():
     net, batch = Owning(), columns()
     outputs = net.task_outputs(net.trunk(batch["x"]))

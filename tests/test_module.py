@@ -329,8 +329,10 @@ def test_the_tasks_of_an_architecture_part_where_it_says(name, weighting):
     [
         {"depth": Task("gaussian"), "kind": Task("categorical")},
         {"depth_1": Task("gaussian"), "depth": Task("gaussian"), "kind": Task("categorical", head=nn.Linear(8, 3))},
+        dict.fromkeys(("depth_1", "depth", "kind", "age"), Task("gaussian")),
+        {task: Task("gaussian", head=nn.Linear(8, 1)) for task in ("depth_1", "depth", "kind")},
     ],
-    ids=["a prediction without a task", "a head"],
+    ids=["a prediction without a task", "a head", "no prediction", "heads alone"],
 )
 def test_tasks_of_an_architecture_should_be_its_predictions(tasks):
     with pytest.raises(ValueError, match=r"tasks of Double should be its predictions, without heads.*deep_supervision"):

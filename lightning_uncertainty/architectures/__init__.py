@@ -9,6 +9,7 @@ from lightning_uncertainty.architectures._berhu import berhu
 from lightning_uncertainty.architectures._blocks import Bottleneck
 from lightning_uncertainty.architectures._mtan_attention import MTANAttention
 from lightning_uncertainty.architectures._task_attention import TaskAttention
+from lightning_uncertainty.architectures._with_heads import with_heads
 from lightning_uncertainty.architectures.cross_stitch import CrossStitch, CrossStitchUnit
 from lightning_uncertainty.architectures.hard_sharing import HardSharing
 from lightning_uncertainty.architectures.jtrl import JTRL
@@ -35,4 +36,5 @@ __all__ = [
     "Propagation",
     "TaskAttention",
     "berhu",
+    "with_heads",
 ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightning_uncertainty.architectures._architecture import Architecture, check_tasks
-from lightning_uncertainty.architectures._backbone import as_backbone
+from lightning_uncertainty.architectures._backbone import as_backbone, check_feature
 
 __all__ = ["FusedBackbones", "Stages", "check_alike", "mixing_weights"]
 
@@ -31,11 +31,13 @@ class FusedBackbones(Architecture):
         heads: by task; each takes its task's last fused features `[B, C, h, w]`.
         channels: of each stage.
         fusion: makes, from a stage's channels, a module that takes the tasks' features in order and returns as many.
+        dense: names of the dense tasks; see `Architecture`.
+        places: dimensions of the features; any where None.
 
     Raises:
         ValueError: there are fewer than two tasks; backbones are for other tasks than heads, are no stages, share
-            parameters, or their stages are not one for each entry of channels; or, in the forward pass, features of a
-            stage differ in shape or have other channels.
+            parameters, or their stages are not one for each entry of channels; a dense task is none of the tasks; or,
+            in the forward pass, features of a stage differ in shape or have other channels.
     """
 
     def __init__(
@@ -44,10 +46,13 @@ class FusedBackbones(Architecture):
         heads: Mapping[str, nn.Module],
         channels: Sequence[int],
         fusion: Callable[[int], nn.Module],
+        dense: Collection[str] | None = None,
+        places: int | None = None,
     ) -> None:
         tasks = check_tasks(heads, type(self).__name__, at_least=2)
-        super().__init__({task: task for task in tasks})
+        super().__init__({task: task for task in tasks}, dense, 2 if places is None else places)
         self.channels = tuple(channels)
+        self.places = places
         self.backbones = stages_by_task(backbones, tasks, self.channels)
         self.fusions = nn.ModuleList(fusion(width) for width in self.channels)
         self.heads = nn.ModuleDict(heads)
@@ -64,7 +69,7 @@ class FusedBackbones(Architecture):
         fused = []
         for stage, fusion in enumerate(self.fusions):
             features = [stages[stage](x) for stages, x in zip(backbones, features, strict=True)]
-            check_alike(features, tasks, self.channels[stage], f"features of stage {stage}")
+            check_alike(features, tasks, self.channels[stage], f"features of stage {stage}", self.places)
             features = fusion(features)
             fused.append(features)
         return fused
@@ -125,21 +130,24 @@ def stage_list(backbone: Stages) -> nn.ModuleList:
     return cast(nn.ModuleList, as_backbone(list(backbone)))
 
 
-def check_alike(features: Sequence[Tensor], tasks: Sequence[Any], channels: int | None, what: str = "features") -> None:
+def check_alike(
+    features: Sequence[Tensor],
+    tasks: Sequence[Any],
+    channels: int | None,
+    what: str = "features",
+    dimensions: int | None = None,
+) -> None:
     """Look whether there are features `[B, channels, ...]` of one shape for every task.
 
     Raises:
-        ValueError: their number, their shapes or, unless None, their channels differ.
+        ValueError: their number, their shapes or, unless None, their channels or dimensions differ.
     """
     if len(features) != len(tasks):
         raise ValueError(f"{what} should be one tensor for each of {len(tasks)} tasks: found {len(features)}")
     first = features[0]
     for task, x in zip(tasks, features, strict=True):
-        if channels is not None and (x.dim() < 2 or x.shape[1] != channels):
-            raise ValueError(
-                f"{what} should have {channels} channels, as in [B, {channels}, ...]: found {list(x.shape)} for task "
-                f"{task}; correct channels"
-            )
+        if channels is not None:
+            check_feature(x, channels, dimensions, f"{what} for task {task}")
         if x.shape != first.shape:
             raise ValueError(
                 f"{what} should have one shape for all tasks: found {list(first.shape)} for task {tasks[0]} and "

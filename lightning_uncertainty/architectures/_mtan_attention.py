@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_uncertainty.architectures._architecture import resize
-from lightning_uncertainty.architectures._blocks import conv_bn_relu
+from lightning_uncertainty.architectures._blocks import batch_norm, conv_bn_relu, convolution, resize
 
 __all__ = ["MTANAttention", "carry", "shrink"]
 
@@ -29,6 +29,7 @@ class MTANAttention(nn.Module):
         p_channels: of p, which the mask is for.
         e_channels: of e, 0 for the first stage.
         middle: channels between the convolutions; a quarter of p's where None.
+        dimensions: of the features: 0 for vectors `[B, C]`, 1 for sequences, 2 for images, 3 for volumes.
 
     Attributes:
         logits: the layers before the sigmoid.
@@ -39,13 +40,21 @@ class MTANAttention(nn.Module):
         [2, 16, 5, 7]
     """
 
-    def __init__(self, u_channels: int, p_channels: int, *, e_channels: int = 0, middle: int | None = None) -> None:
+    def __init__(
+        self,
+        u_channels: int,
+        p_channels: int,
+        *,
+        e_channels: int = 0,
+        middle: int | None = None,
+        dimensions: int = 2,
+    ) -> None:
         super().__init__()
         middle = max(p_channels // 4, 1) if middle is None else middle
         self.logits = nn.Sequential(
-            conv_bn_relu(u_channels + e_channels, middle, 1),
-            nn.Conv2d(middle, p_channels, 1, bias=False),
-            nn.BatchNorm2d(p_channels),
+            conv_bn_relu(u_channels + e_channels, middle, 1, dimensions),
+            convolution(dimensions, middle, p_channels, bias=False),
+            batch_norm(dimensions, p_channels),
         )
 
     def forward(self, u: Tensor, e: Tensor | None = None) -> Tensor:
@@ -65,11 +74,13 @@ def carry(attended: Tensor, block: nn.Module, size: Sequence[int]) -> Tensor:
 
     To a smaller stage f goes before the max pooling; to a larger one after the bilinear upsampling.
     """
-    height, width = attended.shape[-2:]
-    if size[0] > height or size[1] > width:
+    if any(wanted > had for had, wanted in zip(attended.shape[2:], size, strict=True)):
         enlarged: Tensor = block(resize(attended, size))
         return enlarged
     return shrink(block(attended), size)
+
+
+_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def shrink(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -79,9 +90,9 @@ def shrink(x: Tensor, size: Sequence[int]) -> Tensor:
     their padding: so does the pooling here, and only a size that neither way gives is interpolated. (Adaptive pooling
     would give any size, but no ONNX.)
     """
-    full = x.shape[-2:]
+    full = x.shape[2:]
     window = [max(round(had / wanted), 1) for had, wanted in zip(full, size, strict=True)]
-    if window != [1, 1]:
+    if any(step > 1 for step in window):
         round_up = any(wanted * step > had for had, wanted, step in zip(full, size, window, strict=True))
-        x = F.max_pool2d(x, window, ceil_mode=round_up)
+        x = _POOLS[len(window)](x, window, ceil_mode=round_up)
     return resize(x, size)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from lightning_uncertainty.architectures._backbone import check_feature
+
 __all__ = ["Channels", "by_stage", "check_features", "check_stages", "run_stages", "stage_channels"]
 
 Channels = tuple[int, ...]
@@ -81,11 +83,11 @@ def by_stage(features: Iterable[Tensor], channels: Iterable[Channels]) -> list[t
     return [(stage[0], stage[-1]) for stage in stages]
 
 
-def check_features(features: Sequence[Tensor], channels: Sequence[Channels]) -> None:
+def check_features(features: Sequence[Tensor], channels: Sequence[Channels], dimensions: int) -> None:
     """Look whether features are what channels say.
 
     Raises:
-        ValueError: their number or channels differ, or u and p of a stage have not one size.
+        ValueError: their number, channels or dimensions differ, or u and p of a stage have not one size.
     """
     expected = [
         (f"{name} of stage {stage}", width)
@@ -98,10 +100,9 @@ def check_features(features: Sequence[Tensor], channels: Sequence[Channels]) -> 
             f"{list(channels)}: found {len(features)}; correct channels, or what the backbone returns"
         )
     for feature, (name, width) in zip(features, expected, strict=True):
-        if feature.dim() != 4 or feature.shape[1] != width:
-            raise ValueError(f"{name} should be [B, {width}, h, w]: found {list(feature.shape)}; correct channels")
+        check_feature(feature, width, dimensions, name)
     for stage, (u, p) in enumerate(by_stage(features, channels)):
-        if u.shape[-2:] != p.shape[-2:]:
+        if u.shape[2:] != p.shape[2:]:
             raise ValueError(
                 f"u and p of stage {stage} should have one size: found {list(u.shape)} and {list(p.shape)}; let the "
                 "last block of a stage keep the size"

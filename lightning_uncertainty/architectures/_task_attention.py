@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_uncertainty.architectures._blocks import check_dimensions, convolution
+
 __all__ = ["TaskAttention"]
 
 
@@ -25,6 +27,10 @@ class TaskAttention(nn.Module):
 
     Args:
         channels: C of either task's features.
+        dimensions: of the features: 1 for sequences `[B, C, L]`, 2 for images, 3 for volumes.
+
+    Raises:
+        ValueError: dimensions are others.
 
     Example:
         >>> attention = TaskAttention(8)
@@ -32,12 +38,13 @@ class TaskAttention(nn.Module):
         [2, 8, 5, 7]
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dimensions: int = 2) -> None:
         super().__init__()
-        self.psi1 = nn.Conv2d(2 * channels, channels, 1)
-        self.psi2 = nn.Conv2d(2 * channels, channels, 1)
-        self.psi3 = nn.Conv2d(2 * channels, channels, 1)
-        self.refine: nn.Module = _ConvDeconv(channels)
+        check_dimensions(dimensions, "TaskAttention", at_least=1)
+        self.psi1 = convolution(dimensions, 2 * channels, channels)
+        self.psi2 = convolution(dimensions, 2 * channels, channels)
+        self.psi3 = convolution(dimensions, 2 * channels, channels)
+        self.refine: nn.Module = _ConvDeconv(channels, dimensions)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Return features `[B, C, H, W]`.
@@ -64,13 +71,14 @@ class TaskAttention(nn.Module):
 class _ConvDeconv(nn.Module):
     """Halve the size and restore it: `[B, C, H, W]` to the same."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dimensions: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        self.deconv = nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1)
+        transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dimensions - 1]
+        self.conv = convolution(dimensions, channels, channels, 3, stride=2)
+        self.deconv = transposed(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        restored: Tensor = self.deconv(self.conv(x).relu(), output_size=x.shape[-2:])
+        restored: Tensor = self.deconv(self.conv(x).relu(), output_size=x.shape[2:])
         return restored
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from itertools import chain
 
@@ -85,6 +85,7 @@ class CrossStitch(FusedBackbones):
         channels: of the features that each stage returns.
         per_channel: whether units have a number for each channel, rather than one for all of them.
         self_weight: of a task's own features at the start.
+        dense: names of the dense tasks; see `Architecture`.
 
     Attributes:
         backbones: each task's stages.
@@ -92,8 +93,8 @@ class CrossStitch(FusedBackbones):
 
     Raises:
         ValueError: there are fewer than two tasks; backbones are for other tasks than heads, are no stages, share
-            parameters, or their stages are not one for each entry of channels; or, in the forward pass, features of a
-            stage differ in shape or have other channels.
+            parameters, or their stages are not one for each entry of channels; a dense task is none of the tasks; or,
+            in the forward pass, features of a stage differ in shape or have other channels.
 
     Example:
         >>> stages = [nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 16, 3, stride=2)]
@@ -111,11 +112,12 @@ class CrossStitch(FusedBackbones):
         *,
         per_channel: bool = True,
         self_weight: float = 0.9,
+        dense: Collection[str] | None = None,
     ) -> None:
         def unit(width: int) -> CrossStitchUnit:
             return CrossStitchUnit(len(heads), width if per_channel else None, self_weight=self_weight)
 
-        super().__init__(backbones, heads, channels, unit)
+        super().__init__(backbones, heads, channels, unit, dense)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         # Of the last unit too: one tensor holds the rows of all tasks.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,9 +24,10 @@ class HardSharing(BranchingArchitecture):
         backbone: a module, or stages.
         heads: by task; each takes the last features `[B, C, h, w]`.
         pyramid: whether heads take the list of all features instead, as decoders with skip connections do.
+        dense: names of the dense tasks; see `Architecture`.
 
     Raises:
-        ValueError: there is no task, no stage, or a backbone returns no features.
+        ValueError: there is no task, no stage, a backbone returns no features, or a dense task is none of the tasks.
 
     Example:
         >>> import torch
@@ -36,8 +37,15 @@ class HardSharing(BranchingArchitecture):
         {'depth': [2, 1, 33, 47], 'semantics': [2, 5, 33, 47]}
     """
 
-    def __init__(self, backbone: Backbone, heads: Mapping[str, nn.Module], *, pyramid: bool = False) -> None:
-        super().__init__({task: task for task in check_tasks(heads, "HardSharing")})
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: Mapping[str, nn.Module],
+        *,
+        pyramid: bool = False,
+        dense: Collection[str] | None = None,
+    ) -> None:
+        super().__init__({task: task for task in check_tasks(heads, "HardSharing")}, dense)
         self.backbone = as_backbone(backbone)
         self.heads = nn.ModuleDict(heads)
         self.pyramid = pyramid

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_uncertainty.architectures._architecture import Architecture, check_tasks, resize
+from lightning_uncertainty.architectures._architecture import Architecture, check_all_dense, check_tasks
 from lightning_uncertainty.architectures._backbone import Backbone, as_backbone, check_channels, features_of
-from lightning_uncertainty.architectures._blocks import ResidualBlock
+from lightning_uncertainty.architectures._blocks import ResidualBlock, check_dimensions, convolution, resize
 from lightning_uncertainty.architectures._task_attention import TaskAttention
 
 __all__ = ["JTRL"]
@@ -30,6 +29,9 @@ class JTRL(Architecture):
     x_k have another size than that, bilinear resizing follows. While a task has no features yet, at the first scale,
     there is nothing to attend to: A starts from the backbone alone, and B from A's features as they are.
 
+    Both tasks are dense: they hand each other their features place by place. One that predicts something for the whole
+    input needs a head of its own beside the architecture, `Task(..., head=...)`.
+
     Every step has a 1x1 prediction. Those of the last scale bear the tasks' names, those before it `<task>_1`,
     `<task>_2`, ...: `depth_1`, `depth_2`, `depth_3`, `depth` with four scales, as in the paper.
 
@@ -41,10 +43,14 @@ class JTRL(Architecture):
         channels: of each of the features, two or more: there are as many scales.
         outputs: channels of the prediction by task; the first task decodes first.
         width: channels of the tasks' features at the coarsest scale, halved at every scale after it.
+        dense: names of the dense tasks (see `Architecture`), which should be both.
+        dimensions: of the features: 1 for sequences `[B, C, l]`, 2 for images, 3 for volumes. There convolutions of 7
+            voxels have 343 weights where an image's have 49: take a small width.
 
     Raises:
-        ValueError: there are not two tasks, there are fewer than two scales, width cannot be halved often enough, or a
-            task has the name of another's prediction; on forward, the features do not have these channels.
+        ValueError: there are not two tasks, there are fewer than two scales, width cannot be halved often enough, a
+            task has the name of another's prediction or is not dense, dimensions are others than those; in the forward
+            pass, the features do not have these channels or dimensions.
 
     Example:
         >>> stages = [nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 16, 3, stride=2)]
@@ -54,23 +60,35 @@ class JTRL(Architecture):
     """
 
     def __init__(
-        self, backbone: Backbone, channels: Sequence[int], outputs: Mapping[str, int], *, width: int = 256
+        self,
+        backbone: Backbone,
+        channels: Sequence[int],
+        outputs: Mapping[str, int],
+        *,
+        width: int = 256,
+        dense: Collection[str] | None = None,
+        dimensions: int = 2,
     ) -> None:
         first, second = _two(outputs)
         scales = len(channels)
-        widths = _widths(width, scales)
-        super().__init__(_predictions(first, second, scales))
+        check_dimensions(dimensions, "JTRL", at_least=1)
+        widths = _widths(width, scales, dimensions)
+        super().__init__(_predictions(first, second, scales), outputs if dense is None else dense, dimensions)
+        check_all_dense(self, "tasks attend to each other's features place by place")
         self.channels = tuple(channels)
         self.backbone = as_backbone(backbone)
         coarsest, *finer = zip(reversed(self.channels), widths, strict=True)
-        self.start = _FirstScale(*coarsest)
-        self.scales = nn.ModuleList(_Scale(skip, width) for skip, width in finer)
-        convolutions = [nn.Conv2d(width, outputs[task], 1) for width in widths for task in (first, second)]
+        self.start = _FirstScale(*coarsest, dimensions)
+        self.scales = nn.ModuleList(_Scale(skip, width, dimensions) for skip, width in finer)
+        convolutions = [convolution(dimensions, width, outputs[task]) for width in widths for task in (first, second)]
         self.heads = nn.ModuleDict(dict(zip(self.predictions, convolutions, strict=True)))
 
+    def features(self, inputs: Any) -> list[Tensor]:
+        return features_of(self.backbone, inputs)
+
     def predict(self, inputs: Any) -> dict[str, Tensor]:
-        features = features_of(self.backbone, inputs)
-        check_channels(features, self.channels)
+        features = self.features(inputs)
+        check_channels(features, self.channels, self.dimensions)
         first, second = self.start(features[-1])
         steps = [first, second]
         for scale, skip in zip(self.scales, features[-2::-1], strict=True):
@@ -88,10 +106,10 @@ class JTRL(Architecture):
 class _FirstScale(nn.Module):
     """Both tasks' steps at the coarsest scale: one has nothing but the backbone's features, the other both."""
 
-    def __init__(self, skip: int, width: int) -> None:
+    def __init__(self, skip: int, width: int, dimensions: int) -> None:
         super().__init__()
-        self.first = _decoder(skip, width)
-        self.second = _decoder(width + skip, width)
+        self.first = _decoder(skip, width, dimensions)
+        self.second = _decoder(width + skip, width, dimensions)
 
     def forward(self, skip: Tensor) -> tuple[Tensor, Tensor]:
         first = self.first(skip)
@@ -101,14 +119,14 @@ class _FirstScale(nn.Module):
 class _Scale(nn.Module):
     """Both tasks' steps at a finer scale, from their features at the one before, twice as wide."""
 
-    def __init__(self, skip: int, width: int) -> None:
+    def __init__(self, skip: int, width: int, dimensions: int) -> None:
         super().__init__()
-        self.upsampling = nn.ModuleList([_Upsampling(2 * width), _Upsampling(2 * width)])
-        self.first = _Step(skip, width)
-        self.second = _Step(skip, width)
+        self.upsampling = nn.ModuleList(_Upsampling(2 * width, dimensions) for _ in range(2))
+        self.first = _Step(skip, width, dimensions)
+        self.second = _Step(skip, width, dimensions)
 
     def forward(self, first: Tensor, second: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        size = skip.shape[-2:]
+        size = skip.shape[2:]
         first, second = (resize(up(x), size) for up, x in zip(self.upsampling, (first, second), strict=True))
         first = self.first(first, second, skip)
         return first, self.second(first, second, skip)
@@ -117,31 +135,42 @@ class _Scale(nn.Module):
 class _Step(nn.Module):
     """Attend to both tasks, join what the backbone has, decode: `[B, C, H, W]` of either to the same of one."""
 
-    def __init__(self, skip: int, width: int) -> None:
+    def __init__(self, skip: int, width: int, dimensions: int) -> None:
         super().__init__()
-        self.attention = TaskAttention(width)
-        self.decoder = _decoder(width + skip, width)
+        self.attention = TaskAttention(width, dimensions)
+        self.decoder = _decoder(width + skip, width, dimensions)
 
     def forward(self, first: Tensor, second: Tensor, skip: Tensor) -> Tensor:
         decoded: Tensor = self.decoder(torch.cat([self.attention(first, second), skip], 1))
         return decoded
 
 
-def _decoder(inputs: int, width: int) -> nn.Sequential:
-    return nn.Sequential(ResidualBlock(inputs, width), ResidualBlock(width, width))
+def _decoder(inputs: int, width: int, dimensions: int) -> nn.Sequential:
+    return nn.Sequential(ResidualBlock(inputs, width, dimensions), ResidualBlock(width, width, dimensions))
 
 
 class _Upsampling(nn.Module):
     """Convolutions of four sizes side by side, then PixelShuffle: `[B, C, H, W]` to `[B, C / 2, 2 H, 2 W]`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dimensions: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(channels, channels // 2, kernel, padding=kernel // 2) for kernel in (1, 3, 5, 7)
-        )
+        quarter = channels // 2 * 2**dimensions // 4  # of what the shuffle takes
+        self.convs = nn.ModuleList(convolution(dimensions, channels, quarter, kernel) for kernel in (1, 3, 5, 7))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(torch.cat([conv(x) for conv in self.convs], 1), 2)
+        return shuffle(torch.cat([conv(x) for conv in self.convs], 1))
+
+
+def shuffle(x: Tensor) -> Tensor:
+    """Return channels as places, in every dimension twice as many: what PixelShuffle is to images.
+
+    `[B, C * 2, L]` to `[B, C, 2 L]`, `[B, C * 4, H, W]` to `[B, C, 2 H, 2 W]`, `[B, C * 8, D, H, W]` likewise.
+    """
+    size = x.shape[2:]
+    count = len(size)
+    x = x.reshape(len(x), -1, *[2] * count, *size)
+    pairs = [axis for k in range(count) for axis in (2 + count + k, 2 + k)]
+    return x.permute(0, 1, *pairs).reshape(*x.shape[:2], *(2 * length for length in size))
 
 
 def _two(tasks: Mapping[str, Any]) -> tuple[str, str]:
@@ -153,14 +182,14 @@ def _two(tasks: Mapping[str, Any]) -> tuple[str, str]:
     return first, second
 
 
-def _widths(width: int, scales: int) -> list[int]:
+def _widths(width: int, scales: int, dimensions: int) -> list[int]:
     """Return the channels of the tasks' features from the coarsest scale to the finest."""
     if scales < 2:
         raise ValueError(
             f"channels of JTRL should have at least two entries, one for each scale: found {scales}; take more "
             "features from the backbone, or use HardSharing on one"
         )
-    multiple = 2 ** (scales - 1)
+    multiple = 2 ** (scales - 1 + (dimensions == 1))  # a sequence is enlarged by convolutions of a quarter of the width
     if width < 1 or width % multiple:
         raise ValueError(
             f"width should be a multiple of {multiple}, to be halved {scales - 1} times on the way through {scales} "

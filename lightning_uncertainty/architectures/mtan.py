@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import chain, pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_uncertainty.architectures._architecture import BranchingArchitecture, check_tasks
 from lightning_uncertainty.architectures._backbone import Backbone, as_backbone, feature_list
-from lightning_uncertainty.architectures._blocks import conv_bn_relu
+from lightning_uncertainty.architectures._blocks import check_dimensions, check_made, conv_bn_relu
 from lightning_uncertainty.architectures._mtan_attention import MTANAttention, carry
 from lightning_uncertainty.architectures._paired_features import (
     Channels,
@@ -54,14 +55,17 @@ class MTAN(BranchingArchitecture):
         decoder: stages that go on from the last p, as a rule to larger sizes.
         block: makes every f from channels in and out. The default, a 3x3 convolution with BatchNorm and ReLU, is for
             plain backbones such as SegNet's; `Bottleneck` is the paper's for ResNets.
+        dense: names of the dense tasks; see `Architecture`.
+        dimensions: of the features: 0 for vectors `[B, C]`, 1 for sequences, 2 for images, 3 for volumes.
 
     Attributes:
         attentions: each task's masks, one for each stage.
         blocks: every f.
 
     Raises:
-        ValueError: there is no task or stage, a stage of a pair cannot be split, or stages are not one for each entry
-            of channels; or, in the forward pass, features are not those that channels say.
+        ValueError: there is no task or stage, a stage of a pair cannot be split, stages are not one for each entry of
+            channels, a dense task is none of the tasks, or dimensions, or those of what block makes, are others; or, in
+            the forward pass, features are not those that channels and dimensions say.
 
     Example:
         >>> import torch
@@ -82,9 +86,12 @@ class MTAN(BranchingArchitecture):
         channels: Sequence[int | tuple[int, int]],
         *,
         decoder: Sequence[nn.Module] = (),
-        block: Callable[[int, int], nn.Module] = conv_bn_relu,
+        block: Callable[[int, int], nn.Module] | None = None,
+        dense: Collection[str] | None = None,
+        dimensions: int = 2,
     ) -> None:
-        super().__init__({task: task for task in check_tasks(heads, "MTAN")})
+        check_dimensions(dimensions, "MTAN")
+        super().__init__({task: task for task in check_tasks(heads, "MTAN")}, dense, dimensions)
         self.channels = stage_channels(channels)
         self.backbone = as_backbone(backbone)
         self.decoder = nn.ModuleList(decoder)
@@ -94,13 +101,15 @@ class MTAN(BranchingArchitecture):
         self.attentions = nn.ModuleDict(
             {
                 task: nn.ModuleList(
-                    MTANAttention(stage[0], stage[-1], e_channels=width)
+                    MTANAttention(stage[0], stage[-1], e_channels=width, dimensions=dimensions)
                     for stage, width in zip(self.channels, e_channels, strict=True)
                 )
                 for task in heads
             }
         )
-        self.blocks = nn.ModuleList(block(before, after) for before, after in pairwise(p_channels))
+        make = partial(conv_bn_relu, dimensions=dimensions) if block is None else block
+        self.blocks = nn.ModuleList(make(before, after) for before, after in pairwise(p_channels))
+        check_made(self.blocks, dimensions, "block of MTAN")
         self.heads = nn.ModuleDict(heads)
 
     def features(self, inputs: Any) -> list[Tensor]:
@@ -113,9 +122,9 @@ class MTAN(BranchingArchitecture):
         else:
             encoder = self.channels[: len(self.channels) - len(self.decoder)]
             features = self._encoded(inputs, encoder)
-            check_features(features, encoder)
+            check_features(features, encoder, self.dimensions)
             features += run_stages(self.decoder, features[-1], self.channels[len(encoder) :])
-        check_features(features, self.channels)
+        check_features(features, self.channels, self.dimensions)
         return features
 
     def _encoded(self, images: Any, channels: Sequence[Channels]) -> list[Tensor]:
@@ -129,7 +138,7 @@ class MTAN(BranchingArchitecture):
         u, p = stages[0]
         attended = first(u) * p
         for (u, p), attention, block in zip(stages[1:], later, self.blocks, strict=True):
-            attended = attention(u, carry(attended, block, u.shape[-2:])) * p
+            attended = attention(u, carry(attended, block, u.shape[2:])) * p
         prediction: Tensor = self.heads[task](attended)
         return prediction
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from lightning_uncertainty.architectures._architecture import resize
+from lightning_uncertainty.architectures._blocks import batch_norm, check_dimensions, convolution, resize
 from lightning_uncertainty.architectures._fused import FusedBackbones, Stages, check_alike, mixing_weights
 
 __all__ = ["NDDR", "NDDRLayer"]
@@ -31,13 +31,14 @@ class NDDRLayer(nn.Module):
         alpha: weight of a task's own features at the start.
         beta: weight of each other task's; where None `(1 - alpha) / (T - 1)`, so that weights sum to one: 0.1 for two
             tasks, as in the paper.
+        dimensions: of the features: 0 for vectors `[B, C]`, 1 for sequences, 2 for images, 3 for volumes.
 
     Attributes:
         layers: each task's convolution, BatchNorm and ReLU.
 
     Raises:
-        ValueError: there are fewer than two tasks; or, in the forward pass, features are not T of one shape
-            `[B, C, H, W]`.
+        ValueError: there are fewer than two tasks, or dimensions are others; or, in the forward pass, features are not
+            T of one shape `[B, C, H, W]`, or `[B, C, ...]` with those dimensions.
 
     Example:
         >>> layer = NDDRLayer(tasks=2, channels=1).eval()
@@ -46,25 +47,29 @@ class NDDRLayer(nn.Module):
         (11.0, 19.0)
     """
 
-    def __init__(self, tasks: int, channels: int, *, alpha: float = 0.9, beta: float | None = None) -> None:
+    def __init__(
+        self, tasks: int, channels: int, *, alpha: float = 0.9, beta: float | None = None, dimensions: int = 2
+    ) -> None:
         super().__init__()
         self.channels = channels
+        self.dimensions = check_dimensions(dimensions, "NDDRLayer")
         weights = mixing_weights(tasks, alpha, beta)
-        self.layers = nn.ModuleList(reduction(row, channels) for row in weights)
+        self.layers = nn.ModuleList(reduction(row, channels, dimensions) for row in weights)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Return T features `[B, C, H, W]` for T features `[B, C, H, W]`."""
-        check_alike(features, range(len(self.layers)), self.channels)
+        check_alike(features, range(len(self.layers)), self.channels, dimensions=self.dimensions)
         concatenated = torch.cat(tuple(features), dim=1)
         return [layer(concatenated) for layer in self.layers]
 
 
-def reduction(weights: Tensor, channels: int) -> nn.Sequential:
+def reduction(weights: Tensor, channels: int, dimensions: int) -> nn.Sequential:
     """Return `[B, T C, H, W]` to `[B, C, H, W]`, at the start the sum of T blocks by weights `[T]`."""
-    convolution = nn.Conv2d(len(weights) * channels, channels, 1, bias=False)
+    mixing = convolution(dimensions, len(weights) * channels, channels, bias=False)
     with torch.no_grad():
-        convolution.weight.copy_(torch.kron(weights[None], torch.eye(channels))[..., None, None])
-    return nn.Sequential(convolution, nn.BatchNorm2d(channels, momentum=0.05), nn.ReLU(inplace=True))
+        kernel = mixing.get_parameter("weight")
+        kernel.copy_(torch.kron(weights[None], torch.eye(channels)).view_as(kernel))
+    return nn.Sequential(mixing, batch_norm(dimensions, channels, momentum=0.05), nn.ReLU(inplace=True))
 
 
 class NDDR(FusedBackbones):
@@ -91,6 +96,8 @@ class NDDR(FusedBackbones):
         channels: of the features that each stage returns.
         shortcut: whether heads take all layers rather than the last.
         alpha: weight of a task's own features at the start; the others share `1 - alpha`.
+        dense: names of the dense tasks; see `Architecture`.
+        dimensions: of the features: 0 for vectors `[B, C]`, 1 for sequences, 2 for images, 3 for volumes.
 
     Attributes:
         backbones: each task's stages.
@@ -99,8 +106,9 @@ class NDDR(FusedBackbones):
 
     Raises:
         ValueError: there are fewer than two tasks; backbones are for other tasks than heads, are no stages, share
-            parameters, or their stages are not one for each entry of channels; or, in the forward pass, features of a
-            stage differ in shape or have other channels.
+            parameters, or their stages are not one for each entry of channels; a dense task is none of the tasks;
+            dimensions are others than those; or, in the forward pass, features of a stage differ in shape or have
+            other channels or dimensions.
 
     Example:
         >>> stages = [nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 16, 3, stride=2)]
@@ -118,17 +126,23 @@ class NDDR(FusedBackbones):
         *,
         shortcut: bool = False,
         alpha: float = 0.9,
+        dense: Collection[str] | None = None,
+        dimensions: int = 2,
     ) -> None:
-        super().__init__(backbones, heads, channels, lambda width: NDDRLayer(len(heads), width, alpha=alpha))
+        def layer(width: int) -> NDDRLayer:
+            return NDDRLayer(len(heads), width, alpha=alpha, dimensions=dimensions)
+
+        check_dimensions(dimensions, "NDDR")
+        super().__init__(backbones, heads, channels, layer, dense, dimensions)
         self.shortcuts = nn.ModuleDict(
-            {task: nn.Conv2d(sum(channels), channels[-1], 1) for task in heads} if shortcut else {}
+            {task: convolution(dimensions, sum(channels), channels[-1]) for task in heads} if shortcut else {}
         )
 
     def head_inputs(self, fused: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
         last = super().head_inputs(fused)
         if not self.shortcuts:
             return last
-        size = last[0].shape[-2:]
+        size = last[0].shape[2:]
         by_task = zip(*fused, strict=True)
         return [
             convolution(torch.cat([resize(x, size) for x in stages], dim=1))

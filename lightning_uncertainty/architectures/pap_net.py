@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_uncertainty.architectures._architecture import check_tasks
+from lightning_uncertainty.architectures._architecture import check_all_dense, check_tasks
 from lightning_uncertainty.architectures._backbone import Backbone
-from lightning_uncertainty.architectures._two_stage import TwoStageArchitecture, final_heads
+from lightning_uncertainty.architectures._blocks import check_dimensions, convolution, resize
+from lightning_uncertainty.architectures._two_stage import TwoStageArchitecture
 
 __all__ = ["PAPNet", "Propagation", "affinity", "diffuse", "mix"]
 
@@ -72,7 +75,8 @@ class Propagation(nn.Module):
     Both M and M̂ are kept for the gradient: 2 T B n² floats for n pixels, 200 MB in float32 for 3 tasks, 8 images and
     32 x 32 pixels, and 64 times as much at twice the height and four times the width. So where an image has more
     pixels than `max_pixels`, affinities are those of its averages over s x s pixels, s as small as will do, and what
-    diffusion changes there is added to the features, bilinearly enlarged.
+    diffusion changes there is added to the features, linearly enlarged. Pixels may be steps of a sequence or voxels of
+    a volume, too: s, or s x s x s, are averaged there.
 
     Source: Zhang et al., "Pattern-Affinitive Propagation across Depth, Surface Normal and Semantic Segmentation",
     CVPR 2019; averages of pixels are not in the paper.
@@ -90,7 +94,7 @@ class Propagation(nn.Module):
         ValueError: there are fewer than two tasks, or a number is out of its range.
 
     Shape:
-        `[B, T, C, h, w]` to the same.
+        `[B, T, C, h, w]` to the same; `[B, T, C, l]` and `[B, T, C, d, h, w]` likewise.
 
     Example:
         >>> propagation = Propagation(2, max_pixels=100)
@@ -114,27 +118,37 @@ class Propagation(nn.Module):
         return self.logits.softmax(-1)
 
     def forward(self, features: Tensor) -> Tensor:
-        height, width = features.shape[-2:]
-        stride = _stride(height, width, self.max_pixels)
-        small = F.avg_pool2d(features.flatten(0, 1), stride, ceil_mode=True)
+        size = features.shape[3:]
+        stride = _stride(size, self.max_pixels)
+        small = _averages(features.flatten(0, 1), stride)
         x = small.flatten(2).mT.reshape(*features.shape[:2], -1, features.shape[2])
         diffused = diffuse(x, mix(affinity(x), self.weights()), self.beta, self.iterations)
         change = (diffused - x).flatten(0, 1).mT.reshape(small.shape)
-        return features + _enlarge(change, stride)[..., :height, :width].reshape(features.shape)
+        enlarged = resize(change, [stride * length for length in small.shape[2:]])  # each average where its pixels lie
+        for axis, length in enumerate(size, start=2):
+            enlarged = enlarged.narrow(axis, 0, length)
+        return features + enlarged.reshape(features.shape)
 
 
-def _stride(height: int, width: int, max_pixels: int) -> int:
+_AVERAGES: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def _averages(x: Tensor, stride: int) -> Tensor:
+    """Return the averages over s x s pixels; in float32 at least, which those of voxels need on a CPU."""
+    if stride == 1:
+        return x
+    window = [min(stride, length) for length in x.shape[2:]]  # which that of voxels does not cut by itself
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    averages: Tensor = _AVERAGES[len(window)](precise, window, ceil_mode=True)
+    return averages.to(x.dtype)
+
+
+def _stride(size: Sequence[int], max_pixels: int) -> int:
     """Return the smallest s such that the averages over s x s pixels of an image number at most `max_pixels`."""
     stride = 1
-    while -(-height // stride) * -(-width // stride) > max_pixels:
+    while prod([-(-length // stride) for length in size]) > max_pixels:
         stride += 1
     return stride
-
-
-def _enlarge(x: Tensor, stride: int) -> Tensor:
-    """Return averages over stride x stride pixels at the size of the pixels, each where these lie."""
-    size = (x.shape[-2] * stride, x.shape[-1] * stride)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 class PAPNet(TwoStageArchitecture):
@@ -148,6 +162,12 @@ class PAPNet(TwoStageArchitecture):
                                     |
                            affinities of all tasks
 
+    All tasks are dense: what they share is which places resemble each other. One that predicts something for the whole
+    input has no such pattern; give it a head of its own beside the architecture, `Task(..., head=...)`.
+
+    The paper trains the affinities by a pair-wise loss, too, that holds them against those of the labels. It is left
+    out here: losses are those of predictions alone, and the affinities learn through the final ones.
+
     Source: Zhang et al., "Pattern-Affinitive Propagation across Depth, Surface Normal and Semantic Segmentation",
     CVPR 2019.
 
@@ -160,10 +180,13 @@ class PAPNet(TwoStageArchitecture):
             1x1 convolution.
         propagation: makes the propagation from the number of tasks; `partial(Propagation, max_pixels=4096)` allows
             for finer affinities, at their cost.
+        dense: names of the dense tasks (see `Architecture`), which should be all.
+        dimensions: of the features: 1 for sequences `[B, channels, l]`, 2 for images, 3 for volumes.
 
     Raises:
         ValueError: there are fewer than two tasks, width is odd, predictions would share a name, a head is for no
-            task, or the backbone returns other channels.
+            task, a task is not dense, dimensions are others than those; or, in the forward pass, the backbone returns
+            other channels or dimensions.
 
     Example:
         >>> net = PAPNet(nn.Conv2d(3, 8, 3, stride=4), 8, {"depth": 1, "normals": 3}, width=8)
@@ -182,14 +205,18 @@ class PAPNet(TwoStageArchitecture):
         width: int = 256,
         heads: Mapping[str, nn.Module] | None = None,
         propagation: Callable[[int], nn.Module] = Propagation,
+        dense: Collection[str] | None = None,
+        dimensions: int = 2,
     ) -> None:
         check_tasks(outputs, "PAPNet", at_least=2)
+        check_dimensions(dimensions, "PAPNet", at_least=1)
         if width % 2:
             raise ValueError(f"width should be even: found {width}; affinities are between features of half the width")
-        super().__init__(backbone, channels, outputs, {}, width)
-        self.halves = nn.ModuleDict({task: nn.Conv2d(width, width // 2, 1) for task in outputs})
+        super().__init__(backbone, channels, outputs, {}, width, dense, dimensions)
+        check_all_dense(self, "affinities are between places of dense tasks")
+        self.halves = nn.ModuleDict({task: convolution(dimensions, width, width // 2) for task in outputs})
         self.propagation = propagation(len(outputs))
-        self.heads = final_heads(outputs, width // 2, heads)
+        self.heads = self.final_heads(outputs, width // 2, heads)
 
     def exchange(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         x = torch.stack([half(features[task]) for task, half in self.halves.items()], dim=1)

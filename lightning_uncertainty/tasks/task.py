@@ -135,14 +135,15 @@ def deep_supervision(tasks: Tasks, predictions: Mapping[str, str]) -> dict[str, 
     """Return a task for every prediction of a network that makes several for a task, some of them on its way.
 
     An intermediate prediction has its task's likelihood and labels, no metrics, and is auxiliary. Each is weighed like
-    any loss and learns a σ of its own; `UncertaintyWeighting(shared=net.by_task())` gives those of a task one.
+    any loss and learns a σ of its own; `UncertaintyWeighting(shared=net.by_task())` gives those of a task one. Tasks
+    with a head of their own, beside the network, come last, as they are.
 
     Args:
         tasks: as for `register_tasks`.
         predictions: the task by the name of each prediction, as an `Architecture` has it.
 
     Raises:
-        ValueError: a task has a head, or no prediction of its name, or a prediction is of no task.
+        ValueError: a task has a head and predictions, or neither, or a prediction is of no task.
 
     Example:
         >>> tasks = deep_supervision({"depth": "laplace"}, {"depth": "depth", "depth_initial": "depth"})
@@ -151,25 +152,26 @@ def deep_supervision(tasks: Tasks, predictions: Mapping[str, str]) -> dict[str, 
         (Laplace(), 'depth', None, True)
     """
     specified = specify(tasks)
-    lost = [name for name in specified if predictions.get(name) != name]
-    unknown = sorted({task for task in predictions.values() if task not in specified})
+    owners = {name: task for name, task in specified.items() if task.head is not None}
+    if twice := [name for name in owners if name in {*predictions, *predictions.values()}]:
+        raise ValueError(
+            f"a task whose predictions are made by the network should have no head: found one for {', '.join(twice)}; "
+            "leave it out"
+        )
+    made = {name: task for name, task in specified.items() if name not in owners}
+    lost = [name for name in made if predictions.get(name) != name]
+    unknown = sorted({task for task in predictions.values() if task not in made})
     if lost or unknown:
         raise ValueError(
-            f"tasks should be those of the predictions ({', '.join(dict.fromkeys(predictions.values()))}): found "
-            f"{', '.join(specified)}; name the same"
-        )
-    owners = [name for name, task in specified.items() if task.head is not None]
-    if owners:
-        raise ValueError(
-            f"a task whose predictions are made by the network should have no head: found one for {', '.join(owners)}; "
-            "leave it out"
+            f"tasks without heads should be those of the predictions ({', '.join(dict.fromkeys(predictions.values()))})"
+            f": found {', '.join(made) or 'none'}; name the same, or give a task a head of its own"
         )
     supervised = {}
     for prediction, name in predictions.items():
         task = specified[name]
         on_the_way = replace(task, target=name if task.target is None else task.target, metrics=None, auxiliary=True)
         supervised[prediction] = task if prediction == name else on_the_way
-    return specify(supervised)
+    return specify(supervised | owners)
 
 
 def check_known(names: Iterable[str], tasks: Collection[str]) -> None:

@@ -86,8 +86,8 @@ def test_unit_keeps_the_memory_format():
     [
         ([(2, 4)], "one tensor for each of 2 tasks: found 1"),
         ([(2, 4)] * 3, "one tensor for each of 2 tasks: found 3"),
-        ([(2, 1), (2, 1)], r"4 channels, as in \[B, 4, ...\]: found \[2, 1\] for task 0"),
-        ([(4,), (4,)], r"4 channels, as in \[B, 4, ...\]: found \[4\] for task 0"),
+        ([(2, 1), (2, 1)], r"for task 0 should be \[B, 4, ...\]: found \[2, 1\]; correct channels"),
+        ([(4,), (4,)], r"for task 0 should be \[B, 4, ...\]: found \[4\]; correct channels"),
         ([(2, 4, 5), (2, 4, 1)], r"one shape for all tasks: found \[2, 4, 5\] for task 0 and \[2, 4, 1\] for task 1"),
     ],
 )

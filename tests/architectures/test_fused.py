@@ -67,7 +67,9 @@ def test_wrong_backbones_are_named(architecture, backbones, message):
 @BOTH
 def test_channels_should_be_as_declared(architecture):
     net = architecture(stages((4, 6)), heads(), [4, 5])
-    with pytest.raises(ValueError, match=r"stage 1 should have 5 channels.*: found \[2, 6, 3, 3\] for task depth"):
+    with pytest.raises(
+        ValueError, match=r"stage 1 for task depth should be \[B, 5, .*\]: found \[2, 6, 3, 3\]; correct"
+    ):
         net(torch.ones(2, 3, 9, 11))
 
 

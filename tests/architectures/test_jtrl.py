@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_uncertainty.architectures.jtrl import JTRL
+from lightning_uncertainty.architectures.jtrl import JTRL, _Upsampling, shuffle
 from tests.architectures._architectures import check_shared
 
 OUTPUTS = {"depth": 1, "semantics": 3}
@@ -177,9 +177,30 @@ def test_a_name_that_only_resembles_a_prediction_is_accepted():
     assert len(build(scales=3, outputs={"depth": 1, "depth_3": 1}).predictions) == 6
 
 
+def test_channels_become_places_as_by_pixel_shuffle():
+    x = torch.randn(2, 12, 5, 7)
+    torch.testing.assert_close(shuffle(x), F.pixel_shuffle(x, 2), rtol=0, atol=0)
+    sequence, volume = torch.arange(4.0).reshape(1, 2, 2), torch.arange(8.0).reshape(1, 8, 1, 1, 1)
+    assert shuffle(sequence).tolist() == [[[0.0, 2.0, 1.0, 3.0]]]
+    assert shuffle(volume).tolist() == [[[[[0.0, 1.0], [2.0, 3.0]], [[4.0, 5.0], [6.0, 7.0]]]]]
+
+
+@pytest.mark.parametrize(("dimensions", "kernels"), [(1, 4), (2, 8), (3, 16)])
+def test_upsampling_doubles_every_size_and_halves_the_channels(dimensions, kernels):
+    upsampling = _Upsampling(16, dimensions)
+    size = (5, 4, 3)[:dimensions]
+    assert upsampling(torch.randn(2, 16, *size)).shape == (2, 8, *(2 * length for length in size))
+    assert [conv.out_channels for conv in upsampling.convs] == [kernels] * 4
+
+
+def test_a_sequence_needs_twice_the_multiple_of_width():
+    with pytest.raises(ValueError, match=r"width should be a multiple of 4, .*: found 6; give 8"):
+        JTRL([nn.Conv1d(3, 4, 3), nn.Conv1d(4, 6, 3)], [4, 6], OUTPUTS, width=6, dimensions=1)
+
+
 def test_features_that_do_not_fit_the_channels_are_named():
     net = JTRL(stages([4, 6]), [4, 8], OUTPUTS, width=4)
-    with pytest.raises(ValueError, match=r"stage 1 .* 8 channels, as in \[B, 8, ...\]: found \[2, 6, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"stage 1 should be \[B, 8, h, w\]: found \[2, 6, 4, 4\]; correct channels"):
         net(images(16, 16).float())
     with pytest.raises(ValueError, match=r"2 stages, .*\[4, 8\]: found 1"):
         net([torch.ones(2, 4, 8, 8)])

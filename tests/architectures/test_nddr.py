@@ -91,7 +91,7 @@ def test_gradients_of_the_layer_are_right(training):
     ("shapes", "message"),
     [
         ([(2, 8, 5, 7)], "one tensor for each of 2 tasks: found 1"),
-        ([(2, 3, 5, 7), (2, 5, 5, 7)], r"4 channels, as in \[B, 4, ...\]: found \[2, 3, 5, 7\] for task 0"),
+        ([(2, 3, 5, 7), (2, 5, 5, 7)], r"for task 0 should be \[B, 4, h, w\]: found \[2, 3, 5, 7\]; correct"),
         ([(2, 4, 5, 7), (2, 4, 5, 6)], r"found \[2, 4, 5, 7\] for task 0 and \[2, 4, 5, 6\] for task 1"),
     ],
 )

@@ -58,21 +58,30 @@ def test_published_wirings(gate, message_conv, expected):
 
 
 def test_target_gate_without_messages():
-    take = with_weights(Distillation(2, "k", ["l", "m"], gate="target", kernel=1))
+    take = with_weights(Distillation(2, "k", ["l", "m"], message_conv=False, kernel=1))
     own, first, second = (float64(PIXELS[task]) for task in "klm")
     gate = 1 / (1 + torch.exp(-torch.einsum("oi,ihw->ohw", float64(W["k"]), own)))
     result = take({task: float64(pixels)[None] for task, pixels in PIXELS.items()})
     torch.testing.assert_close(result, (own + gate * (first + second))[None], rtol=1e-12, atol=1e-12)
 
 
-def test_surveys_wiring_with_a_3x3_kernel_is_the_default():
+def test_the_papers_wiring_with_a_3x3_kernel_is_the_default():
     take = Distillation(4, "depth", ["semantics"])
     depth, semantics = torch.randn(2, 2, 4, 5, 6)
-    weight = take.gates["semantics"].weight
-    assert weight.shape == (4, 4, 3, 3)
-    gate = torch.sigmoid(nn.functional.conv2d(semantics, weight, padding=1))
-    torch.testing.assert_close(take({"depth": depth, "semantics": semantics}), depth + gate * semantics)
-    assert len(list(take.parameters())) == 1
+    gate, message = take.gates["depth"].weight, take.messages["semantics"].weight
+    assert gate.shape == message.shape == (4, 4, 3, 3)
+    opened = torch.sigmoid(nn.functional.conv2d(depth, gate, padding=1))
+    passed = nn.functional.conv2d(semantics, message, padding=1)
+    torch.testing.assert_close(take({"depth": depth, "semantics": semantics}), depth + opened * passed)
+    assert len(list(take.parameters())) == 2
+    net = PADNet(one_feature(), 8, {"depth": 1, "semantics": 5}, width=4)
+    assert net.distillation["depth"].state_dict().keys() == take.state_dict().keys()
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 5])
+def test_convolutions_of_the_exchange_grow_with_the_square_of_tasks(tasks):
+    net = PADNet(one_feature(), 8, {f"task_{task}": 1 for task in range(tasks)}, width=4)
+    assert sum(weight.numel() for weight in net.distillation.parameters()) == tasks**2 * 4 * 4 * 9
 
 
 def test_distil_is_the_sum_of_gated_messages():

@@ -175,6 +175,22 @@ def test_odd_sizes_count_as_even_ones_whose_borders_repeat():
     closely(propagation(features), propagation(even)[..., :3, :5])
 
 
+@pytest.mark.parametrize("max_pixels", [1024, 6])
+def test_a_sequence_is_an_image_of_one_row_and_an_image_a_volume_of_one_slice(max_pixels):
+    propagation = Propagation(2, max_pixels=max_pixels).double()
+    for size in ((13,), (5, 7)):
+        features = torch.randn(2, 2, 4, *size, dtype=torch.float64)
+        closely(propagation(features), propagation(features.unsqueeze(3)).squeeze(3))
+
+
+@pytest.mark.parametrize("size", [(13,), (5, 7), (3, 5, 7)])
+def test_averages_are_there_in_bfloat16(size):
+    features = torch.randn(2, 2, 4, *size)
+    found = Propagation(2, max_pixels=4).bfloat16()(features.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), Propagation(2, max_pixels=4)(features), rtol=0.02, atol=0.02)
+
+
 def test_what_is_kept_for_the_gradient_is_twice_the_affinities():
     kept = {}
 

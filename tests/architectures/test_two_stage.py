@@ -86,8 +86,17 @@ def test_one_task_is_too_few(architecture):
 
 
 @BOTH
-@pytest.mark.parametrize("shape", [(2, 7, 3, 4), (2, 8)])
-def test_features_of_another_shape_are_refused(architecture, shape):
+@pytest.mark.parametrize(
+    ("shape", "mend"),
+    [
+        ((2, 7, 3, 4), "correct channels"),
+        ((2, 8), "give features with places"),
+        ((2, 8, 5), "give dimensions=1"),
+        ((2, 3, 4, 8), r"channels stand last there \(NHWC\): have the backbone return x.movedim\(-1, 1\)$"),
+        ((2, 12, 8), r".*\(tokens, \[B, N, C\]\): .* x.movedim\(-1, 1\).unflatten\(2, \(h, w\)\)$"),
+    ],
+)
+def test_features_of_another_shape_are_refused(architecture, shape, mend):
     net = architecture(one_feature(), 8, TASKS, width=4)
-    with pytest.raises(ValueError, match=r"should be \[B, 8, h, w\]: found \[2, [78].*\]; correct channels"):
+    with pytest.raises(ValueError, match=rf"should be \[B, 8, h, w\]: found \[2, .*\]; {mend}"):
         net([torch.ones(shape)])

@@ -32,13 +32,24 @@ def test_a_function_that_gives_labels_goes_along():
     "tasks", [{"depth": "laplace"}, {"depth": "laplace", "kind": "categorical", "edges": "bernoulli"}]
 )
 def test_tasks_should_be_those_of_the_predictions(tasks):
-    with pytest.raises(ValueError, match=r"tasks should be those of the predictions \(depth, kind\): found depth"):
+    with pytest.raises(
+        ValueError, match=r"tasks without heads should be those of the predictions \(depth, kind\): found depth"
+    ):
         deep_supervision(tasks, PREDICTIONS)
 
 
 def test_heads_are_the_networks_own():
     with pytest.raises(ValueError, match=r"should have no head: found one for depth; leave it out"):
         deep_supervision({"depth": Task(Laplace(), head=nn.Linear(2, 1))}, {"depth": "depth"})
+
+
+def test_a_head_beside_the_network_comes_last_as_it_is():
+    age = Task(Gaussian(), head=nn.Linear(2, 1))
+    tasks = deep_supervision({"age": age, "depth": "laplace"}, {"depth": "depth", "depth_1": "depth"})
+    assert list(tasks) == ["depth", "depth_1", "age"]
+    assert tasks["age"] is age
+    with pytest.raises(ValueError, match=r"should have no head: found one for depth_1; leave it out"):
+        deep_supervision({"depth": "laplace", "depth_1": age}, {"depth": "depth", "depth_1": "depth"})
 
 
 def test_names_are_checked():
