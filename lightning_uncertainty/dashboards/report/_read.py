@@ -61,6 +61,9 @@ def _find(path: Path) -> Path:
             return path
         raise ValueError(f"a run should be of {_KNOWN}: found the file {path}; give the run's folder")
     runs = _runs(path.glob) or _runs(path.rglob)  # what lies in a run's folder belongs to it
+    begun = sorted(path.parent for path in path.rglob("hparams.yaml"))
+    if not runs and begun:
+        raise ValueError(f"a run should have rows: found none in {begun[0]}, whose fit has logged nothing yet")
     if not runs:
         raise ValueError(f"a run should be of {_KNOWN}: found none in {path} or below it; give the run's folder")
     if len(runs) > 1:

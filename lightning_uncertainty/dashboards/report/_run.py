@@ -49,15 +49,21 @@ class Run:
     def __post_init__(self) -> None:
         if not self.curves:
             raise ValueError(
-                f"a report needs a run with logged rows: found none in {self.title}; train with "
-                "log_every_n_steps above 0"
+                f"a report needs a run with logged rows: found none in {self.title}; wait for its first row, or "
+                "fit with log_every_n_steps above 0 and of no more than the steps of the fit"
             )
         if not self._found:
             keys = list(self.curves)
             more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+            held_out = f"({'|'.join(STAGES[1:])})/"
+            why = []
+            if "uncertainty" in self.config or all(re.match(rf"(.*-)?{held_out}", key) for key in keys):
+                why.append("wait for its first row, or fit with log_every_n_steps of no more than the steps of the fit")
+            if "uncertainty" not in self.config:
+                why.append("add UncertaintyMonitor() to the Trainer's callbacks")
             raise ValueError(
-                "a report needs a run that UncertaintyMonitor logged, with keys such as loss_share/<task>: found "
-                f"{', '.join(keys[:_NAMED])}{more} in {self.title}; add UncertaintyMonitor() to the Trainer's callbacks"
+                "a report needs a training row of UncertaintyMonitor, with keys such as loss_share/<task>: found "
+                f"{', '.join(keys[:_NAMED])}{more} in {self.title}; {'; or '.join(why)}"
             )
 
     # -- where things are ----------------------------------------------------------------------------------------------

@@ -113,6 +113,10 @@ def test_what_is_no_run_is_refused(tmp_path):
     known = r"CSVLogger \(metrics.csv\), TensorBoardLogger \(events.out.tfevents.*\) or offline wandb"
     with pytest.raises(ValueError, match=rf"a run should be of {known}.*: found none in"):
         read_run(tmp_path)
+    (tmp_path / "version_0").mkdir()
+    (tmp_path / "version_0/hparams.yaml").touch()
+    with pytest.raises(ValueError, match=r"a run should have rows: found none in .*version_0, whose fit has"):
+        read_run(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=rf"a run should be of {known}.*: found the file .*notes.txt"):
         read_run(tmp_path / "notes.txt")
@@ -124,7 +128,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         ("", "needs a run with logged rows: found none"),
         ("step,weight/depth\r\n", "needs a run with logged rows: found none"),
         ("name,size\r\na,1\r\n", "needs a run with logged rows: found none"),
-        ("step,lr,train_loss\r\n1,0.1,0.5\r\n", "UncertaintyMonitor logged, .* found lr, train_loss in"),
+        ("step,lr,train_loss\r\n1,0.1,0.5\r\n", "UncertaintyMonitor, .* found lr, train_loss in"),
     ],
 )
 def test_a_run_that_is_empty_or_not_ours_is_refused(tmp_path, text, message):
