@@ -62,6 +62,7 @@ def workspace(
     prefix: str = "",
     more: dict[str, list[str]] | None = None,
     pictures: str = "pictures/",
+    log: str = "sigma,weight",
 ) -> None:
     """Save a view in a wandb project that shows all tasks in one chart.
 
@@ -73,14 +74,19 @@ def workspace(
         prefix: that of the UncertaintyMonitor.
         more: charts of other keys by title, as of what an adopted module logs by itself: "{host: [train_loss]}".
         pictures: prefix of the PredictionImages.
+        log: what is on a log axis, separated by commas: sigma, weight, and loss where all losses stay positive.
 
     Raises:
         SystemExit: wandb has no account here or refuses, there is no task, or a package is not installed.
     """
-    names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else tasks
+    names = _names(tasks) if isinstance(tasks, str) else tasks
     with errors_as_sentences(ModuleNotFoundError, RuntimeError, ValueError):
-        options: dict[str, Any] = {"prefix": prefix, "more": more, "pictures": pictures}
+        options: dict[str, Any] = {"prefix": prefix, "more": more, "pictures": pictures, "log": _names(log)}
         print(f"Workspace: {save_wandb_workspace(entity, project, names, **options)}")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def completion() -> None:

@@ -80,7 +80,7 @@ def test_workspace_prints_the_address(tasks, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(cli, "save_wandb_workspace", lambda *a, **k: asked.append((a, k)) or "https://wandb.test/w")
     run("workspace", "me", "scenes", tasks, "--prefix", "u/", "--more", "{host: [train_loss]}")
-    options = {"prefix": "u/", "more": {"host": ["train_loss"]}, "pictures": "pictures/"}
+    options = {"prefix": "u/", "more": {"host": ["train_loss"]}, "pictures": "pictures/", "log": ["sigma", "weight"]}
     assert asked == [(("me", "scenes", ["depth", "kind"]), options)]
     assert capsys.readouterr().out.strip() == "Workspace: https://wandb.test/w"
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from lightning_uncertainty.dashboards.report._curves import Columns, columns_of
 from lightning_uncertainty.dashboards.report._run import Run
 from lightning_uncertainty.dashboards.report._wandb_file import read_wandb
 
@@ -17,6 +20,7 @@ __all__ = ["read_run"]
 
 _CSV, _EVENTS, _WANDB = "metrics.csv", "events.out.tfevents.*", "*.wandb"
 _KNOWN = f"CSVLogger ({_CSV}), TensorBoardLogger ({_EVENTS}) or offline wandb (run-{_WANDB})"
+_EMPTY = b"-nan"  # stands for an empty cell: a logged NaN has no sign
 _NAMED = 3  # runs that an error lists
 
 _Rows = Iterable[tuple[int, dict[str, float]]]
@@ -42,7 +46,11 @@ def read_run(path: str | Path) -> Run:
     if source.suffix == ".wandb":
         title, rows, config = read_wandb(source)
     elif source.suffix == ".csv":
-        title, rows, config = _title(source.parent), _read_csv(source), _read_yaml(source.parent)
+        title, config = _title(source.parent), _read_yaml(source.parent)
+        columns = _read_columns(source)
+        if columns is not None:
+            return Run(title, columns, config)
+        rows = _read_csv(source)
     else:
         folder = source if source.is_dir() else source.parent
         title, rows, config = _title(folder), _read_events(source), _read_yaml(folder)
@@ -82,6 +90,25 @@ def _runs(glob: Any) -> dict[Path, Path]:
 def _title(folder: Path) -> str:
     folder = folder.resolve()
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
+
+
+def _read_columns(path: Path) -> Columns | None:
+    """Read a file of numbers and empty cells at once; None where there is anything else, or no column of steps."""
+    head, _, body = path.read_bytes().partition(b"\n")
+    body = body[: body.rfind(b"\n") + 1]  # the last line may still be written
+    names = head.decode("utf-8", "replace").rstrip("\r").split(",")
+    if not body or b'"' in head or "step" not in names or len(set(names)) < len(names):
+        return None
+    for empty in (b",,", b",,", b",\r\n", b",\n", b"\n,"):  # twice: neighbours share a comma
+        body = body.replace(empty, empty[:1] + _EMPTY + empty[1:]) if empty in body else body
+    body = _EMPTY + body if body.startswith(b",") else body
+    try:
+        table = np.loadtxt(BytesIO(body), delimiter=",", ndmin=2, comments=None)
+    except ValueError:
+        return None
+    if table.shape[1] != len(names):
+        return None
+    return Columns(dict(columns_of(table, names, ~(np.isnan(table) & np.signbit(table)))))
 
 
 def _read_csv(path: Path) -> _Rows:

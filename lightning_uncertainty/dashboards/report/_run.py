@@ -9,19 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-__all__ = ["STAGES", "Curve", "Run"]
+from lightning_uncertainty.dashboards.report._curves import Curve, curves_of
+
+__all__ = ["STAGES", "Run"]
 
 STAGES = ("train", "val", "test")
 _WEIGHT = re.compile(r"(.*?)(?:loss_share|weight)/([^/]+)")
 _NAMED = 8  # keys that an error lists
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The values of a key, by increasing step."""
-
-    steps: list[int]
-    values: list[float]
 
 
 @dataclass(frozen=True)
@@ -71,12 +65,7 @@ class Run:
     @cached_property
     def curves(self) -> dict[str, Curve]:
         """Every key's curve; of several values at one step the last."""
-        points: dict[str, dict[int, float]] = {}
-        for row in self.rows:
-            for key, value in row.items():
-                if key != "step":
-                    points.setdefault(key, {})[int(row["step"])] = float(value)
-        return {key: Curve([*map(int, sorted(at))], [at[step] for step in sorted(at)]) for key, at in points.items()}
+        return curves_of(self.rows)
 
     @cached_property
     def _found(self) -> Counter[str]:
@@ -122,7 +111,7 @@ class Run:
     @property
     def last_step(self) -> int:
         """The last logged step."""
-        return max(curve.steps[-1] for curve in self.curves.values())
+        return max(int(curve.x[-1]) for curve in self.curves.values())
 
     def training(self, kind: str, task: str) -> Curve | None:
         """Return the curve of "loss", "sigma", "sigma_gap", "weight" or "loss_share" of a task, if it was logged."""

@@ -41,10 +41,28 @@
     return { type: "log", nticks: 7, exponentformat: "power", minexponent: 4, tickfont: { size: 9.6 } }; // plotly adds 25 %
   }
 
+  // what is nearly linear below the least of the lines' peaks, and a logarithm above it, on both sides of zero
+  function symlog(chart) {
+    const peaks = chart.traces.map((trace) => trace.y.reduce((most, value) => Math.max(most, Math.abs(value ?? 0)), 0));
+    const unit = 10 ** Math.floor(Math.log10(Math.min(...peaks.filter((peak) => peak > 0))));
+    const to = (value) => (value === null ? null : Math.sign(value) * Math.log10(1 + Math.abs(value) / unit));
+    return { to, unit, peak: Math.max(...peaks) };
+  }
+
+  function symlogAxis(chart) {
+    const { to, unit, peak } = symlog(chart);
+    const last = Math.floor(Math.log10(peak)), first = Math.log10(unit), every = Math.max(1, Math.ceil((last - first + 1) / 3));
+    const powers = [];
+    for (let power = last; power >= first - 1e-9; power -= every) powers.push(power);
+    const values = [...powers.map((power) => -(10 ** power)), 0, ...powers.map((power) => 10 ** power)];
+    const text = (value) => (value === 0 ? "0" : `${value < 0 ? "−" : ""}${Math.abs(Math.log10(Math.abs(value))) < 4 ? Math.abs(value).toPrecision(1) * 1 : `10<sup>${Math.round(Math.log10(Math.abs(value)))}</sup>`}`);
+    return { tickvals: values.map(to), ticktext: values.map(text), zeroline: true };
+  }
+
   function toTrace(chart, trace, of) {
     const stroke = colour(of, trace.task);
     const few = trace.x.length <= 40 && trace.look !== "area";
-    const value = { gap: "%{text}", share: "%{y:.1f} %" }[chart.axis] ?? "%{y:.4~g}";
+    const value = { gap: "%{text}", share: "%{y:.1f} %", symlog: "%{customdata:.4~g}" }[chart.axis] ?? "%{y:.4~g}";
     const name = (trace.look === "dotted" ? `${trace.name}, σ*` : trace.name).replaceAll("<", "&lt;");
     const common = {
       type: "scatter", name, x: trace.x, y: trace.y, visible: shown(trace), legendgroup: String(trace.task),
@@ -53,6 +71,7 @@
       marker: { color: stroke, size: 4 },
       hovertemplate: `${value}<extra>${name}</extra>`,
     };
+    if (chart.axis === "symlog") Object.assign(common, { customdata: trace.y, y: trace.y.map(symlog(chart).to) });
     if (chart.axis === "gap") common.text = trace.y.map((ratio) => (ratio === null ? "" : percent(ratio, 1)));
     if (trace.look === "dotted") common.line = { color: stroke, width: 1.25, dash: "1px,3px" };
     if (trace.look === "dashed") common.line.dash = "4px,3px";
@@ -68,6 +87,7 @@
   function toLayout(chart, of) {
     const axis = { color: of("quiet"), gridcolor: of("line"), linecolor: of("line"), fixedrange: fingers.matches, automargin: true };
     const y = { ...axis, zeroline: false, ...(chart.axis === "log" || chart.axis === "gap" ? logAxis(chart) : { nticks: chart.small ? 4 : 6 }) };
+    if (chart.axis === "symlog") Object.assign(y, symlogAxis(chart), { zerolinecolor: of("quiet") });
     if (chart.axis === "share") Object.assign(y, { ticksuffix: " %", range: [0, 100] });
     return {
       showlegend: false, hovermode: run.tasks.length > 10 ? "closest" : "x unified", dragmode: fingers.matches ? false : "zoom",

@@ -185,6 +185,32 @@ def test_an_old_report_is_replaced_whole(tmp_path):
     assert [file.name for file in Path().iterdir()] == ["report.html"]
 
 
+def test_a_loss_below_zero_is_seen_beside_one_in_large_units(tmp_path, browser):
+    rows = [
+        {"step": step, "weight/a": 1.0, "weight/b": 1.0, "loss/a": 2.0 - step, "loss/b": 4e5 - step}
+        for step in range(5)
+    ]
+    write_report(Run("signs", rows, {}), tmp_path / "report.html")
+    complaints = []
+    with opened(browser, tmp_path / "report.html", complaints=complaints) as page:
+        page.wait_for_selector(DRAWN)
+        drawn = page.eval_on_selector('figure[data-chart="loss"] .plot', "plot => plot.data.map(trace => trace.y)")
+        ticks = page.eval_on_selector_all(
+            'figure[data-chart="loss"] .ytick text', "texts => texts.map(text => text.textContent)"
+        )
+        heights = page.eval_on_selector_all(
+            'figure[data-chart="loss"] .points path', "points => points.map(point => point.getBoundingClientRect().y)"
+        )
+    assert complaints == []
+    assert [math.copysign(1, value) if value else 0 for value in drawn[0]] == [1, 1, 0, -1, -1]
+    assert drawn[0][0] == -drawn[0][4] == pytest.approx(math.log10(3))
+    assert "0" in ticks
+    assert len(ticks) == len(set(ticks)) >= 3
+    assert heights[:5] == sorted(heights[:5])
+    assert heights[4] - heights[0] > 20  # the small task is no flat line
+    assert max(heights[5:]) < heights[0]
+
+
 @pytest.mark.parametrize("widest", [0.0, 1e-6, 0.004, 0.012, 0.02, 0.05, 0.09, 0.2, 0.6, 3.0, 40.0])
 def test_gaps_of_any_size_have_ticks_beside_zero(tmp_path, browser, widest):
     rows = [
