@@ -163,7 +163,7 @@ def _metrics(run: Run) -> Iterable[Chart]:
     """Return one chart for each metric of each task: their units differ."""
     for task, metric in dict.fromkeys((task, metric) for _, task, metric in run.held_out if metric != "loss"):
         stages = {stage: run.held_out[stage, task, metric] for stage in STAGES if (stage, task, metric) in run.held_out}
-        latest = ", ".join(f"{number(curve.values[-1])} ({stage})" for stage, curve in stages.items())
+        latest = ", ".join(f"{number(curve.last)} ({stage})" for stage, curve in stages.items())
         chart = Chart(f"metric-{task}-{metric}", "Metrics", metric, METRIC.format(latest), "linear", small=True)
         for stage, curve in stages.items():
             chart.add(f"{task}, {stage}", run.tasks.index(task), curve, _LOOKS[stage])

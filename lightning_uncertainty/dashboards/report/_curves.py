@@ -23,6 +23,11 @@ class Curve:
         self.x: Any = np.asarray(steps, np.int64)
         self.y: Any = np.asarray(values, np.float64)
 
+    @property
+    def last(self) -> float:
+        """The last value."""
+        return float(self.y[-1])
+
     @cached_property
     def steps(self) -> list[int]:
         """The steps."""
@@ -86,12 +91,16 @@ def columns_of(table: Any, names: Sequence[str], given: Any) -> Iterator[tuple[s
     Args:
         table: numbers `[rows, columns]`.
         names: of the columns.
-        given: which of the numbers are there `[rows, columns]`.
+        given: which of the numbers are there `[rows, columns]`; None for all of them.
     """
     where = list(names).index("step")
+    rows, steps = np.arange(len(table)), None if given is not None else table[:, where].astype(np.int64)
     for column, name in enumerate(names):
-        rows = np.flatnonzero(given[:, where] & given[:, column])
-        if name != "step" and len(rows):
+        if name == "step":
+            continue
+        if steps is not None:
+            yield name, _in_order(steps, rows, np.ascontiguousarray(table[:, column]))
+        elif len(rows := np.flatnonzero(given[:, where] & given[:, column])):
             yield name, _in_order(table[rows, where].astype(np.int64), rows, table[rows, column])
 
 

@@ -100,7 +100,7 @@ def _facts(run: Run) -> Iterable[tuple[str, str]]:
     if run.weighting:
         yield "Weighting", f"<code>{escape(run.weighting)}</code>"
     for stage, curve in run.balanced.items():
-        text = _data(curve.values[-1])
+        text = _data(curve.last)
         if len(curve.values) > 1:
             value, step = min(zip(curve.values, curve.steps, strict=True))
             text += f" <small>lowest {number(value)} at step {step:,}</small>"
@@ -185,7 +185,7 @@ def _last(run: Run, kind: str, task: str, sign: str = "") -> str:
     curve = run.training(kind, task)
     if curve is None:
         return ""
-    value = curve.values[-1]
+    value = curve.last
     return _data(value, f"{100 * value:{sign}.1f} %" if sign else number(value))
 
 
@@ -195,7 +195,7 @@ def _latest(run: Run, task: str) -> str:
     shown = [where for where in found if where[0] != "loss"] or list(found)
     lines = []
     for metric in dict.fromkeys(metric for metric, _ in shown):
-        values = [(stage, found[metric, stage].values[-1]) for stage in STAGES if (metric, stage) in found]
+        values = [(stage, found[metric, stage].last) for stage in STAGES if (metric, stage) in found]
         numbers = ", ".join(f"{_data(value)} <small>{stage}</small>" for stage, value in values)
         lines.append(f"<div>{escape(metric)} <span>{numbers}</span></div>")
     return "".join(lines)

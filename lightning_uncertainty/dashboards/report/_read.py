@@ -14,7 +14,7 @@ import yaml
 
 from lightning_uncertainty.dashboards.report._curves import Columns, columns_of
 from lightning_uncertainty.dashboards.report._run import Run
-from lightning_uncertainty.dashboards.report._wandb_file import read_wandb
+from lightning_uncertainty.dashboards.report._wandb_file import files_of_run, read_wandb
 
 __all__ = ["read_run"]
 
@@ -32,6 +32,8 @@ def read_run(path: str | Path) -> Run:
     Args:
         path: the run's folder, its file (`metrics.csv`, `events.out.tfevents.*`, `run-*.wandb`), or a folder above this
             run and no other.
+
+    Of a wandb run that was resumed, in a folder for each process, any of these is the whole run.
 
     Returns:
         The run, with one row a step; values that are no numbers are left out.
@@ -84,7 +86,7 @@ def _runs(glob: Any) -> dict[Path, Path]:
     """Return what to read, by what to call the run; of two loggers in one folder CSVLogger, which keeps all digits."""
     runs = {file.parent: file.parent for file in glob(_EVENTS)}
     runs |= {file.parent: file for file in glob(_CSV)}
-    return runs | {file: file for file in glob(_WANDB)}
+    return runs | {files_of_run(file)[0]: file for file in glob(_WANDB)}
 
 
 def _title(folder: Path) -> str:
@@ -99,16 +101,23 @@ def _read_columns(path: Path) -> Columns | None:
     names = head.decode("utf-8", "replace").rstrip("\r").split(",")
     if not body or b'"' in head or "step" not in names or len(set(names)) < len(names):
         return None
+    for text in (lambda: body, lambda: _filled(body)):  # most files have no empty cell, and looking for one is slow
+        try:
+            table = np.loadtxt(BytesIO(text()), delimiter=",", ndmin=2, comments=None)
+        except ValueError:
+            continue
+        if table.shape[1] == len(names):
+            break
+    else:
+        return None
+    empty = np.isnan(table) & np.signbit(table)
+    return Columns(dict(columns_of(table, names, ~empty if empty.any() else None)))
+
+
+def _filled(body: bytes) -> bytes:
     for empty in (b",,", b",,", b",\r\n", b",\n", b"\n,"):  # twice: neighbours share a comma
-        body = body.replace(empty, empty[:1] + _EMPTY + empty[1:]) if empty in body else body
-    body = _EMPTY + body if body.startswith(b",") else body
-    try:
-        table = np.loadtxt(BytesIO(body), delimiter=",", ndmin=2, comments=None)
-    except ValueError:
-        return None
-    if table.shape[1] != len(names):
-        return None
-    return Columns(dict(columns_of(table, names, ~(np.isnan(table) & np.signbit(table)))))
+        body = body.replace(empty, empty[:1] + _EMPTY + empty[1:])
+    return _EMPTY + body if body.startswith(b",") else body
 
 
 def _read_csv(path: Path) -> _Rows:
