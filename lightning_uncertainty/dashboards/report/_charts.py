@@ -164,7 +164,8 @@ def _metrics(run: Run) -> Iterable[Chart]:
     for task, metric in dict.fromkeys((task, metric) for _, task, metric in run.held_out if metric != "loss"):
         stages = {stage: run.held_out[stage, task, metric] for stage in STAGES if (stage, task, metric) in run.held_out}
         latest = ", ".join(f"{number(curve.last)} ({stage})" for stage, curve in stages.items())
-        chart = Chart(f"metric-{task}-{metric}", "Metrics", metric, METRIC.format(latest), "linear", small=True)
+        title, caption = run.label(task, metric), METRIC.format(latest)
+        chart = Chart(f"metric-{task}-{metric}", "Metrics", title, caption, "linear", small=True)
         for stage, curve in stages.items():
             chart.add(f"{task}, {stage}", run.tasks.index(task), curve, _LOOKS[stage])
         yield chart

@@ -28,6 +28,13 @@ class Curve:
         """The last value."""
         return float(self.y[-1])
 
+    @property
+    def ended(self) -> float:
+        """The median of the finite values of the last tenth, at least of five: a single one may be odd."""
+        last = self.y[-max(5, -(-len(self.y) // 10)) :]
+        finite = last[np.isfinite(last)]
+        return float(np.median(finite)) if len(finite) else self.last
+
     @cached_property
     def steps(self) -> list[int]:
         """The steps."""

@@ -106,6 +106,11 @@ class Run:
         """What σ is at its optimum by task, where the config says it."""
         return _texts(self.about.get("sigma_is"))
 
+    def label(self, task: str, metric: str) -> str:
+        """Return what a metric of a task is called: RMSE, where its class is MeanSquaredError and takes the root."""
+        found = self.about.get("metrics")
+        return _texts(found).get(f"{task}/{metric}", metric)
+
     # -- what was logged -----------------------------------------------------------------------------------------------
 
     @property
