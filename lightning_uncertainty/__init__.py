@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_uncertainty import adoption as adoption
     from lightning_uncertainty import architectures as architectures
     from lightning_uncertainty import calibration as calibration
+    from lightning_uncertainty import cli as cli
     from lightning_uncertainty import dashboards as dashboards
     from lightning_uncertainty import examples as examples
     from lightning_uncertainty import instances as instances
@@ -53,7 +54,7 @@ else:
         "weightings": ("AnalyticUncertaintyWeighting", "FixedWeighting", "UncertaintyWeighting"),
     }
     _DOORS = tuple(room for room in _HOMES if not room.startswith("_"))
-    _OTHERS = ("calibration", "dashboards", "examples", "instances", "metrics", "predictions", "trials")
+    _OTHERS = ("calibration", "cli", "dashboards", "examples", "instances", "metrics", "predictions", "trials")
     _ROOMS = (*_DOORS, "architectures", *_OTHERS)
     _HOME_OF = {name: room for room, names in _HOMES.items() for name in names}
 

@@ -22,6 +22,8 @@ from lightning_uncertainty.weightings import Weighting
 
 __all__ = ["MultiTaskModule", "MultiTaskSteps"]
 
+_MADE_WITH = "multi_task_module"  # key of checkpoints
+
 
 class MultiTaskSteps(MultiTaskMixin):
     """All of `MultiTaskModule` but the LightningModule, which it stands before, of either Lightning package.
@@ -41,10 +43,10 @@ class MultiTaskSteps(MultiTaskMixin):
         tasks: Mapping[str, Task],
         weighting: Weighting | None = None,
         *,
-        inputs: str | Callable[[Any], Any] = "inputs",
+        inputs: str | Callable[[Any], Any] | None = None,
         optimizer: Callable[[Iterable[Any]], Optimizer] = AdamW,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
-        samples: int = 1,
+        samples: int | None = None,
         sampling: Sampling | None = None,
     ) -> None:
         """Register the tasks.
@@ -56,12 +58,14 @@ class MultiTaskSteps(MultiTaskMixin):
                 head for every prediction (see `deep_supervision`); tasks with heads beside these take the last of the
                 features that its tasks share, and what their heads return is left as it is.
             weighting: how the losses become one; UncertaintyWeighting if there is none.
-            inputs: key of the batch, or function of the batch, that gives what the backbone takes.
+            inputs: key of the batch, or function of the batch, that gives what the backbone takes. None is the key of
+                the checkpoint that is loaded, without one "inputs".
             optimizer: makes an optimizer of parameter groups, as torch.optim.AdamW does. Learning rate and weight decay
                 are those of the network; the log-variances have ten times the rate and no decay.
             lr_scheduler: makes a scheduler of the optimizer, stepped once an epoch. ReduceLROnPlateau follows
                 val/balanced_loss, which may be negative: give it threshold_mode="abs".
             samples: passes of `predict_step`: 1 without dropout, more with it, whose spread is epistemic uncertainty.
+                None is the number of the checkpoint that is loaded, without one 1.
             sampling: how these are drawn: their seed, to which the number of each batch is added, most rows of a
                 forward, and classes that drop by themselves.
 
@@ -71,7 +75,7 @@ class MultiTaskSteps(MultiTaskMixin):
                 numbers for other tasks, or samples are below 1.
         """
         super().__init__()
-        if samples < 1:
+        if samples is not None and samples < 1:
             raise ValueError(f"samples should be at least 1: found {samples}; 1 is a prediction without dropout")
         specified = specify(tasks)
         headless = [name for name, task in specified.items() if task.head is None]
@@ -99,6 +103,28 @@ class MultiTaskSteps(MultiTaskMixin):
         self._samples = samples
         self._sampling = Sampling() if sampling is None else sampling
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write where the inputs are in a batch, and how many passes a prediction has."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        inputs = self._inputs if isinstance(self._inputs, str | None) else ""
+        checkpoint[_MADE_WITH] = {"inputs": inputs, "samples": self._samples}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take from a checkpoint what was not given.
+
+        Raises:
+            ValueError: its inputs were a function of the batch, which a checkpoint does not hold, and none is given.
+        """
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        made = checkpoint.get(_MADE_WITH, {})
+        if self._inputs is None and made.get("inputs") == "":
+            raise ValueError(
+                "inputs should be given beside a checkpoint whose inputs were a function of the batch: found none; "
+                "give the same function, as in load_from_checkpoint(path, ..., inputs=function)"
+            )
+        self._inputs = made.get("inputs") if self._inputs is None else self._inputs
+        self._samples = made.get("samples") if self._samples is None else self._samples
+
     def forward(self, inputs: Any) -> dict[str, Tensor]:
         """Return what every head makes of the inputs, by task."""
         return self.task_outputs(self._features(inputs))
@@ -125,7 +151,7 @@ class MultiTaskSteps(MultiTaskMixin):
         """Return what is predicted by task, and how surely (see `predict_tasks`); the batch needs no labels."""
         number = (dataloader_idx << 32) + batch_idx * world_size() + rank()
         options = vars(self._sampling.of_batch(number))
-        return self.predict_tasks(self.inputs_of(batch), samples=self._samples, **options)
+        return self.predict_tasks(self.inputs_of(batch), samples=self._samples or 1, **options)
 
     def inputs_of(self, batch: Any) -> Any:
         """Return what the backbone takes of a batch.
@@ -134,7 +160,7 @@ class MultiTaskSteps(MultiTaskMixin):
             ValueError: the batch has no such key.
         """
         mend = "name another key with inputs=..., or give a function of the batch there"
-        return pick(batch, self._inputs, "inputs", mend)
+        return pick(batch, self._inputs or "inputs", "inputs", mend)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the scheduler if there is one; a subclass may build others from `parameter_groups`.
@@ -166,9 +192,10 @@ class MultiTaskSteps(MultiTaskMixin):
 class MultiTaskModule(MultiTaskSteps, LightningModule):
     """A backbone and tasks, ready for a Trainer.
 
-    Checkpoints hold weights and the state of the weighting, and no arguments: read one with
-    `MultiTaskModule.load_from_checkpoint(path, backbone=..., tasks=...)`. Those of the command line hold their
-    configuration too and need none. For `lightning.pytorch` see `MultiTaskSteps`.
+    Checkpoints hold weights, the state of the weighting, the key of the inputs and the number of samples: read one with
+    `MultiTaskModule.load_from_checkpoint(path, backbone=..., tasks=...)`, and an optimizer, a scheduler or a function
+    of the inputs if it had one. Those of the command line hold their configuration too and need none. For
+    `lightning.pytorch` see `MultiTaskSteps`.
 
     Example:
         >>> from pytorch_lightning import Trainer

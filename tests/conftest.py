@@ -24,7 +24,7 @@ COSTLIEST = (  # first, so that no worker is left alone with one of them
     "test_resume.py",
     "test_fsdp2.py",
     "test_fuzz.py",
-    "test_cli.py",
+    "test_commands.py",
     "test_properties.py",
     "test_warm_up.py",
     "test_gradient_conflict.py",

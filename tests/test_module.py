@@ -388,3 +388,41 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path):
     trainer(max_epochs=4).fit(resumed, loader, ckpt_path=tmp_path / "half.ckpt")
     for own, other in zip(tensors(whole).values(), tensors(resumed).values(), strict=True):
         assert torch.equal(own, other)
+
+
+@pytest.mark.filterwarnings("ignore:the aleatoric uncertainty")
+@pytest.mark.parametrize("cls", [MultiTaskModule, Other])
+def test_what_is_not_given_beside_a_checkpoint_is_read_from_it(cls, tmp_path):
+    fitting = trainer() if cls is MultiTaskModule else lightning.pytorch.Trainer(max_epochs=1, logger=False)
+    made = module(cls, samples=3)
+    fitting.strategy.connect(made)
+    fitting.save_checkpoint(tmp_path / "net.ckpt")
+    load = partial(cls.load_from_checkpoint, tmp_path / "net.ckpt", **{**arguments(), "inputs": None})
+    batch = next(iter(dicts()))
+    assert load().inputs_of(batch) is batch["x"]
+    with pytest.raises(ValueError, match="should have dropout"):  # three samples of a network that has none
+        load().predict_step(batch, 0)
+    assert load(inputs=lambda batch: batch["x"] + 1).inputs_of(batch).equal(batch["x"] + 1)
+    one = load(samples=1).predict_step(batch, 0)
+    assert one["depth"].epistemic.eq(0).all()
+
+
+def test_a_checkpoint_whose_inputs_were_a_function_asks_for_it(tmp_path):
+    fitting = trainer()
+    fitting.strategy.connect(module(inputs=lambda batch: batch["x"]))
+    fitting.save_checkpoint(tmp_path / "net.ckpt")
+    with pytest.raises(ValueError, match="inputs should be given beside a checkpoint whose inputs were a function"):
+        MultiTaskModule.load_from_checkpoint(tmp_path / "net.ckpt", **{**arguments(), "inputs": None})
+    assert MultiTaskModule.load_from_checkpoint(tmp_path / "net.ckpt", **arguments())._inputs == "x"
+
+
+def test_a_checkpoint_from_before_says_nothing_of_the_inputs(tmp_path):
+    fitting = trainer()
+    fitting.strategy.connect(module())
+    fitting.save_checkpoint(tmp_path / "net.ckpt")
+    before = torch.load(tmp_path / "net.ckpt", weights_only=True)
+    assert before.pop("multi_task_module") == {"inputs": "x", "samples": None}
+    torch.save(before, tmp_path / "net.ckpt")
+    loaded = MultiTaskModule.load_from_checkpoint(tmp_path / "net.ckpt", **{**arguments(), "inputs": None})
+    with pytest.raises(ValueError, match="inputs should be under 'inputs'"):
+        loaded.inputs_of(next(iter(dicts())))

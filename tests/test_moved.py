@@ -11,7 +11,7 @@ import yaml
 import lightning_uncertainty
 from lightning_uncertainty import weightings
 from lightning_uncertainty._moved import MOVED
-from tests.test_cli import EXAMPLE, run
+from tests.cli._run import EXAMPLE, run
 
 
 @pytest.mark.parametrize("old", MOVED)

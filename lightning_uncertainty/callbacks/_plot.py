@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_uncertainty._show import axes_or_new, load_pyplot
-from lightning_uncertainty.dashboards.charts import KINDS, LOG_KINDS
+from lightning_uncertainty.dashboards.charts import KINDS, LOG_KINDS, scale_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +47,6 @@ def plot_rows(
     ax.set_xlabel("step")
     ax.set_ylabel(KINDS[kind])
     if kind in LOG_KINDS:
-        ax.set_yscale("log")
+        ax.set_yscale(scale_of([row[key] for row in rows if key in row] for key in keys))
     ax.legend(ncols=-(-len(keys) // _MOST_IN_COLUMN))
     return figure, ax

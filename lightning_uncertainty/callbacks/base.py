@@ -11,11 +11,21 @@ from weakref import ref
 import torch
 from pytorch_lightning import Callback
 from torch import nn
+from torchmetrics import MeanSquaredError
 
 from lightning_uncertainty._step import log_prefix
 from lightning_uncertainty.mixin import MultiTaskMixin
 
-__all__ = ["AnyCallback", "TaskCallback", "is_last_step", "offer", "require_tasks", "validated", "warn_of_no_rows"]
+__all__ = [
+    "AnyCallback",
+    "TaskCallback",
+    "find_labels",
+    "is_last_step",
+    "offer",
+    "require_tasks",
+    "validated",
+    "warn_of_no_rows",
+]
 
 if find_spec("lightning") is not None:
     from lightning.pytorch import Callback as OtherCallback
@@ -169,3 +179,10 @@ def validated(trainer: Any, pl_module: Any, net: MultiTaskMixin) -> dict[str, fl
     device = trainer.strategy.root_device
     values = torch.cat([computed[f"{prefix}{key}"].to(device).reshape(1) for key in keys])
     return dict(zip(keys, values.tolist(), strict=True))
+
+
+def find_labels(module: Any) -> dict[str, str]:
+    """Return by log key the names of metrics that are not what their class is called."""
+    own = {key: getattr(metric, "metric", metric) for key, metric in module.task_metrics.items()}
+    roots = {key for key, one in own.items() if isinstance(one, MeanSquaredError) and not one.squared}
+    return {key: "RMSE" for key in sorted(roots) if key.endswith("/MeanSquaredError")}

@@ -13,7 +13,7 @@ from lightning_uncertainty.callbacks._kept import KeptRows
 from lightning_uncertainty.callbacks._lateness import lateness
 from lightning_uncertainty.callbacks._table import COLUMNS, render_tasks, task_rows
 from lightning_uncertainty.callbacks._total import TotalWatch, monitored, total_monitored
-from lightning_uncertainty.callbacks.base import offer, validated, warn_of_no_rows
+from lightning_uncertainty.callbacks.base import find_labels, offer, validated, warn_of_no_rows
 from lightning_uncertainty.dashboards.loggers import log_config, log_row, refusable
 from lightning_uncertainty.dashboards.tensorboard import log_tensorboard_layout, sigma_optima
 from lightning_uncertainty.dashboards.wandb import log_task_table
@@ -229,11 +229,13 @@ class UncertaintyMonitor(KeptRows):
 
     def _about(self, net: Any) -> dict[str, Any]:
         """Return what reads the rows: the entry of the loggers' config."""
+        labels = {key.partition("/")[2]: label for key, label in find_labels(net).items()}
         return {
             "weighting": repr(net.task_weighting),
             "prefix": self.prefix,
             "likelihood": {task: likelihood.name for task, likelihood in net.task_likelihoods().items()},
             "sigma_is": net.task_weighting.meanings(),
+            **({"metrics": labels} if labels else {}),
         }
 
     def _keyed(self, found: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
-__all__ = ["KINDS", "LOG_KINDS", "MOST_PAIRED", "TaskNames", "metrics_by_task"]
+__all__ = ["KINDS", "LOG_KINDS", "MOST_PAIRED", "TaskNames", "metrics_by_task", "scale_of"]
 
 KINDS: dict[str, str] = {
     "sigma": "σ",
@@ -13,7 +15,8 @@ KINDS: dict[str, str] = {
     "loss_share": "share of the weighted loss",
     "loss": "loss",
 }
-LOG_KINDS = ("sigma", "weight", "loss")  # drawn on a log axis
+LOG_KINDS = ("sigma", "weight", "loss")  # on a log axis where all values are positive
+_FEW_DECADES = 100.0  # within which a linear axis shows every line
 MOST_PAIRED = 6
 """Tasks whose pairs are logged one by one: 15 pairs."""
 
@@ -43,3 +46,20 @@ def metrics_by_task(tasks: TaskNames) -> dict[str, list[str]]:
     if not found:
         raise ValueError("tasks should be at least one: found none; name those of register_tasks, as in ['depth']")
     return found
+
+
+def scale_of(lines: Iterable[Iterable[float]]) -> Literal["log", "symlog", "linear"]:
+    """Return the axis on which lines of one kind are seen whole: a log axis leaves out what is not positive.
+
+    Args:
+        lines: their values; those that are not finite do not count.
+
+    Example:
+        >>> scale_of([[0.1, 300.0]]), scale_of([[-2.0, 3.0], [8.0]]), scale_of([[-2.0, 3.0], [4e5]])
+        ('log', 'linear', 'symlog')
+    """
+    finite = [[value for value in line if math.isfinite(value)] for line in lines]
+    if all(value > 0 for line in finite for value in line):
+        return "log"
+    peaks = [peak for line in finite if line and (peak := max(map(abs, line))) > 0]
+    return "symlog" if peaks and max(peaks) > _FEW_DECADES * min(peaks) else "linear"

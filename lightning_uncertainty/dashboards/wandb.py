@@ -26,6 +26,7 @@ def wandb_workspace(
     name: str = "Uncertainty weighting",
     more: Mapping[str, Iterable[str]] | None = None,
     pictures: str = "pictures/",
+    log: Iterable[str] = ("sigma", "weight"),
 ) -> Any:
     """Build the view of a wandb project that shows all tasks in one chart; `save_wandb_workspace` puts it there.
 
@@ -41,6 +42,8 @@ def wandb_workspace(
         name: title of the view and of its section.
         more: charts of other keys by title, as of what an adopted module logs by itself: `{"host": ["train_loss"]}`.
         pictures: prefix of the `PredictionImages`.
+        log: what is on a log axis, of sigma, weight and loss. wandb leaves out what is not positive there, as the loss
+            of a heteroscedastic task may be; give losses too where all stay positive.
 
     Returns:
         A `wandb_workspaces.workspaces.Workspace`; building it needs no account.
@@ -56,6 +59,9 @@ def wandb_workspace(
         ['sigma/depth', 'sigma/normals']
     """
     metrics = metrics_by_task(tasks)
+    log = list(log)
+    if wrong := [kind for kind in log if kind not in LOG_KINDS]:
+        raise ValueError(f"log should be of {', '.join(LOG_KINDS)}: found {', '.join(wrong)}")
     others = _by_title(more)
     try:
         with warnings.catch_warnings():
@@ -72,7 +78,7 @@ def wandb_workspace(
         return reports.LinePlot(title=title, x=_STEP, y=list(keys), title_x="step", **options)
 
     def training(kind: str, **options: Any) -> Any:
-        if kind in LOG_KINDS:
+        if kind in log:
             options["log_y"] = True
         return chart(KINDS[kind], (f"{prefix}{kind}/{task}" for task in metrics), **options)
 
@@ -85,7 +91,7 @@ def wandb_workspace(
         training("weight"),
         training("loss_share", plot_type="pct-area"),
         training("loss"),
-        chart("held-out loss", (f"val/{task}/loss" for task in metrics), log_y=True),
+        chart("held-out loss", (f"val/{task}/loss" for task in metrics), **({"log_y": True} if "loss" in log else {})),
         chart("held-out balanced loss", ["val/balanced_loss"]),
         *(
             chart(f"held-out {task}", (f"val/{task}/{metric}" for metric in names))
@@ -160,6 +166,7 @@ def save_wandb_workspace(
     name: str = "Uncertainty weighting",
     more: Mapping[str, Iterable[str]] | None = None,
     pictures: str = "pictures/",
+    log: Iterable[str] = ("sigma", "weight"),
 ) -> str:
     """Build the view as `wandb_workspace` does, save it in the project, and return its address; once is enough.
 
@@ -168,7 +175,7 @@ def save_wandb_workspace(
         ModuleNotFoundError: wandb-workspaces is not installed.
         RuntimeError: wandb knows no account on this machine, or its server refuses the view.
     """
-    workspace = wandb_workspace(entity, project, tasks, prefix=prefix, name=name, more=more, pictures=pictures)
+    workspace = wandb_workspace(entity, project, tasks, prefix=prefix, name=name, more=more, pictures=pictures, log=log)
     from wandb.errors import AuthenticationError, UsageError
 
     try:

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchmetrics import MeanSquaredError
-
-__all__ = ["Directions", "Measure", "MetricNames", "directions", "find_labels", "find_measures"]
+__all__ = ["Directions", "Measure", "MetricNames", "directions", "find_measures"]
 
 MetricNames = Mapping[str, str | Sequence[str]]
 Directions = Mapping[str, bool | Mapping[str, bool]]
@@ -36,13 +34,6 @@ class Measure:
 def directions(module: Any) -> dict[str, bool | None]:
     """Return by log key which way is better, of what a module's tasks own; None where torchmetrics does not say."""
     return {key: metric.higher_is_better for key, metric in module.task_metrics.items() if key.startswith("val/")}
-
-
-def find_labels(module: Any) -> dict[str, str]:
-    """Return by log key the names of metrics that are not what their class is called."""
-    own = {key: getattr(metric, "metric", metric) for key, metric in module.task_metrics.items()}
-    roots = {key for key, one in own.items() if isinstance(one, MeanSquaredError) and not one.squared}
-    return {key: "RMSE" for key in sorted(roots) if key.endswith("/MeanSquaredError")}
 
 
 def find_measures(

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from lightning_uncertainty.callbacks.base import find_labels
 from lightning_uncertainty.trials._alone import train_alone
-from lightning_uncertainty.trials._measures import directions, find_labels
+from lightning_uncertainty.trials._measures import directions
 from lightning_uncertainty.trials._plan import Plan
 from lightning_uncertainty.trials._setup import text_of
 from lightning_uncertainty.trials._trial import ENDED_EARLY, FAILED, FINISHED, Trial

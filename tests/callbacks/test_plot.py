@@ -23,3 +23,10 @@ def test_a_shorter_cycle_of_colours_changes_lines_earlier():
         figure, ax = plot_rows(rows, "sigma")
     assert [(line.get_color(), line.get_linestyle()) for line in ax.lines] == [("r", "-"), ("b", "-"), ("r", "--")]
     plt.close(figure)
+
+
+@pytest.mark.parametrize(("loss", "scale"), [(0.5, "log"), (-0.5, "linear")])
+def test_a_loss_below_zero_is_plotted(loss, scale):
+    figure, ax = plot_rows([{"step": 0, "loss/a": 2.0}, {"step": 1, "loss/a": loss}], "loss")
+    assert ax.get_yscale() == scale
+    plt.close(figure)

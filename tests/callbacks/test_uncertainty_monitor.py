@@ -18,12 +18,16 @@ from pytorch_lightning.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
+from torch import nn
 from torch.utils.data import DataLoader
+from torchmetrics import MeanSquaredError
 
 from lightning_uncertainty import (
     AnalyticUncertaintyWeighting,
     FixedWeighting,
     MultiTaskMixin,
+    MultiTaskModule,
+    Task,
     UncertaintyMonitor,
     UncertaintyWeighting,
     dashboards,
@@ -658,3 +662,16 @@ def test_a_normalised_task_has_loss_and_weight_and_the_table_says_whose_sigma_is
     layout = str(layout_pb2.Layout.FromString(written.tensor_proto.string_val[0]))
     assert "weight/depth" in layout
     assert "sigma/depth" not in layout
+
+
+def test_the_config_says_which_metric_is_a_root():
+    """Its key is that of its class, MeanSquaredError; the report calls it RMSE."""
+    metrics = [MeanSquaredError(squared=False), MeanSquaredError()]
+    tasks = {
+        name: Task("gaussian", head=nn.Linear(8, 1), target="depth", metrics=metric)
+        for name, metric in zip(("root", "square"), metrics, strict=True)
+    }
+    module = MultiTaskModule(nn.Linear(4, 8), tasks, inputs="x")
+    monitor = UncertaintyMonitor(table=False)
+    trainer(max_epochs=1, callbacks=[monitor]).fit(module, dicts(), dicts())
+    assert monitor._config["uncertainty"]["metrics"] == {"root/MeanSquaredError": "RMSE"}

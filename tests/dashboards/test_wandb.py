@@ -54,7 +54,12 @@ def test_the_workspace_holds_every_key_in_a_chart_of_all_tasks():
     assert all(len(chart["metrics"]) == 2 for title, chart in charts.items() if "balanced" not in title)
     assert {chart["xAxis"] for chart in charts.values()} == {section["settings"]["xAxis"]} == {"trainer/global_step"}
     logarithmic = {title for title, chart in charts.items() if chart.get("yLogScale")}
-    assert logarithmic == {"σ", "effective weight", "loss", "held-out loss"}
+    assert logarithmic == {"σ", "effective weight"}  # a loss may be negative, and wandb would leave it out
+    every = specification(wandb_workspace("me", "scenes", TASKS, log=["loss"]))
+    logarithmic = {title for title, chart in panels(every).items() if chart.get("yLogScale")}
+    assert logarithmic == {"loss", "held-out loss"}
+    with pytest.raises(ValueError, match="log should be of sigma, weight, loss: found sigma_gap"):
+        wandb_workspace("me", "scenes", TASKS, log=["sigma_gap"])
     assert {title for title, chart in charts.items() if chart.get("plotType") == "pct-area"} == {
         "share of the weighted loss"
     }

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lightning_uncertainty.dashboards.report._run import STAGES, Curve, Run
+import numpy as np
 
-__all__ = ["Chart", "charts", "number"]
+from lightning_uncertainty.dashboards.charts import scale_of
+from lightning_uncertainty.dashboards.report._curves import Curve
+from lightning_uncertainty.dashboards.report._run import STAGES, Run
+
+__all__ = ["Chart", "charts", "extremes", "number"]
 
 _POINTS = 1000  # of a line; more than a screen has columns for
+_FEWEST = 50  # bins of a stack
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _LOOKS = {"train": "dashed", "val": "line", "test": "points"}
 
@@ -52,7 +57,8 @@ class Chart:
         section: heading under which it stands.
         title: its own heading.
         caption: what to look for, in a sentence.
-        axis: "log", "linear", "gap" (ratios on a log axis, called by their percentages) or "share" (percent).
+        axis: "log", "symlog" (log on both sides of zero), "linear", "gap" (ratios on a log axis, called by their
+            percentages) or "share" (percent).
         traces: what is drawn; `task` is the task's index or None, `look` how it is drawn.
         small: whether it is one of many.
     """
@@ -65,19 +71,17 @@ class Chart:
     traces: list[dict[str, Any]] = field(default_factory=list)
     small: bool = False
 
-    def add(self, name: str, task: int | None, curve: Curve | None, look: str, keep: Sequence[int] = ()) -> None:
-        """Add a trace, thinned evenly, or to the steps to keep, if there is a curve."""
+    def add(self, name: str, task: int | None, curve: Curve | None, look: str, keep: Any = None) -> None:
+        """Add a trace, thinned to the extremes of every bin, or to the steps to keep, if there is a curve."""
         if curve is None:
             return
-        points = list(zip(curve.steps, curve.values, strict=True))
-        kept = set(keep) or set(_thinned(curve.steps))
-        points = [(step, value) for step, value in points if step in kept]
+        kept = extremes(curve.y, _POINTS // 2) if keep is None else np.flatnonzero(np.isin(curve.x, keep))
         self.traces.append({
             "name": name,
             "task": task,
             "look": look,
-            "x": [step for step, _ in points],
-            "y": [_json(value) for _, value in points],
+            "x": curve.x[kept].tolist(),
+            "y": [_json(value) for value in curve.y[kept].tolist()],
         })  # fmt: skip
 
 
@@ -93,7 +97,14 @@ def charts(run: Run) -> list[Chart]:
         _balanced(run, Chart("balanced_loss", "Losses", "Balanced loss", BALANCED, "linear")),
         *_metrics(run),
     ]
-    return [chart for chart in drawn if chart.traces]
+    return [_seen_whole(chart) for chart in drawn if chart.traces]
+
+
+def _seen_whole(chart: Chart) -> Chart:
+    """Return a chart of a log axis on another, where that would leave out values."""
+    if chart.axis != "log":
+        return chart
+    return replace(chart, axis=scale_of([value for value in trace["y"] if value is not None] for trace in chart.traces))
 
 
 def number(value: float) -> str:
@@ -111,7 +122,7 @@ def number(value: float) -> str:
     return f"{float(f'{value:.3e}'):,.{max(0, 3 - int(exponent))}f}"
 
 
-def _per_task(run: Run, chart: Chart, change: Callable[[float], float] = float) -> Chart:
+def _per_task(run: Run, chart: Chart, change: Callable[[Any], Any] = np.array) -> Chart:
     for index, task in enumerate(run.tasks):
         chart.add(task, index, _map(run.training(chart.id, task), change), "line")
     return chart
@@ -127,7 +138,9 @@ def _sigma(run: Run, chart: Chart) -> Chart:
 def _shares(run: Run, chart: Chart) -> Chart:
     """Stack percentages over the same steps, so that they add up to 100."""
     curves = {task: _map(run.training("loss_share", task), lambda share: 100 * share) for task in run.tasks}
-    steps = _thinned(sorted({step for curve in curves.values() if curve for step in curve.steps}))
+    there = [curve for curve in curves.values() if curve]
+    bins = max(_FEWEST, _POINTS // (2 * len(there) or 1))  # every task's extremes are steps of all
+    steps = np.unique(np.concatenate([curve.x[extremes(curve.y, bins)] for curve in there] or [[]]))
     for index, task in enumerate(run.tasks):
         chart.add(task, index, curves[task], "area", steps)
     return chart
@@ -150,8 +163,9 @@ def _metrics(run: Run) -> Iterable[Chart]:
     """Return one chart for each metric of each task: their units differ."""
     for task, metric in dict.fromkeys((task, metric) for _, task, metric in run.held_out if metric != "loss"):
         stages = {stage: run.held_out[stage, task, metric] for stage in STAGES if (stage, task, metric) in run.held_out}
-        latest = ", ".join(f"{number(curve.values[-1])} ({stage})" for stage, curve in stages.items())
-        chart = Chart(f"metric-{task}-{metric}", "Metrics", metric, METRIC.format(latest), "linear", small=True)
+        latest = ", ".join(f"{number(curve.last)} ({stage})" for stage, curve in stages.items())
+        title, caption = run.label(task, metric), METRIC.format(latest)
+        chart = Chart(f"metric-{task}-{metric}", "Metrics", title, caption, "linear", small=True)
         for stage, curve in stages.items():
             chart.add(f"{task}, {stage}", run.tasks.index(task), curve, _LOOKS[stage])
         yield chart
@@ -162,19 +176,43 @@ def _optimum(run: Run, task: str) -> Curve | None:
     sigma, gap = run.training("sigma", task), run.training("sigma_gap", task)
     if sigma is None or gap is None:
         return None
-    gaps = dict(zip(gap.steps, gap.values, strict=True))
-    both = [(step, value) for step, value in zip(sigma.steps, sigma.values, strict=True) if gaps.get(step, -1) != -1]
-    return Curve([step for step, _ in both], [value / (1 + gaps[step]) for step, value in both])
+    steps, own, others = sigma.x, slice(None), slice(None)
+    if not np.array_equal(sigma.x, gap.x):
+        steps, own, others = np.intersect1d(sigma.x, gap.x, assume_unique=True, return_indices=True)
+    there = gap.y[others] != -1
+    return Curve(steps[there], sigma.y[own][there] / (1 + gap.y[others][there]))
 
 
-def _map(curve: Curve | None, change: Callable[[float], float]) -> Curve | None:
-    return curve and Curve(curve.steps, [change(value) for value in curve.values])
+def _map(curve: Curve | None, change: Callable[[Any], Any]) -> Curve | None:
+    return curve and Curve(curve.x, change(curve.y))
 
 
-def _thinned(steps: Sequence[int]) -> list[int]:
-    """Every k-th step and the last, so many that a line stays drawable."""
-    stride = -(-len(steps) // _POINTS)
-    return [*steps[::stride], steps[-1]] if stride > 1 else list(steps)
+def extremes(values: Any, bins: int) -> Any:
+    """Return the indices of the first and last value and of each bin's least, largest and first that is no number.
+
+    A line through them is as high and as low as that of all values in every bin, so that no spike is lost; few values
+    are all kept.
+
+    Args:
+        values: an array `[N]`.
+        bins: how many, of as many neighbours each.
+
+    Example:
+        >>> extremes(np.array([1.0, 1.0, 9.0, 1.0, 1.0, -5.0, 1.0, 1.0]), bins=2).tolist()
+        [0, 2, 4, 5, 7]
+    """
+    size = -(-len(values) // bins)
+    if size <= 2:
+        return np.arange(len(values))
+    number = np.isfinite(values)
+    starts = np.arange(0, len(values), size)
+    padded = np.full(len(starts) * size, np.nan)
+    padded[: len(values)] = np.where(number, values, np.nan)
+    binned = padded.reshape(-1, size)
+    least, most = (np.where(np.isnan(binned), fill, binned) for fill in (np.inf, -np.inf))
+    found = [starts + least.argmin(1), starts + most.argmax(1)]
+    found.append(starts[np.isnan(binned).any(1)] + np.isnan(binned).argmax(1)[np.isnan(binned).any(1)])
+    return np.unique(np.clip(np.concatenate([[0], *found, [len(values) - 1]]), 0, len(values) - 1))
 
 
 def _json(value: float) -> float | None:

@@ -21,6 +21,8 @@ __all__ = ["write_report"]
 
 COLOURS = 6  # in page.css; with as many again in another line style
 DASHES = ("", "10,4", "10,3,2,3", "20,5", "20,4,4,4", "5,4", "5,3,1,3")
+MANY = 10  # tasks, above which the table scrolls by itself; page.js has the same
+MEDIANS = "Every task, its medians over the last rows (a tenth of them, at least five)"
 INTRO = {
     "σ": "σ is what the model learns of a task's noise: the size of its residuals, where the task is a regression.",
     "Weights": "How much each task's loss counts in the total that is minimised.",
@@ -77,7 +79,8 @@ def _page(run: Run, plotly: str) -> str:
         hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in (plotly, program)),
         style=style,
         facts="\n".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in _facts(run)),
-        intro="Every task at its last row" + ("; a gap near 0 % says that its σ is true." if gaps else "."),
+        intro=MEDIANS + ("; a gap near 0\u00a0% says that its σ is true." if gaps else "."),
+        tall=" tall" if len(run.tasks) > MANY else "",
         tasks=_task_table(run),
         sections="\n".join(_section(name, [*group]) for name, group in groupby(drawn, lambda chart: chart.section)),
         links="\n".join(f'<a href="#{_anchor(name)}">{name}</a>' for name, _ in groupby(c.section for c in drawn)),
@@ -100,7 +103,7 @@ def _facts(run: Run) -> Iterable[tuple[str, str]]:
     if run.weighting:
         yield "Weighting", f"<code>{escape(run.weighting)}</code>"
     for stage, curve in run.balanced.items():
-        text = _data(curve.values[-1])
+        text = _data(curve.last)
         if len(curve.values) > 1:
             value, step = min(zip(curve.values, curve.steps, strict=True))
             text += f" <small>lowest {number(value)} at step {step:,}</small>"
@@ -150,20 +153,21 @@ def _task_table(run: Run) -> str:
         "Task": [
             _swatch(index) + _two(escape(task), run.likelihoods.get(task)) for index, task in enumerate(run.tasks)
         ],
-        "Loss": [_last(run, "loss", task) for task in run.tasks],
-        "σ": [_two(_last(run, "sigma", task), run.sigma_is.get(task)) for task in run.tasks],
-        "Gap": [_last(run, "sigma_gap", task, "+") for task in run.tasks],
-        "Weight": [_last(run, "weight", task) for task in run.tasks],
-        "Share": [_last(run, "loss_share", task, "-") for task in run.tasks],
+        "Loss": [_ended(run, "loss", task) for task in run.tasks],
+        "σ": [_two(_ended(run, "sigma", task), run.sigma_is.get(task)) for task in run.tasks],
+        "Gap": [_ended(run, "sigma_gap", task, "+") for task in run.tasks],
+        "Weight": [_ended(run, "weight", task) for task in run.tasks],
+        "Share": [_ended(run, "loss_share", task, "-") for task in run.tasks],
         "Held-out": [_latest(run, task) for task in run.tasks],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells)}
     kind = {name: "" if name in ("Task", "Held-out") else ' class="number"' for name in columns}
     head = "".join(f'<th scope="col"{kind[name]}>{name}</th>' for name in columns)
     body = ""
-    for first, *cells in zip(*columns.values(), strict=True):
-        rest = "".join(f"<td{kind[name]}>{cell}</td>" for name, cell in zip([*columns][1:], cells, strict=True))
-        body += f'<tr><th scope="row">{first}</th>{rest}</tr>\n'
+    for index, (first, *cells) in enumerate(zip(*columns.values(), strict=True)):
+        named = zip([*columns][1:], cells, strict=True)
+        rest = "".join(f'<td{kind[name]} data-label="{name}">{cell}</td>' for name, cell in named)
+        body += f'<tr data-task="{index}"><th scope="row">{first}</th>{rest}</tr>\n'
     return f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>"
 
 
@@ -180,12 +184,12 @@ def _two(text: str, below: str | None) -> str:
     return f"<span>{text}<small>{escape(below)}</small></span>" if text and below else text
 
 
-def _last(run: Run, kind: str, task: str, sign: str = "") -> str:
-    """Return the last value of a task's curve; as a percentage where there is a format's sign."""
+def _ended(run: Run, kind: str, task: str, sign: str = "") -> str:
+    """Return the median of the last rows of a task's curve; as a percentage where there is a format's sign."""
     curve = run.training(kind, task)
     if curve is None:
         return ""
-    value = curve.values[-1]
+    value = curve.ended
     return _data(value, f"{100 * value:{sign}.1f} %" if sign else number(value))
 
 
@@ -195,9 +199,9 @@ def _latest(run: Run, task: str) -> str:
     shown = [where for where in found if where[0] != "loss"] or list(found)
     lines = []
     for metric in dict.fromkeys(metric for metric, _ in shown):
-        values = [(stage, found[metric, stage].values[-1]) for stage in STAGES if (metric, stage) in found]
+        values = [(stage, found[metric, stage].last) for stage in STAGES if (metric, stage) in found]
         numbers = ", ".join(f"{_data(value)} <small>{stage}</small>" for stage, value in values)
-        lines.append(f"<div>{escape(metric)} <span>{numbers}</span></div>")
+        lines.append(f"<div>{escape(run.label(task, metric))} <span>{numbers}</span></div>")
     return "".join(lines)
 
 

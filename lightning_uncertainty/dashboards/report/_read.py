@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from lightning_uncertainty.dashboards.report._curves import Columns, columns_of
 from lightning_uncertainty.dashboards.report._run import Run
-from lightning_uncertainty.dashboards.report._wandb_file import read_wandb
+from lightning_uncertainty.dashboards.report._wandb_file import files_of_run, read_wandb
 
 __all__ = ["read_run"]
 
 _CSV, _EVENTS, _WANDB = "metrics.csv", "events.out.tfevents.*", "*.wandb"
 _KNOWN = f"CSVLogger ({_CSV}), TensorBoardLogger ({_EVENTS}) or offline wandb (run-{_WANDB})"
+_EMPTY = b"-nan"  # stands for an empty cell: a logged NaN has no sign
 _NAMED = 3  # runs that an error lists
 
 _Rows = Iterable[tuple[int, dict[str, float]]]
@@ -28,6 +32,8 @@ def read_run(path: str | Path) -> Run:
     Args:
         path: the run's folder, its file (`metrics.csv`, `events.out.tfevents.*`, `run-*.wandb`), or a folder above this
             run and no other.
+
+    Of a wandb run that was resumed, in a folder for each process, any of these is the whole run.
 
     Returns:
         The run, with one row a step; values that are no numbers are left out.
@@ -42,7 +48,11 @@ def read_run(path: str | Path) -> Run:
     if source.suffix == ".wandb":
         title, rows, config = read_wandb(source)
     elif source.suffix == ".csv":
-        title, rows, config = _title(source.parent), _read_csv(source), _read_yaml(source.parent)
+        title, config = _title(source.parent), _read_yaml(source.parent)
+        columns = _read_columns(source)
+        if columns is not None:
+            return Run(title, columns, config)
+        rows = _read_csv(source)
     else:
         folder = source if source.is_dir() else source.parent
         title, rows, config = _title(folder), _read_events(source), _read_yaml(folder)
@@ -61,6 +71,9 @@ def _find(path: Path) -> Path:
             return path
         raise ValueError(f"a run should be of {_KNOWN}: found the file {path}; give the run's folder")
     runs = _runs(path.glob) or _runs(path.rglob)  # what lies in a run's folder belongs to it
+    begun = sorted(path.parent for path in path.rglob("hparams.yaml"))
+    if not runs and begun:
+        raise ValueError(f"a run should have rows: found none in {begun[0]}, whose fit has logged nothing yet")
     if not runs:
         raise ValueError(f"a run should be of {_KNOWN}: found none in {path} or below it; give the run's folder")
     if len(runs) > 1:
@@ -73,12 +86,38 @@ def _runs(glob: Any) -> dict[Path, Path]:
     """Return what to read, by what to call the run; of two loggers in one folder CSVLogger, which keeps all digits."""
     runs = {file.parent: file.parent for file in glob(_EVENTS)}
     runs |= {file.parent: file for file in glob(_CSV)}
-    return runs | {file: file for file in glob(_WANDB)}
+    return runs | {files_of_run(file)[0]: file for file in glob(_WANDB)}
 
 
 def _title(folder: Path) -> str:
     folder = folder.resolve()
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
+
+
+def _read_columns(path: Path) -> Columns | None:
+    """Read a file of numbers and empty cells at once; None where there is anything else, or no column of steps."""
+    head, _, body = path.read_bytes().partition(b"\n")
+    body = body[: body.rfind(b"\n") + 1]  # the last line may still be written
+    names = head.decode("utf-8", "replace").rstrip("\r").split(",")
+    if not body or b'"' in head or "step" not in names or len(set(names)) < len(names):
+        return None
+    for text in (lambda: body, lambda: _filled(body)):  # most files have no empty cell, and looking for one is slow
+        try:
+            table = np.loadtxt(BytesIO(text()), delimiter=",", ndmin=2, comments=None)
+        except ValueError:
+            continue
+        if table.shape[1] == len(names):
+            break
+    else:
+        return None
+    empty = np.isnan(table) & np.signbit(table)
+    return Columns(dict(columns_of(table, names, ~empty if empty.any() else None)))
+
+
+def _filled(body: bytes) -> bytes:
+    for empty in (b",,", b",,", b",\r\n", b",\n", b"\n,"):  # twice: neighbours share a comma
+        body = body.replace(empty, empty[:1] + _EMPTY + empty[1:])
+    return _EMPTY + body if body.startswith(b",") else body
 
 
 def _read_csv(path: Path) -> _Rows:

@@ -9,19 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-__all__ = ["STAGES", "Curve", "Run"]
+from lightning_uncertainty.dashboards.report._curves import Curve, curves_of
+
+__all__ = ["STAGES", "Run"]
 
 STAGES = ("train", "val", "test")
 _WEIGHT = re.compile(r"(.*?)(?:loss_share|weight)/([^/]+)")
 _NAMED = 8  # keys that an error lists
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The values of a key, by increasing step."""
-
-    steps: list[int]
-    values: list[float]
 
 
 @dataclass(frozen=True)
@@ -49,15 +43,21 @@ class Run:
     def __post_init__(self) -> None:
         if not self.curves:
             raise ValueError(
-                f"a report needs a run with logged rows: found none in {self.title}; train with "
-                "log_every_n_steps above 0"
+                f"a report needs a run with logged rows: found none in {self.title}; wait for its first row, or "
+                "fit with log_every_n_steps above 0 and of no more than the steps of the fit"
             )
         if not self._found:
             keys = list(self.curves)
             more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+            held_out = f"({'|'.join(STAGES[1:])})/"
+            why = []
+            if "uncertainty" in self.config or all(re.match(rf"(.*-)?{held_out}", key) for key in keys):
+                why.append("wait for its first row, or fit with log_every_n_steps of no more than the steps of the fit")
+            if "uncertainty" not in self.config:
+                why.append("add UncertaintyMonitor() to the Trainer's callbacks")
             raise ValueError(
-                "a report needs a run that UncertaintyMonitor logged, with keys such as loss_share/<task>: found "
-                f"{', '.join(keys[:_NAMED])}{more} in {self.title}; add UncertaintyMonitor() to the Trainer's callbacks"
+                "a report needs a training row of UncertaintyMonitor, with keys such as loss_share/<task>: found "
+                f"{', '.join(keys[:_NAMED])}{more} in {self.title}; {'; or '.join(why)}"
             )
 
     # -- where things are ----------------------------------------------------------------------------------------------
@@ -65,12 +65,7 @@ class Run:
     @cached_property
     def curves(self) -> dict[str, Curve]:
         """Every key's curve; of several values at one step the last."""
-        points: dict[str, dict[int, float]] = {}
-        for row in self.rows:
-            for key, value in row.items():
-                if key != "step":
-                    points.setdefault(key, {})[int(row["step"])] = float(value)
-        return {key: Curve([*map(int, sorted(at))], [at[step] for step in sorted(at)]) for key, at in points.items()}
+        return curves_of(self.rows)
 
     @cached_property
     def _found(self) -> Counter[str]:
@@ -111,12 +106,17 @@ class Run:
         """What σ is at its optimum by task, where the config says it."""
         return _texts(self.about.get("sigma_is"))
 
+    def label(self, task: str, metric: str) -> str:
+        """Return what a metric of a task is called: RMSE, where its class is MeanSquaredError and takes the root."""
+        found = self.about.get("metrics")
+        return _texts(found).get(f"{task}/{metric}", metric)
+
     # -- what was logged -----------------------------------------------------------------------------------------------
 
     @property
     def last_step(self) -> int:
         """The last logged step."""
-        return max(curve.steps[-1] for curve in self.curves.values())
+        return max(int(curve.x[-1]) for curve in self.curves.values())
 
     def training(self, kind: str, task: str) -> Curve | None:
         """Return the curve of "loss", "sigma", "sigma_gap", "weight" or "loss_share" of a task, if it was logged."""

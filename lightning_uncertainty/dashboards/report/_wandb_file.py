@@ -3,27 +3,61 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_wandb"]
+__all__ = ["files_of_run", "read_wandb"]
 
 _BLOCK, _HEADER = 32768, 7  # the file's own header is as long as that of a chunk
+_FOLDER = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-.+")  # one for each process
 _WHOLE, _FIRST, _LAST = 1, 2, 4  # a record in one chunk, and the ends of one in several
+
+
+def files_of_run(path: Path) -> list[Path]:
+    """Return the files of the run that a file is of, oldest first: a run that is resumed has a folder for each process.
+
+    Example:
+        >>> files_of_run(Path("elsewhere/run-x1.wandb"))
+        [PosixPath('elsewhere/run-x1.wandb')]
+    """
+    folder = path.resolve().parent
+    if not _FOLDER.fullmatch(folder.name):
+        return [path]
+    others = folder.parent.glob(f"*run-*/{path.name}")
+    begun = {file: found[1] for file in others if (found := _FOLDER.fullmatch(file.parent.name))}
+    return sorted(begun, key=lambda file: begun[file])
 
 
 def read_wandb(path: Path) -> tuple[str, list[tuple[int, dict[str, float]]], dict[str, Any]]:
     """Return name, rows with their steps, and config; a run that is still being written ends at its last whole record.
 
+    Of a run that was resumed all files are read. What it made again, from the step of its checkpoint on, takes the
+    place of what was there before, key by key.
+
     Raises:
         ValueError: it is no file of wandb's.
     """
+    name, rows, config = path.stem, list[tuple[int, dict[str, float]]](), dict[str, Any]()
+    for file in files_of_run(path):
+        name, found = _read_file(file, name, config)
+        again: dict[str, int] = {}
+        for step, values in found:
+            again.update({key: min(step, again.get(key, step)) for key in values})
+        rows = [(step, {k: v for k, v in values.items() if step < again.get(k, step + 1)}) for step, values in rows]
+        rows = [*filter(lambda row: row[1], rows), *found]
+    config.pop("_wandb", None)  # wandb's notes to itself
+    return name, rows, config
+
+
+def _read_file(path: Path, name: str, config: dict[str, Any]) -> tuple[str, list[tuple[int, dict[str, float]]]]:
+    """Return name and rows of a file, and bring the config up to date."""
     from wandb.proto import wandb_internal_pb2
 
-    name, rows, config = path.stem, [], dict[str, Any]()
+    rows = []
     for data in records(path):
         record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
         if record.HasField("run"):
@@ -38,8 +72,7 @@ def read_wandb(path: Path) -> tuple[str, list[tuple[int, dict[str, float]]], dic
             values = {key: value for key, value in items.items() if _is_metric(key, value)}
             if values and isinstance(step, int | float):  # Lightning's rows; others have steps of their own
                 rows.append((int(step), values))
-    config.pop("_wandb", None)  # wandb's notes to itself
-    return name, rows, config
+    return name, rows
 
 
 def records(path: Path) -> Iterator[bytes]:

@@ -13,6 +13,8 @@
     [0.97, 0.98, 0.99, 1, 1.01, 1.02, 1.03],
   ];
   const alone = new Set(); // tasks that are shown; all where it is empty
+  const MANY = 10; // tasks, above which each has a line of its own in a figure, until fewer are asked for
+  let asked = ""; // what names of tasks should hold
   let optima = true; // whether σ* is shown
   const views = []; // charts and their figures
 
@@ -22,8 +24,9 @@
   };
   const colour = (of, task) => (task === null ? of("ink") : of(`task-${run.tasks[task].style.colour}`));
   const dash = (task) => (task === null ? "" : run.tasks[task].style.dash);
-  const shown = (trace) =>
-    (trace.task === null || !alone.size || alone.has(trace.task)) && (optima || trace.look !== "dotted");
+  const visible = (task) => task === null || ((!alone.size || alone.has(task)) && run.tasks[task].name.toLowerCase().includes(asked));
+  const shown = (trace) => visible(trace.task) && (optima || trace.look !== "dotted");
+  const many = (chart) => !chart.small && new Set(chart.traces.filter(shown).map((trace) => trace.task)).size > MANY;
 
   const percent = (ratio, digits) => `${ratio > 1 ? "+" : ratio < 1 ? "−" : ""}${Math.abs(100 * (ratio - 1)).toFixed(digits)} %`;
 
@@ -41,10 +44,28 @@
     return { type: "log", nticks: 7, exponentformat: "power", minexponent: 4, tickfont: { size: 9.6 } }; // plotly adds 25 %
   }
 
+  // what is nearly linear below the least of the lines' peaks, and a logarithm above it, on both sides of zero
+  function symlog(chart) {
+    const peaks = chart.traces.map((trace) => trace.y.reduce((most, value) => Math.max(most, Math.abs(value ?? 0)), 0));
+    const unit = 10 ** Math.floor(Math.log10(Math.min(...peaks.filter((peak) => peak > 0))));
+    const to = (value) => (value === null ? null : Math.sign(value) * Math.log10(1 + Math.abs(value) / unit));
+    return { to, unit, peak: Math.max(...peaks) };
+  }
+
+  function symlogAxis(chart) {
+    const { to, unit, peak } = symlog(chart);
+    const last = Math.floor(Math.log10(peak)), first = Math.log10(unit), every = Math.max(1, Math.ceil((last - first + 1) / 3));
+    const powers = [];
+    for (let power = last; power >= first - 1e-9; power -= every) powers.push(power);
+    const values = [...powers.map((power) => -(10 ** power)), 0, ...powers.map((power) => 10 ** power)];
+    const text = (value) => (value === 0 ? "0" : `${value < 0 ? "−" : ""}${Math.abs(Math.log10(Math.abs(value))) < 4 ? Math.abs(value).toPrecision(1) * 1 : `10<sup>${Math.round(Math.log10(Math.abs(value)))}</sup>`}`);
+    return { tickvals: values.map(to), ticktext: values.map(text), zeroline: true };
+  }
+
   function toTrace(chart, trace, of) {
     const stroke = colour(of, trace.task);
     const few = trace.x.length <= 40 && trace.look !== "area";
-    const value = { gap: "%{text}", share: "%{y:.1f} %" }[chart.axis] ?? "%{y:.4~g}";
+    const value = { gap: "%{text}", share: "%{y:.1f} %", symlog: "%{customdata:.4~g}" }[chart.axis] ?? "%{y:.4~g}";
     const name = (trace.look === "dotted" ? `${trace.name}, σ*` : trace.name).replaceAll("<", "&lt;");
     const common = {
       type: "scatter", name, x: trace.x, y: trace.y, visible: shown(trace), legendgroup: String(trace.task),
@@ -53,6 +74,7 @@
       marker: { color: stroke, size: 4 },
       hovertemplate: `${value}<extra>${name}</extra>`,
     };
+    if (chart.axis === "symlog") Object.assign(common, { customdata: trace.y, y: trace.y.map(symlog(chart).to) });
     if (chart.axis === "gap") common.text = trace.y.map((ratio) => (ratio === null ? "" : percent(ratio, 1)));
     if (trace.look === "dotted") common.line = { color: stroke, width: 1.25, dash: "1px,3px" };
     if (trace.look === "dashed") common.line.dash = "4px,3px";
@@ -68,10 +90,11 @@
   function toLayout(chart, of) {
     const axis = { color: of("quiet"), gridcolor: of("line"), linecolor: of("line"), fixedrange: fingers.matches, automargin: true };
     const y = { ...axis, zeroline: false, ...(chart.axis === "log" || chart.axis === "gap" ? logAxis(chart) : { nticks: chart.small ? 4 : 6 }) };
+    if (chart.axis === "symlog") Object.assign(y, symlogAxis(chart), { zerolinecolor: of("quiet") });
     if (chart.axis === "share") Object.assign(y, { ticksuffix: " %", range: [0, 100] });
     return {
       showlegend: false, hovermode: run.tasks.length > 10 ? "closest" : "x unified", dragmode: fingers.matches ? false : "zoom",
-      paper_bgcolor: of("card"), plot_bgcolor: of("card"), margin: { l: 8, r: 12, t: 8, b: 8 },
+      paper_bgcolor: of("card"), plot_bgcolor: of("card"), margin: { l: 8, r: 12, t: fingers.matches ? 8 : 34, b: 8 }, // where there are icons, they are above the data
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: of("quiet") },
       shapes: chart.axis === "gap" ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, layer: "below", line: { color: of("quiet"), width: 1 } }] : [],
       hoverlabel: { bgcolor: of("card"), bordercolor: of("line"), font: { color: of("ink") } },
@@ -86,6 +109,14 @@
   function draw({ chart, figure }) {
     figure.hidden = !chart.traces.some(shown);
     if (figure.hidden) return null;
+    const each = many(chart);
+    figure.querySelector(".plot").hidden = each;
+    if (each && !figure.querySelector(".multiples")) figure.insertBefore(multiples(chart), figure.querySelector(".plot"));
+    for (const one of figure.querySelectorAll(".multiples")) {
+      one.hidden = !each;
+      for (const item of one.children) item.hidden = !visible(Number(item.dataset.task));
+    }
+    if (each) return null;
     const of = theme();
     const traces = chart.traces.map((trace) => toTrace(chart, trace, of));
     return Plotly.react(figure.querySelector(".plot"), traces, toLayout(chart, of), { ...CONFIG, toImageButtonOptions: { filename: chart.id, scale: 2 } });
@@ -114,31 +145,86 @@
     return item;
   }
 
-  function legend(chart) {
+  const select = (task) => {
+    if (!alone.delete(task)) alone.add(task);
+    show();
+  };
+
+  // a small line for each task, on an axis of its own; gaps on one axis, whose middle is 0 %, and shares on one from 0 %
+  function multiples(chart) {
     const box = document.createElement("div");
-    box.className = "legend";
-    box.setAttribute("role", "group");
-    box.setAttribute("aria-label", "Tasks: those selected are shown alone in every chart");
-    const tasks = [...new Set(chart.traces.map((trace) => trace.task))].filter((task) => task !== null);
-    for (const task of chart.small ? [] : tasks) {
-      const { name, style } = run.tasks[task];
-      const item = entry(`c${style.colour}`, name, style.dash, () => {
-        if (!alone.delete(task)) alone.add(task);
-        show();
-      });
+    box.className = "multiples";
+    const lines = chart.traces.filter((trace) => trace.look !== "dotted");
+    const logarithmic = chart.axis === "log" || chart.axis === "gap";
+    const height = (value) => {
+      if (value === null || (logarithmic && value <= 0)) return null;
+      return logarithmic ? Math.log(value) : value;
+    };
+    const widest = Math.max(0.005, ...lines.flatMap((trace) => trace.y.map(height)).filter((y) => y !== null).map(Math.abs));
+    for (const task of new Set(lines.map((trace) => trace.task))) {
+      const own = lines.filter((trace) => trace.task === task), { name, style } = run.tasks[task];
+      const ys = own.flatMap((trace) => trace.y.map(height)).filter((y) => y !== null), xs = own.flatMap((trace) => trace.x);
+      const [low, high] = { gap: [-widest, widest], share: [0, widest] }[chart.axis] ?? [Math.min(...ys), Math.max(...ys)];
+      const [first, last] = [Math.min(...xs), Math.max(...xs)];
+      const place = (x, y) => `${((100 * (x - first)) / (last - first || 1)).toFixed(2)} ${(36 - (32 * (y - low)) / (high - low || 1)).toFixed(2)}`;
+      const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+      svg.setAttribute("viewBox", "0 0 100 40");
+      svg.setAttribute("preserveAspectRatio", "none");
+      svg.setAttribute("class", `c${style.colour}`);
+      svg.setAttribute("aria-hidden", "true");
+      for (const trace of own) {
+        const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+        let pen = "M", d = "";
+        trace.y.map(height).forEach((y, index) => {
+          if (y !== null) d += `${pen}${place(trace.x[index], y)}`;
+          pen = y === null ? "M" : "L";
+        });
+        path.setAttribute("d", d);
+        if (trace.look === "dashed") path.setAttribute("stroke-dasharray", "4 3");
+        svg.append(path);
+      }
+      const ended = own[0].y.filter((value) => value !== null).at(-1);
+      const text = ended === undefined ? "" : chart.axis === "gap" ? percent(ended, 1) : chart.axis === "share" ? `${ended.toFixed(1)} %` : String(Number(ended.toPrecision(4)));
+      const item = document.createElement("button"), label = document.createElement("span"), value = document.createElement("small");
+      item.type = "button";
+      item.dataset.task = task;
+      label.textContent = name;
+      value.textContent = text;
+      item.append(label, value, svg);
+      item.addEventListener("click", () => select(task));
+      box.append(item);
+    }
+    return box;
+  }
+
+  function search() {
+    const field = document.createElement("input");
+    field.type = "search";
+    field.placeholder = `Search ${run.tasks.length} tasks`;
+    field.setAttribute("aria-label", "Show tasks whose names hold");
+    field.addEventListener("input", () => {
+      asked = field.value.trim().toLowerCase();
+      show();
+    });
+    return field;
+  }
+
+  // one for the page: which tasks, and whether σ*, are shown
+  function tasksLegend() {
+    const box = document.getElementById("legend");
+    if (run.tasks.length > MANY) box.append(search());
+    const all = entry("", "all tasks", null, () => {
+      alone.clear();
+      show();
+    });
+    all.dataset.all = "";
+    if (run.tasks.length > 1) box.append(all);
+    run.tasks.forEach(({ name, style }, task) => {
+      const item = entry(`c${style.colour}`, name, style.dash, () => select(task));
       item.dataset.task = task;
       box.append(item);
-    }
-    if (tasks.length > 1 && !chart.small) {
-      const item = entry("", "all tasks", null, () => {
-        alone.clear();
-        show();
-      });
-      item.dataset.all = "";
-      box.append(item);
-    }
-    const looks = new Set(chart.traces.map((trace) => trace.look));
-    if (looks.has("dotted")) {
+    });
+    if (run.charts.some((chart) => chart.traces.some((trace) => trace.look === "dotted"))) {
       const item = entry("", "σ*", "1,3", () => {
         optima = !optima;
         show();
@@ -146,16 +232,24 @@
       item.dataset.optima = "";
       box.append(item);
     }
-    if (chart.id.includes("loss") && chart.id !== "loss" || chart.small) {
-      const stages = { dashed: ["train", "4,3"], line: ["val", ""], points: ["test", "point"] };
-      if (looks.size > 1) for (const look of looks) box.append(entry("", ...stages[look]));
-    }
+  }
+
+  // of a chart: how its stages look, where there are several
+  function legend(chart) {
+    const box = document.createElement("div");
+    box.className = "legend";
+    const looks = new Set(chart.traces.map((trace) => trace.look));
+    const stages = { dashed: ["train", "4,3"], line: ["val", ""], points: ["test", "point"] };
+    const staged = (chart.id.includes("loss") && !["loss", "loss_share"].includes(chart.id)) || chart.small;
+    if (staged && looks.size > 1) for (const look of looks) box.append(entry("", ...stages[look]));
     return box;
   }
 
   function press() {
+    for (const row of document.querySelectorAll("#tasks tbody tr")) row.hidden = !visible(Number(row.dataset.task));
     for (const item of document.querySelectorAll(".legend button")) {
       const { task, all } = item.dataset;
+      if (task !== undefined) item.hidden = !run.tasks[task].name.toLowerCase().includes(asked);
       const on = task === undefined ? optima : alone.has(Number(task));
       if (all !== undefined) item.hidden = !alone.size;
       else item.setAttribute("aria-pressed", on);
@@ -169,6 +263,7 @@
   }
 
   async function main() {
+    tasksLegend();
     for (const chart of run.charts) {
       const figure = document.querySelector(`figure[data-chart="${CSS.escape(chart.id)}"]`);
       const box = legend(chart);

@@ -3,10 +3,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_uncertainty.dashboards import Run
-from lightning_uncertainty.dashboards.report._charts import charts, number
+from lightning_uncertainty.dashboards.report._charts import charts, extremes, number
 from tests.dashboards.report._runs import by_hand
 
 
@@ -82,6 +85,68 @@ def test_shares_add_up_to_100_where_tasks_come_and_go_and_lines_are_thinned():
     line = found["loss"].traces[0]
     assert len(line["x"]) <= 1001
     assert (line["x"][0], line["x"][-1]) == (0, 4999)
+
+
+def test_a_spike_of_one_row_is_drawn_wherever_it_is():
+    rows, spiked = 5003, (0, 777, 2500, 4998, 5002)
+    for name, spike in (("loss", 50.0), ("val/a/loss", -3.0), ("balanced", math.nan)):
+        key = {"loss": "loss/a", "balanced": "val/balanced_loss"}.get(name, name)
+        logged = [{"step": step, "weight/a": 1.0, key: spike if step in spiked else 1.0} for step in range(rows)]
+        chart = {"loss": "loss", "balanced": "balanced_loss"}.get(name, "held_out_loss")
+        (trace,) = drawn(Run("run", logged, {}))[chart].traces
+        at = dict(zip(trace["x"], trace["y"], strict=True))
+        assert {at.get(step, 1.0) for step in spiked} == {None if math.isnan(spike) else spike}, name
+        assert len(at) <= 1020
+
+
+def test_spikes_of_a_share_are_steps_of_every_task():
+    rows = [{"step": step, "loss_share/a": 0.9 if step == 3001 else 0.1, "loss_share/b": 0.1} for step in range(6000)]
+    rows = [{**row, "loss_share/b": 1 - row["loss_share/a"]} for row in rows]
+    a, b = drawn(Run("run", rows, {}))["loss_share"].traces
+    assert a["x"] == b["x"]
+    assert len(a["x"]) <= 1010
+    assert a["y"][a["x"].index(3001)] == 90
+    assert b["y"][b["x"].index(3001)] == pytest.approx(10)
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=300), st.integers(1, 40))
+def test_thinned_values_reach_as_far_as_all(values, bins):
+    kept = extremes(np.array(values), bins).tolist()
+    finite = [value for value in values if math.isfinite(value)]
+    left = [values[index] for index in kept if math.isfinite(values[index])]
+    assert (kept[0], kept[-1]) == (0, len(values) - 1)
+    assert kept == sorted(set(kept))
+    assert len(kept) <= 3 * bins + 2
+    if finite:
+        assert (min(left), max(left)) == (min(finite), max(finite))
+    assert (len(left) < len(kept)) == (len(finite) < len(values))
+
+
+@pytest.mark.parametrize(
+    ("losses", "axis"),
+    [
+        ({"a": [2.0, 1.0], "b": [300.0, 0.1]}, "log"),
+        ({"a": [2.0, -1.0], "b": [3.0, 0.1]}, "linear"),  # heteroscedastic
+        ({"a": [2.0, 0.0]}, "linear"),
+        ({"a": [0.0, 0.0]}, "linear"),
+        ({"a": [2.0, -1.0], "b": [4e5, 3e5]}, "symlog"),  # beside one in grams
+        ({"a": [2.0, math.nan], "b": [math.inf, 3.0]}, "log"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["loss", "sigma", "weight", "held_out_loss"])
+def test_no_value_is_on_an_axis_that_leaves_it_out(kind, losses, axis):
+    key = "val/{}/loss" if kind == "held_out_loss" else kind + "/{}"
+    rows = [
+        {
+            "step": step,
+            "loss_share/a": 1.0,
+            "loss_share/b": 0.0,
+            **{key.format(task): values[step] for task, values in losses.items()},
+        }
+        for step in range(2)
+        if all(step < len(values) for values in losses.values())
+    ]
+    assert drawn(Run("run", rows, {}))[kind].axis == axis
 
 
 def test_numbers_that_json_lacks_are_gaps():

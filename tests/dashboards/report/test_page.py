@@ -78,11 +78,11 @@ def test_the_table_tells_the_last_numbers_with_all_their_digits(report, browser)
             "#tasks tbody tr", "rows => rows.map(row => [...row.querySelectorAll('data')].map(data => data.value))"
         )
         assert [[float(cell) for cell in row] for row in cells] == [
-            [0.2, 2.0, 0.25, 1e-6, 1 / 3, 3.0],
-            [2.0, 3.0, 0.25, 2e-6, 2 / 3, 4.0],
+            [1 / 3, 2.0, 0.25, 1e-6, 1 / 3, 3.0],  # medians: a single row may be odd
+            [10 / 3, 3.0, 0.25, 2e-6, 2 / 3, 4.0],
         ]
         first = " ".join(page.locator("#tasks tbody tr").first.inner_text().split())
-        named = "task_0 gaussian 0.2000 2.000 RMSE [label] +25.0 % 1 × 10⁻⁶ 33.3 % MeanAbsoluteError 3.000 val"
+        named = "task_0 gaussian 0.3333 2.000 RMSE [label] +25.0 % 1 × 10⁻⁶ 33.3 % MeanAbsoluteError 3.000 val"
         assert first == named
         assert page.eval_on_selector(".number data", "e => getComputedStyle(e.closest('td')).textAlign") == "right"
         head = page.inner_text("header")
@@ -98,7 +98,18 @@ def test_a_phone_needs_no_sideways_scrolling_and_shows_one_column(report, browse
         boxes = [figure.bounding_box() for figure in page.query_selector_all("figure")]
         assert len({box["x"] for box in boxes}) == 1
         assert all(box["width"] > 340 for box in boxes)
-        assert page.eval_on_selector("#tasks .scroll", "box => box.scrollWidth > box.clientWidth")
+        assert page.eval_on_selector("#tasks .scroll", "box => box.scrollWidth <= box.clientWidth")
+        cards = page.eval_on_selector_all(
+            "#tasks tbody tr", "rows => rows.map(row => [row.innerText, row.clientWidth])"
+        )
+        assert len(cards) == 2
+        shown = "task_0 gaussian 0.3333 2.000 RMSE [label] +25.0 % 1 × 10⁻⁶ 33.3 % MeanAbsoluteError 3.000 val"
+        assert " ".join(cards[0][0].split()) == shown
+        assert all(300 < width <= 358 for _, width in cards)  # every number of a task, in the reader's sight
+        named = page.eval_on_selector_all(
+            "#tasks tbody tr:first-child td", "cells => cells.map(cell => getComputedStyle(cell, '::before').content)"
+        )
+        assert named == ['"Loss"', '"σ"', '"Gap"', '"Weight"', '"Share"', '"Held-out"']
 
 
 def test_light_and_dark_follow_the_reader_even_while_the_page_is_open(report, browser):
@@ -123,30 +134,81 @@ def test_light_and_dark_follow_the_reader_even_while_the_page_is_open(report, br
 def test_a_task_that_is_selected_stands_alone_in_every_chart(report, browser):
     with opened(browser, report) as page:
         page.wait_for_selector(DRAWN)
-        page.click('figure[data-chart="sigma"] button[data-task="1"]')
+        page.click('#legend button[data-task="1"]')
         assert [lines(page, chart) for chart in ("sigma", "loss_share", "loss", "balanced_loss")] == [2, 1, 1, 1]
         assert page.locator("figure:visible").count() == 8  # without the other task's metric
-        page.click('figure[data-chart="sigma"] button[data-optima]')
+        page.click("#legend button[data-optima]")
         assert lines(page, "sigma") == 1
-        assert page.get_attribute('figure[data-chart="loss"] button[data-task="1"]', "aria-pressed") == "true"
-        page.click('figure[data-chart="loss"] button[data-all]')
+        assert page.get_attribute('#legend button[data-task="1"]', "aria-pressed") == "true"
+        assert page.locator("#tasks tbody tr:visible").count() == 1
+        page.click("#legend button[data-all]")
         assert [lines(page, chart) for chart in ("sigma", "loss")] == [2, 2]
 
 
+def test_there_is_one_legend_and_it_stays_in_sight(report, browser):
+    with opened(browser, report) as page:
+        page.wait_for_selector(DRAWN)
+        assert page.locator("button[data-task]").count() == 2
+        page.evaluate("document.querySelector('#losses').scrollIntoView({behavior: 'instant'})")
+        assert 0 <= page.locator("#legend").bounding_box()["y"] < 5
+
+
+def test_icons_of_a_chart_lie_above_its_data(report, browser):
+    with opened(browser, report) as page:
+        page.wait_for_selector(DRAWN)
+        icons = page.locator('figure[data-chart="loss"] .modebar-group').first.bounding_box()
+        data = page.locator('figure[data-chart="loss"] .nsewdrag').bounding_box()
+    assert icons["height"] > 0
+    assert icons["y"] + icons["height"] <= data["y"] + 1
+
+
+def test_an_odd_last_row_is_not_what_the_table_tells(tmp_path, browser):
+    rows = [{"step": step, "sigma_gap/a": 0.01, "loss_share/a": 0.5, "loss/a": 1.0} for step in range(20)]
+    rows[-1] |= {"sigma_gap/a": -0.578, "loss_share/a": 0.99}
+    rows[-2] |= {"sigma_gap/a": math.nan}
+    write_report(Run("odd", rows, {}), tmp_path / "report.html")
+    with opened(browser, tmp_path / "report.html") as page:
+        told = page.eval_on_selector_all("#tasks data", "cells => cells.map(cell => cell.value)")
+    assert [float(value) for value in told] == [1.0, 0.01, 0.5]
+
+
+def test_a_metric_is_called_by_its_name(tmp_path, browser):
+    about = {"metrics": {"task_0/MeanAbsoluteError": "RMSE"}}
+    write_report(by_hand(uncertainty=about), tmp_path / "report.html")
+    with opened(browser, tmp_path / "report.html") as page:
+        page.wait_for_selector(DRAWN)
+        assert "RMSE 3.000" in " ".join(page.locator("#tasks tbody tr").first.inner_text().split())
+        assert page.locator("#metrics h3").all_inner_texts() == ["RMSE", "MeanAbsoluteError"]
+
+
 @pytest.mark.slow
-def test_forty_tasks_differ_by_colour_or_line_and_keep_their_legends_small(tmp_path, browser):
+def test_forty_tasks_are_readable_each_by_itself_and_found_by_name(tmp_path, browser):
     write_report(by_hand(tasks=40, rows=3), tmp_path / "report.html")
     complaints = []
     with opened(browser, tmp_path / "report.html", width=390, height=844, complaints=complaints) as page:
         page.wait_for_selector(DRAWN, timeout=60_000)
-        looks = page.evaluate(
-            "document.querySelectorAll('.js-plotly-plot')[1].data.map(t => t.line.color + t.line.dash)"
+        looks = page.eval_on_selector_all(
+            "#legend [data-task] .swatch", "all => all.map(one => one.getAttribute('class') + one.innerHTML)"
         )
         assert len(looks) == len(set(looks)) == 40
-        shares = "document.querySelector('[data-chart=loss_share] .plot').data"
-        fills = page.evaluate(f"{shares}.map(trace => trace.fillcolor + trace.fillpattern?.shape)")
-        assert len(set(fills)) == 40
-        assert page.locator('figure[data-chart="loss"] .legend').bounding_box()["height"] < 200
+        small = page.locator('figure[data-chart="loss"] .multiples button')
+        assert small.count() == 40
+        assert page.locator('figure[data-chart="loss"] .plot:visible').count() == 0
+        drawn = small.locator("path").evaluate_all("paths => paths.map(path => path.getAttribute('d'))")
+        assert set(drawn) == {"M0.00 4.00L50.00 24.19L100.00 36.00"}  # 1, 1/2, 1/3 of the first, on a log axis
+        ends = page.locator('figure[data-chart="loss_share"] .multiples small').all_inner_texts()
+        assert (ends[0], ends[39]) == ("0.1 %", "4.9 %")
+        page.fill("#legend input", "TASK_3")  # and 30 to 39
+        assert page.locator('figure[data-chart="loss"] .multiples button:visible').count() == 11
+        page.fill("#legend input", "task_33")
+        assert page.locator("#tasks tbody tr:visible").count() == 1
+        assert (lines(page, "loss"), lines(page, "loss_share")) == (1, 1)
+        page.fill("#legend input", "")
+        small.nth(7).click()
+        assert lines(page, "loss") == 1
+        assert page.get_attribute('#legend button[data-task="7"]', "aria-pressed") == "true"
+        assert page.locator("#legend").bounding_box()["height"] < 120
+        assert page.locator("#tasks .scroll").bounding_box()["height"] < 600
         assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert complaints == []
 
@@ -183,6 +245,32 @@ def test_an_old_report_is_replaced_whole(tmp_path):
     write_report(by_hand(), str(path))
     assert path.read_text(encoding="utf-8").endswith("</html>\n")
     assert [file.name for file in Path().iterdir()] == ["report.html"]
+
+
+def test_a_loss_below_zero_is_seen_beside_one_in_large_units(tmp_path, browser):
+    rows = [
+        {"step": step, "weight/a": 1.0, "weight/b": 1.0, "loss/a": 2.0 - step, "loss/b": 4e5 - step}
+        for step in range(5)
+    ]
+    write_report(Run("signs", rows, {}), tmp_path / "report.html")
+    complaints = []
+    with opened(browser, tmp_path / "report.html", complaints=complaints) as page:
+        page.wait_for_selector(DRAWN)
+        drawn = page.eval_on_selector('figure[data-chart="loss"] .plot', "plot => plot.data.map(trace => trace.y)")
+        ticks = page.eval_on_selector_all(
+            'figure[data-chart="loss"] .ytick text', "texts => texts.map(text => text.textContent)"
+        )
+        heights = page.eval_on_selector_all(
+            'figure[data-chart="loss"] .points path', "points => points.map(point => point.getBoundingClientRect().y)"
+        )
+    assert complaints == []
+    assert [math.copysign(1, value) if value else 0 for value in drawn[0]] == [1, 1, 0, -1, -1]
+    assert drawn[0][0] == -drawn[0][4] == pytest.approx(math.log10(3))
+    assert "0" in ticks
+    assert len(ticks) == len(set(ticks)) >= 3
+    assert heights[:5] == sorted(heights[:5])
+    assert heights[4] - heights[0] > 20  # the small task is no flat line
+    assert max(heights[5:]) < heights[0]
 
 
 @pytest.mark.parametrize("widest", [0.0, 1e-6, 0.004, 0.012, 0.02, 0.05, 0.09, 0.2, 0.6, 3.0, 40.0])

@@ -4,14 +4,18 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_uncertainty.dashboards import read_run
+from lightning_uncertainty.dashboards.report._read import _read_columns, _read_csv
 
 
 def test_three_loggers_of_one_fit_give_the_same_rows(fitted):
@@ -113,6 +117,10 @@ def test_what_is_no_run_is_refused(tmp_path):
     known = r"CSVLogger \(metrics.csv\), TensorBoardLogger \(events.out.tfevents.*\) or offline wandb"
     with pytest.raises(ValueError, match=rf"a run should be of {known}.*: found none in"):
         read_run(tmp_path)
+    (tmp_path / "version_0").mkdir()
+    (tmp_path / "version_0/hparams.yaml").touch()
+    with pytest.raises(ValueError, match=r"a run should have rows: found none in .*version_0, whose fit has"):
+        read_run(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=rf"a run should be of {known}.*: found the file .*notes.txt"):
         read_run(tmp_path / "notes.txt")
@@ -124,7 +132,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         ("", "needs a run with logged rows: found none"),
         ("step,weight/depth\r\n", "needs a run with logged rows: found none"),
         ("name,size\r\na,1\r\n", "needs a run with logged rows: found none"),
-        ("step,lr,train_loss\r\n1,0.1,0.5\r\n", "UncertaintyMonitor logged, .* found lr, train_loss in"),
+        ("step,lr,train_loss\r\n1,0.1,0.5\r\n", "UncertaintyMonitor, .* found lr, train_loss in"),
     ],
 )
 def test_a_run_that_is_empty_or_not_ours_is_refused(tmp_path, text, message):
@@ -146,3 +154,28 @@ def test_a_missing_tensorboard_names_the_extra(fitted, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
     with pytest.raises(ModuleNotFoundError, match=r"event files needs tensorboard: pip install .*\[demo\]"):
         read_run(fitted[0]["board"])
+
+
+CELLS = st.sampled_from(["", "nan", "inf", "-inf", "0", "-0.0", "1e-300", "3", "2.5"])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "0", "1", "7"]), CELLS, CELLS, CELLS), min_size=1, max_size=8))
+def test_a_file_read_at_once_is_that_read_cell_by_cell(cells):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.csv"
+        for end in ("\r\n", "\n"):
+            text = end.join(",".join((first, step, *rest)) for step, first, *rest in cells)
+            path.write_text(f"a,step,weight/b,c{end}{text}{end}9,9,9", newline="")  # the last line is being written
+            at_once, one_by_one = _read_columns(path), {}
+            for step, values in _read_csv(path):
+                one_by_one.setdefault(step, {}).update(values)
+            expected = [{"step": step, **one_by_one[step]} for step in sorted(one_by_one) if one_by_one[step]]
+            assert [repr(sorted(row.items())) for row in at_once] == [repr(sorted(row.items())) for row in expected]
+
+
+@pytest.mark.parametrize(
+    "text", ["step,a\n1,word\n2,3\n", "a\n1\n", "step,a\n1,2,3\n", 'step,"a"\n1,2\n', "step,a,a\n1,2,3\n"]
+)
+def test_a_file_of_more_than_numbers_is_read_cell_by_cell(text, tmp_path):
+    (tmp_path / "metrics.csv").write_text(text)
+    assert _read_columns(tmp_path / "metrics.csv") is None

@@ -54,9 +54,27 @@ def test_held_out_curves_are_found_by_stage_task_and_metric():
 
 def test_a_run_without_rows_or_without_our_keys_is_refused():
     for rows in ([], [{"step": 3}]):
-        with pytest.raises(ValueError, match="needs a run with logged rows: found none in birds; train with log_every"):
+        with pytest.raises(ValueError, match="needs a run with logged rows: found none in birds; wait for its"):
             Run("birds", rows, {})
-    with pytest.raises(ValueError, match=r"UncertaintyMonitor logged.*found lr, train_loss in birds; add Uncertainty"):
+    with pytest.raises(ValueError, match=r"UncertaintyMonitor, .*found lr, train_loss in birds; add Uncertainty"):
         Run("birds", [{"step": 1, "lr": 0.1, "train_loss": 2.0}], {})
     with pytest.raises(ValueError, match="found k0, k1, k2, k3, k4, k5, k6, k7 and 12 more in birds"):
         Run("birds", [{"step": 1, **{f"k{index}": 0.1 for index in range(20)}}], {})
+
+
+MISSING, EARLY = "add UncertaintyMonitor", "wait for its first row, or fit with log_every_n_steps of no more than"
+
+
+@pytest.mark.parametrize(
+    ("keys", "config", "told"),
+    [
+        (["val/depth/loss", "lr"], {"uncertainty": {"prefix": ""}}, {EARLY}),  # the monitor was there
+        (["val/depth/loss", "val/balanced_loss"], {}, {EARLY, MISSING}),  # who knows
+        (["mine-test/depth/loss"], {}, {EARLY, MISSING}),
+        (["val/depth/loss", "train_loss"], {}, {MISSING}),
+    ],
+)
+def test_a_run_that_is_too_short_is_not_told_that_a_monitor_is_missing(keys, config, told):
+    with pytest.raises(ValueError, match="a report needs a training row of UncertaintyMonitor") as refused:
+        Run("birds", [{"step": 1, **dict.fromkeys(keys, 0.1)}], config)
+    assert {part for part in (MISSING, EARLY) if part in str(refused.value)} == told

@@ -1,5 +1,6 @@
 """The reader of wandb's file agrees with wandb's own, and reads half-written files as far as they go."""
 
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import wandb
 
+from lightning_uncertainty.dashboards import read_run
 from lightning_uncertainty.dashboards.report._wandb_file import read_wandb, records
 from tests import _wandb_reader
 
@@ -81,3 +83,50 @@ def test_a_file_of_somebody_else_is_refused(tmp_path):
     file.write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"should begin with ':W&B': found b'PK.* in .*run-1.wandb; give the run-"):
         read_wandb(file)
+
+
+def part_of_run(folder, name, run_id, rows, **config):
+    """Write what one process of an offline run leaves, under the name that a time gives its folder."""
+    with wandb.init(mode="offline", dir=folder, project="test", id=run_id, config=config) as offline:
+        for step, values in rows:
+            offline.log({**values, "trainer/global_step": step})
+        made = Path(offline.dir).parent
+    _wandb_reader.records(made)  # waits for the file
+    return made.rename(made.with_name(name))
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """Two processes of one run, of which the second went back to step 20, and a run beside it."""
+    folder = tmp_path_factory.mktemp("resumed")
+    keys = ("weight/a", "loss/a")
+    first = [(step, dict.fromkeys(keys, float(step))) for step in (10, 20, 30, 41)]
+    second = [(step, dict.fromkeys(keys, -float(step))) for step in (20, 30, 40)] + [(0, {"test/a/loss": 7.0})]
+    parts = [
+        part_of_run(folder, "offline-run-20260101_100000-one", "one", first, lr=0.1, old=True),
+        part_of_run(folder, "offline-run-20260102_090000-one", "one", second, lr=0.2),
+    ]
+    return [*parts, part_of_run(folder, "offline-run-20260101_110000-two", "two", first)]
+
+
+@pytest.mark.parametrize("given", ["first", "second", "file"])
+def test_a_run_that_was_resumed_is_one(resumed, given):
+    first, second, _ = resumed
+    run = read_run({"first": first, "second": second, "file": second / "run-one.wandb"}[given])
+    curve = run.training("loss", "a")
+    assert (curve.steps, curve.values) == ([10, 20, 30, 40], [10, -20, -30, -40])  # 41 was made again, as 40
+    assert run.held_out["test", "a", "loss"].values == [7.0]
+    assert (run.config["lr"], run.config["old"]) == (0.2, True)
+
+
+def test_a_folder_above_one_run_in_two_parts_is_that_run_and_others_are_named(resumed, tmp_path):
+    above = resumed[0].parent
+    with pytest.raises(ValueError, match=r"one run: found 2 in .*run-one.wandb, .*run-two.wandb; give one of them"):
+        read_run(above)
+    shutil.copytree(above, tmp_path / "wandb", ignore=shutil.ignore_patterns("*-two", "latest-run", "debug*"))
+    assert len(read_run(tmp_path).training("loss", "a").steps) == 4
+
+
+def test_a_file_elsewhere_is_read_alone(resumed, tmp_path):
+    shutil.copy(resumed[0] / "run-one.wandb", tmp_path)
+    assert read_run(tmp_path).training("loss", "a").steps == [10, 20, 30, 41]
