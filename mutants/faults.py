@@ -1474,7 +1474,7 @@ FAULTS = [
     Fault(
         "predict_step_without_samples",
         "module.py",
-        "self.predict_tasks(self.inputs_of(batch), samples=self._samples, **options)",
+        "self.predict_tasks(self.inputs_of(batch), samples=self._samples or 1, **options)",
         "self.predict_tasks(self.inputs_of(batch))",
         ("tests/test_module.py::test_samples_of_predict_step_are_passes_with_dropout",),
     ),
@@ -1613,8 +1613,8 @@ FAULTS = [
     Fault(
         "imtl_g_weights_not_normalised",
         "balancing/solvers/imtl_g.py",
-        "torch.where(total.abs() > rank_tolerance, weights / total, 0.0)",
-        "torch.where(total.abs() > rank_tolerance, weights, 0.0)",
+        "return weights / total if abs(total) > tolerance else np.zeros_like(weights)",
+        "return weights if abs(total) > tolerance else np.zeros_like(weights)",
         ("tests/balancing/solvers/test_gramian.py::test_vector_imtl_g",),
     ),
     Fault(
@@ -2376,5 +2376,47 @@ FAULTS = [
         "np.where(single, ids, 0)",
         "ids",
         ("tests/examples/test_scene_folders.py::test_cityscapes_at_its_own_size_is_what_lies_there",),
+    ),
+    Fault(
+        "report_spikes_dropped",
+        "dashboards/report/_charts.py",
+        "most.argmax(1)",
+        "least.argmin(1)",
+        ("tests/dashboards/report/test_charts.py::test_a_spike_of_one_row_is_drawn_wherever_it_is",),
+    ),
+    Fault(
+        "log_axis_of_negative_losses",
+        "dashboards/charts.py",
+        "if all(value > 0 for line in finite for value in line):",
+        "if any(value > 0 for line in finite for value in line):",
+        ("tests/dashboards/report/test_charts.py::test_no_value_is_on_an_axis_that_leaves_it_out",),
+    ),
+    Fault(
+        "report_cells_empty_are_nan",
+        "dashboards/report/_read.py",
+        "~empty if empty.any() else None",
+        "None",
+        ("tests/dashboards/report/test_read.py::test_a_file_read_at_once_is_that_read_cell_by_cell",),
+    ),
+    Fault(
+        "report_resumed_run_overlaps",
+        "dashboards/report/_wandb_file.py",
+        "if step < again.get(k, step + 1)}",
+        "}",
+        ("tests/dashboards/report/test_wandb_file.py::test_a_run_that_was_resumed_is_one",),
+    ),
+    Fault(
+        "report_last_row_alone",
+        "dashboards/report/_curves.py",
+        "-max(5, -(-len(self.y) // 10))",
+        "-1",
+        ("tests/dashboards/report/test_page.py::test_an_odd_last_row_is_not_what_the_table_tells",),
+    ),
+    Fault(
+        "module_forgets_its_inputs",
+        "module.py",
+        'made.get("inputs") if self._inputs is None',
+        "None if self._inputs is None",
+        ("tests/test_module.py::test_what_is_not_given_beside_a_checkpoint_is_read_from_it",),
     ),
 ]

@@ -59,4 +59,4 @@ def test_a_configuration_with_an_old_path(old, tmp_path, capsys):
         run("fit", "--config", tmp_path / "old.yaml")
     said = capsys.readouterr().err
     assert "has moved to lightning_uncertainty.balancing: name that in the import or the class path" in said
-    assert "balancing: GradNorm, GradientBalancing" in said
+    assert "GradNorm, GradientBalancing" in said

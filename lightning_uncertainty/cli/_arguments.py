@@ -142,6 +142,7 @@ def differences(given: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[s
     for path in dict.fromkeys([*ours, *theirs]):
         here, there = ours.get(path), theirs.get(path)
         if here != there:
+            here, there = ("not given" if value is None else value for value in (here, there))
             yield f"model.{path}: {here} (in the checkpoint {there})"
 
 

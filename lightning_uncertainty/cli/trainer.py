@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping
@@ -20,6 +21,9 @@ from lightning_uncertainty.cli._mistakes import readable
 from lightning_uncertainty.module import MultiTaskModule
 
 __all__ = ["MultiTaskCLI"]
+
+
+_OF_OPTIMIZER = re.compile(r"model\.(init_args\.)?(optimizer|lr_scheduler)\b")
 
 
 class Configured(MultiTaskModule):
@@ -108,7 +112,8 @@ class MultiTaskCLI(LightningCLI):
             parser.__class__ = Parser  # Lightning takes a `parser_class` from 2.5.1 on
         if isinstance(parser, Parser):
             own = MultiTaskModule if self.model_class is Configured else self.model_class
-            parser.model = own or locate(self._asked.classes.get("", ""))
+            named = locate(self._asked.classes.get("", ""))
+            parser.model = own or (named if callable(named) else None)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -145,6 +150,10 @@ class MultiTaskCLI(LightningCLI):
     def _print_differences(self) -> None:
         shown = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_link_targets=False, format="yaml"))
         found = list(differences(shown.get(self._command, shown).get("model", {}), self._made))
+        if self._command == "fit" and any(_OF_OPTIMIZER.match(line) for line in found):
+            found.append(
+                "A resumed fit takes up the state of optimizer and scheduler, in which the checkpoint's rates are."
+            )
         if found:
             _say("\n  ".join(["Otherwise than in the checkpoint:", *found]))
 

@@ -153,7 +153,7 @@ def predicted(fitted, capsys, *arguments):
 def test_what_is_given_wins_over_the_checkpoint_and_is_printed(fitted, capsys):
     batches, printed = predicted(fitted, capsys, "--model.samples", 4)
     assert all((prediction["epistemic"] > 0).all() for prediction in batches[0].values())
-    assert "Otherwise than in the checkpoint:\n  model.samples: 4 (in the checkpoint 1)\n" in printed
+    assert "Otherwise than in the checkpoint:\n  model.samples: 4 (in the checkpoint not given)\n" in printed
     batches, printed = predicted(fitted, capsys)
     assert all((prediction["epistemic"] == 0).all() for prediction in batches[0].values())
     assert "checkpoint:" not in printed
@@ -201,8 +201,20 @@ def test_arguments_of_a_checkpoint_that_the_model_has_no_more_are_told(fitted, t
     run("test", "--config", fitted / "penguins.yaml", "--ckpt_path", tmp_path / "old.ckpt", "--model.samples", 2)
     printed = capsys.readouterr().out
     assert re.search(r"Arguments in the checkpoint are not used: .*temperature", printed)
-    assert "model.samples: 2 (in the checkpoint 1)" in printed
-    assert "model.temperature: None (in the checkpoint 2.0)" in printed
+    assert "model.samples: 2 (in the checkpoint not given)" in printed
+    assert "model.temperature: not given (in the checkpoint 2.0)" in printed
+
+
+@pytest.mark.filterwarnings(ELSEWHERE)
+def test_what_a_resumed_optimizer_does_not_take_is_told(fitted, tmp_path, capsys):
+    last = ["--ckpt_path", checkpoints(fitted) / "last.ckpt"]
+    more = ["--trainer.max_epochs", 3, "--trainer.logger.init_args.save_dir", tmp_path]
+    run("fit", "--config", fitted / "penguins.yaml", *last, *more, "--model.optimizer.init_args.lr", 0.5)
+    printed = capsys.readouterr().out
+    assert "model.optimizer.init_args.lr: 0.5 (in the checkpoint 0.003)" in printed
+    assert "A resumed fit takes up the state of optimizer and scheduler" in printed
+    resumed = torch.load(tmp_path / "penguins/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] < 0.003  # as Lightning restores it
 
 
 # -- modules of users' own ---------------------------------------------------------------------------------------------

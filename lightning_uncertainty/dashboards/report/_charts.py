@@ -176,7 +176,9 @@ def _optimum(run: Run, task: str) -> Curve | None:
     sigma, gap = run.training("sigma", task), run.training("sigma_gap", task)
     if sigma is None or gap is None:
         return None
-    steps, own, others = sigma.x, slice(None), slice(None)
+    steps: Any = sigma.x
+    own: Any = slice(None)
+    others: Any = slice(None)
     if not np.array_equal(sigma.x, gap.x):
         steps, own, others = np.intersect1d(sigma.x, gap.x, assume_unique=True, return_indices=True)
     there = gap.y[others] != -1

@@ -101,9 +101,10 @@ def _read_columns(path: Path) -> Columns | None:
     names = head.decode("utf-8", "replace").rstrip("\r").split(",")
     if not body or b'"' in head or "step" not in names or len(set(names)) < len(names):
         return None
-    for text in (lambda: body, lambda: _filled(body)):  # most files have no empty cell, and looking for one is slow
+    for has_empty in (False, True):  # most files have no empty cell, and looking for one is slow
         try:
-            table = np.loadtxt(BytesIO(text()), delimiter=",", ndmin=2, comments=None)
+            lines: Any = BytesIO(_filled(body) if has_empty else body)
+            table: Any = np.loadtxt(lines, delimiter=",", ndmin=2, comments=None)
         except ValueError:
             continue
         if table.shape[1] == len(names):
