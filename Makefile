@@ -11,7 +11,7 @@ OF_WORKSPACE = tests/dashboards/test_wandb.py lightning_uncertainty/dashboards/w
 	'tests/test_docs.py::test_python_blocks_run_and_print_what_they_say[dashboard]'
 export WANDB_MODE ?= offline
 
-.PHONY: demo test test-all test-lowest test-hosts ready mutants gpu lint docs notebooks bench browser clean
+.PHONY: demo test test-all test-lowest test-hosts ready mutants gpu lint docs notebooks bench evidence dist browser clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/lightning-uncertainty demo
@@ -55,6 +55,14 @@ bench: $(VENV)/test.stamp
 	$(VENV)/bin/python benchmarks/lightning_step.py
 	$(VENV)/bin/python benchmarks/adoption.py
 
+evidence: $(VENV)/bench.stamp # six problems, up to an hour of two cores each; goes on where it was stopped
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/evidence.py & OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/evidence.py; wait
+
+dist: $(VENV)/test.stamp # what a release is made of, in dist/
+	rm -rf dist
+	$(VENV)/bin/python -m build --no-isolation
+	$(VENV)/bin/python -m twine check --strict dist/*
+
 browser: # tests look at the report in a headless Chromium; Debian's is installed where there is none and root asks
 	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
@@ -66,7 +74,7 @@ $(VENV)/transformers: constraints.txt | $(VENV)/pip.stamp # apart: where it can,
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs docs/_build
+	rm -rf $(VENV) runs dist docs/_build
 
 $(VENV)/pip.stamp:
 	$(PYTHON) -m venv $(VENV)

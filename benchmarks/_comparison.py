@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from _measure import table
+from _measure import markdown
 
 from lightning_uncertainty.trials import Comparison, Measure
 
-__all__ = ["show"]
+__all__ = ["show", "table_of"]
 
 
-def show(found: Comparison, name: Callable[[Measure], str]) -> None:
-    """Print it.
+def table_of(found: Comparison, name: Callable[[Measure], str]) -> str:
+    """Return a comparison as a Markdown table.
 
     Args:
         found: the comparison.
@@ -25,5 +25,9 @@ def show(found: Comparison, name: Callable[[Measure], str]) -> None:
         gains = [gain.text("+.2f") if gain else "" for gain in (result.gain, result.gain_alone)]
         rank = "" if result.ranks is None else result.ranks.text(".2f")
         rows.append([result.name, *cells, *gains, rank, *[result.settings for _ in at]])
-    table(["weighting", *map(name, found.measures), "gain %", "gain alone %", "mean rank", *at], rows)
-    print(f"{found.answer()}\n", flush=True)
+    return markdown(["weighting", *map(name, found.measures), "gain %", "gain alone %", "mean rank", *at], rows)
+
+
+def show(found: Comparison, name: Callable[[Measure], str]) -> None:
+    """Print the table, and what it says."""
+    print(f"{table_of(found, name)}\n\n{found.answer()}\n", flush=True)

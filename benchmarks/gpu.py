@@ -74,8 +74,9 @@ QUICK = [
     f"tests/gpu/test_{name}.py" for name in ("weightings", "waiting", "models", "training", "instances")
 ]  # by their worth
 PARTS = (
-    tests("gpu_tests", 140, 45, "-m", "gpu and not slow", *QUICK),
-    tests("gpu_compiled_tests", 90, 100, "-m", "gpu and not slow", "tests/gpu/test_compiled.py"),
+    tests("gpu_tests", 130, 45, "-m", "gpu and not slow", *QUICK),
+    tests("gpu_compiled_tests", 80, 100, "-m", "gpu and not slow", "tests/gpu/test_compiled.py"),
+    tests("gpu_scenes", 45, 60, "-m", "gpu and not slow", "tests/gpu/test_scenes.py"),
     Part("gpu_step", 45, ("benchmarks/gpu_step.py",)),
     Part("gpu_compiled_step", 40, ("benchmarks/gpu_step.py", "--compiled")),
 )

@@ -27,6 +27,20 @@ class Fault(NamedTuple):
 
 FAULTS = [
     Fault(
+        "scratch_is_copied",
+        "balancing/_balanced_backward.py",
+        "        return Scratch, ()\n",
+        "        return object.__reduce_ex__(self, 2)\n",
+        ("tests/balancing/test_splitter.py::test_memory_of_gradients_is_left_to_the_next_step_and_not_to_copies",),
+    ),
+    Fault(
+        "scratch_is_of_one_step",
+        "balancing/_balanced_backward.py",
+        "            self._kept = kept = tensor.new_empty(shape)\n",
+        "            kept = tensor.new_empty(shape)\n",
+        ("tests/balancing/test_splitter.py::test_memory_of_gradients_is_left_to_the_next_step_and_not_to_copies",),
+    ),
+    Fault(
         "dwa_ratio_swapped",
         "weightings/dynamic_average.py",
         "self.last / torch.where(known, self.before, 1.0)",

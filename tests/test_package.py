@@ -1,9 +1,10 @@
-"""The built wheel, in a fresh environment."""
+"""What is released, in a fresh environment."""
 
 import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -14,10 +15,17 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_the_wheel_is_whole_and_imports_in_a_fresh_environment(tmp_path):
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+def test_what_is_released_is_whole_and_imports_in_a_fresh_environment(tmp_path):
+    """The wheel is built of the source distribution, as `make dist` does."""
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, timeout=120)
-    wheel = next(tmp_path.glob("*.whl"))
+    wheel, source = (next(tmp_path.glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
+    check = [sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(source)]
+    subprocess.run(check, check=True, capture_output=True, timeout=60)
+    with tarfile.open(source) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"Makefile", "constraints.txt", "tests/vectors.json", "mutants/faults.py", "docs/conf.py"} <= inside
+    assert not [name for name in inside if name.startswith((".venv", "runs", "docs/_build"))]
     held = zipfile.ZipFile(wheel).namelist()
     for name in (
         "py.typed",

@@ -10,7 +10,7 @@ from lightning_uncertainty._tensors.global_batch import (
     summed_over_ranks,
     world_size,
 )
-from lightning_uncertainty._tensors.hash import normal, uniform
+from lightning_uncertainty._tensors.hash import normal, uniform, uniform_on_host
 from lightning_uncertainty._tensors.keeping import keep_for_backward
 from lightning_uncertainty._tensors.loading import Loadable
 from lightning_uncertainty._tensors.numbers import by_name, is_number
@@ -43,6 +43,7 @@ __all__ = [
     "text_tensor",
     "torchjd",
     "uniform",
+    "uniform_on_host",
     "unpacked",
     "world_size",
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["normal", "uniform"]
+__all__ = ["normal", "uniform", "uniform_on_host"]
 
 # in two's complement, as all arithmetic is modulo 2^64
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -34,6 +35,18 @@ def uniform(*keys: Tensor | int, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     high = _logical_shift(_hashed(*keys), 64 - _BITS)
     return (high.to(dtype) + 0.5) * 2.0**-_BITS
+
+
+def uniform_on_host(*keys: np.ndarray | int) -> np.ndarray:
+    """Return what `uniform` does of int64 arrays of one dimension or more, or numbers: a fifth of the time, of few."""
+    mixed = np.zeros(1, np.uint64)  # arrays wrap around; scalars would warn
+    for key in keys:
+        mixed = mixed + np.asarray(key, np.int64).astype(np.uint64) + np.uint64(_GOLDEN % 2**64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(_FIRST % 2**64)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(_SECOND % 2**64)
+        mixed = mixed ^ (mixed >> np.uint64(31))
+    numbers: np.ndarray = ((mixed >> np.uint64(64 - _BITS)) + 0.5) * 2.0**-_BITS
+    return numbers
 
 
 def normal(*keys: Tensor | int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -14,7 +14,7 @@ from lightning_uncertainty._tensors import SideGroup, promote, world_size
 from lightning_uncertainty.balancing._fork import Fork, Take, gramian_of, take_once
 from lightning_uncertainty.balancing.step import Step
 
-__all__ = ["by_parameters", "reweighted"]
+__all__ = ["Scratch", "by_parameters", "reweighted"]
 
 
 def reweighted(fork: Fork, step: Step, take: Take) -> Tensor:
@@ -44,7 +44,27 @@ class _Reweighted(torch.autograd.Function):
         return None, None, None, gradient, extra
 
 
-def by_parameters(step: Step, tasks: Sequence[str], heads: str, group: SideGroup, take: Take, known: Any) -> Tensor:
+class Scratch:
+    """Memory that one step leaves to the next: to take fresh pages costs as much as to fill them. Copies have none."""
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scratch, ()
+
+    def like(self, tensor: Tensor, *shape: int) -> Tensor:
+        """Return numbers that mean nothing, of the type and on the device of a tensor."""
+        kept = self._kept
+        if kept is None or (kept.shape, kept.dtype, kept.device) != (shape, tensor.dtype, tensor.device):
+            self._kept = None  # not beside the new one
+            self._kept = kept = tensor.new_empty(shape)
+        return kept
+
+
+def by_parameters(
+    step: Step, tasks: Sequence[str], heads: str, group: SideGroup, take: Take, known: Any, scratch: Scratch
+) -> Tensor:
     """Return the total, whose backward weighs the gradients of the shared parameters, exactly.
 
     It runs through the model once for each task, and no further: what it finds is handed to the parameters as by an
@@ -57,6 +77,7 @@ def by_parameters(step: Step, tasks: Sequence[str], heads: str, group: SideGroup
         group: sums over ranks.
         take: takes the Gramian `[T, T]` and returns α.
         known: α `[T]` where it is not to be looked for: one ordinary backward, two where heads are unweighted.
+        scratch: where the tasks' gradients are held.
 
     Raises:
         RuntimeError: shared parameters are sharded, so no process has the gradient of any.
@@ -67,7 +88,7 @@ def by_parameters(step: Step, tasks: Sequence[str], heads: str, group: SideGroup
             f"on='parameters' should have whole parameters: found {len(sharded)} of type {type(sharded[0]).__name__}; "
             "use on='features' under FSDP2"
         )
-    work = _ByParameters(step, tasks, heads == "weighted", group, take, known)
+    work = _ByParameters(step, tasks, heads == "weighted", group, take, known, scratch)
     total: Tensor = _Handed.apply(work, *step.shared, *step.others, *step.own)  # type: ignore[no-untyped-call]
     return total
 
@@ -92,6 +113,7 @@ class _ByParameters:
     group: SideGroup
     take: Take
     known: Tensor | None
+    scratch: Scratch
 
     def gradients(self, gradient: Tensor) -> list[Tensor | None]:
         """Return those of all parameters, from that of the total."""
@@ -107,7 +129,7 @@ class _ByParameters:
 
     def _each_task(self, parts: list[Tensor], of_parts: list[Tensor], gradient: Tensor) -> list[Tensor | None]:
         """Run backward for one task after the other."""
-        rows = promote(gradient).new_empty((len(self.tasks), sum(p.numel() for p in self.step.shared)))
+        rows = self.scratch.like(promote(gradient), len(self.tasks), sum(p.numel() for p in self.step.shared))
         for index, task in enumerate(self.tasks):
             if task not in self.step.parts:
                 rows[index] = 0.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_uncertainty._tensors import SideGroup
-from lightning_uncertainty.balancing._balanced_backward import by_parameters, reweighted
+from lightning_uncertainty.balancing._balanced_backward import Scratch, by_parameters, reweighted
 from lightning_uncertainty.balancing._base import BalancingWeighting, balancing
 from lightning_uncertainty.balancing._fork import Fork
 from lightning_uncertainty.balancing.step import Step
@@ -35,7 +35,8 @@ class Watched(NamedTuple):
 class Splitter:
     """Splits the shared features where somebody wants to know the tasks' gradients; elsewhere they pass unchanged.
 
-    It has no parameters, no buffers and nothing in checkpoints; copies and pickles of it have no group of processes.
+    It has no parameters, no buffers and nothing in checkpoints; copies and pickles of it have no group of processes and
+    no memory that one step leaves to the next.
 
     Attributes:
         watching: whether training steps split them until further notice, for `watched`.
@@ -48,6 +49,7 @@ class Splitter:
         self.watched: Watched | None = None
         self._fork: Fork | None = None
         self._side_group = SideGroup()
+        self._scratch = Scratch()
         self.warned = False
 
     def splits(self, weighting: Weighting) -> bool:
@@ -113,7 +115,8 @@ class Splitter:
         weighting.begin(step)
         if fork is None:
             settle = partial(self._settle, weighting, step.numbers())
-            return by_parameters(step, weighting.tasks, weighting.heads, self._side_group, settle, known)
+            tasks, group = weighting.tasks, self._side_group
+            return by_parameters(step, tasks, weighting.heads, group, settle, known, self._scratch)
         if weighting.on == "parameters":  # a step in between
             fork.decided, fork.weights = True, known
         elif weighting.heads == "weighted":

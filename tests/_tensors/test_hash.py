@@ -1,9 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from lightning_uncertainty._tensors import normal, uniform
+from lightning_uncertainty._tensors import normal, uniform, uniform_on_host
 from lightning_uncertainty._tensors.hash import _hashed
 
 
@@ -81,3 +82,13 @@ def test_compiled_numbers_are_the_same(backend):
     compiled = torch.compile(lambda keys: (_hashed(7, keys), uniform(7, keys)), backend=backend, fullgraph=True)
     for found, expected in zip(compiled(keys), (_hashed(7, keys), uniform(7, keys)), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_numbers_on_the_host_are_the_same():
+    rng = np.random.default_rng(0)
+    rows, columns = rng.integers(-(2**63), 2**63 - 1, (50, 1)), rng.integers(-(2**63), 2**63 - 1, 40)
+    for keys in ((7, rows), (rows, columns), (-(2**63), rows, columns), (rows, 2**63 - 1)):
+        expected = uniform(
+            *(key if isinstance(key, int) else torch.from_numpy(key) for key in keys), dtype=torch.float64
+        )
+        assert np.array_equal(uniform_on_host(*keys), expected.numpy())

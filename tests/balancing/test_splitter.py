@@ -41,3 +41,22 @@ def test_copies_are_made_in_the_middle_of_a_step_and_have_no_group(weighting, co
     assert twin.task_splitter._fork is None
     assert twin.task_splitter._side_group._group is None
     step(twin).backward()
+
+
+def test_memory_of_gradients_is_left_to_the_next_step_and_not_to_copies():
+    net = Owning(GradientBalancing(on="parameters"))
+    found = []
+    for _ in range(2):
+        net.zero_grad()
+        torch.manual_seed(0)  # of the batch
+        step(net).backward()
+        found.append((net.task_splitter._scratch._kept, net.trunk.weight.grad.clone()))
+    (first, expected), (second, again) = found
+    assert first is second
+    assert first.shape == (2, net.trunk.weight.numel() + net.trunk.bias.numel())
+    assert torch.equal(again, expected)
+    net.trunk.bias.requires_grad_(False)  # fewer are shared
+    step(net).backward()
+    assert net.task_splitter._scratch._kept.shape == (2, net.trunk.weight.numel())
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert twin.task_splitter._scratch._kept is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,23 +40,33 @@ class IMTLG(GramianSolver):
     permutes: ClassVar[bool] = True
 
     def __call__(self, gramian: Tensor, losses: Tensor, draw: Tensor) -> Tensor:
-        matrix = gramian if waits(gramian.device) else on_host(gramian)
-        seen = matrix.diagonal() > 0
-        lengths = torch.where(seen, matrix.diagonal(), 1.0).sqrt()
+        if not waits(gramian.device):
+            return torch.from_numpy(_on_host(on_host(gramian).numpy())).to(gramian)
+        seen = gramian.diagonal() > 0
+        lengths = torch.where(seen, gramian.diagonal(), 1.0).sqrt()
         unit = torch.where(seen, torch.where(seen, lengths, torch.inf).amin() / lengths, 0.0)
-        cosines = matrix / (lengths[:, None] * lengths)
-        rank_tolerance = torch.finfo(matrix.dtype).eps ** 0.5
-        inverted = _pseudo_inverse if waits(gramian.device) else _pseudo_inverse_on_host
-        weights = unit * inverted(cosines, rank_tolerance).sum(1)
+        tolerance = torch.finfo(gramian.dtype).eps ** 0.5
+        weights = unit * _pseudo_inverse(gramian / (lengths[:, None] * lengths), tolerance).sum(1)
         total = weights.sum()
-        return torch.where(total.abs() > rank_tolerance, weights / total, 0.0).to(gramian)
+        return torch.where(total.abs() > tolerance, weights / total, 0.0)
 
 
-def _pseudo_inverse_on_host(matrix: Tensor, tolerance: float) -> Tensor:
-    if not matrix.isfinite().all():
-        return matrix
-    inverse: Tensor = torch.linalg.pinv(matrix, atol=tolerance, hermitian=True)
-    return inverse
+@np.errstate(all="ignore")
+def _on_host(gramian: np.ndarray) -> np.ndarray:
+    """Return the weights, by eigenvectors, for which a GPU would have to be waited for."""
+    squares = gramian.diagonal()
+    seen = squares > 0
+    lengths = np.sqrt(np.where(seen, squares, 1.0))
+    unit = np.where(seen, np.where(seen, lengths, np.inf).min() / lengths, 0.0)
+    cosines = gramian / (lengths[:, None] * lengths)
+    if not np.isfinite(cosines).all():
+        return np.full(len(gramian), np.nan)
+    tolerance = torch.finfo(torch.float64).eps ** 0.5
+    values, vectors = np.linalg.eigh(cosines)
+    inverse = np.divide(1.0, values, out=np.zeros_like(values), where=np.abs(values) > tolerance)
+    weights = unit * (vectors @ (inverse * vectors.sum(0)))
+    total = weights.sum()
+    return weights / total if abs(total) > tolerance else np.zeros_like(weights)
 
 
 def _pseudo_inverse(matrix: Tensor, tolerance: float) -> Tensor:

@@ -17,12 +17,18 @@ from torch import nn
 from lightning_uncertainty.balancing import IMTLG, MGDA, FrankWolfe, GramianSolver, PCGrad, TorchJDSolver
 from lightning_uncertainty.balancing.solvers._min_norm import active_set, between_two
 from lightning_uncertainty.balancing.solvers.gramian import SOLVERS, as_solver
-from lightning_uncertainty.balancing.solvers.pcgrad import projected, random_orders
+from lightning_uncertainty.balancing.solvers.pcgrad import (
+    projected,
+    projected_on_host,
+    random_orders,
+    random_orders_on_host,
+)
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors.json").read_text(encoding="utf-8"))
 JACOBIANS = ["A_conflict2", "B_agree2", "C_three"]
 DRAW = torch.tensor(3)
 GPU = "lightning_uncertainty.balancing.solvers.{}.waits"
+ROOMS = ("mgda", "pcgrad", "imtl_g")
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ OURS = [
     Listed("frank_wolfe", FrankWolfe),
     Listed("frank_wolfe, loss+", lambda: FrankWolfe("loss+", 20, 1e-3)),
     Listed("pcgrad", PCGrad),
+    Listed("pcgrad, gpu", PCGrad, on_gpu=True),
     Listed("imtl_g", IMTLG),
     Listed("imtl_g, gpu", IMTLG, on_gpu=True),
     Listed("inverse", Inverse),
@@ -78,7 +85,7 @@ ALL = [*OURS, *THEIRS]
 @pytest.fixture
 def make(request, monkeypatch):
     listed = request.param
-    for room in ("mgda", "imtl_g"):
+    for room in ROOMS:
         monkeypatch.setattr(GPU.format(room), lambda device: listed.on_gpu)
     return listed.make
 
@@ -214,7 +221,7 @@ def test_what_is_remembered_can_be_loaded(make):
 @pytest.mark.parametrize("name", ["mgda", "pcgrad", "imtl_g"])
 def test_on_a_gpu_the_host_never_waits(monkeypatch, name, tasks):
     """Tensors without values cannot be looked at."""
-    for room in ("mgda", "imtl_g"):
+    for room in ROOMS:
         monkeypatch.setattr(GPU.format(room), lambda device: True)
     gramian = torch.empty(tasks, tasks, dtype=torch.float64, device="meta")
     draw = torch.empty((), dtype=torch.int64, device="meta")
@@ -379,20 +386,27 @@ def test_frank_wolfe_takes_the_steps_of_torchjds():
 # -- PCGrad ------------------------------------------------------------------------------------------------------------
 
 
+def on_host(gramian, orders):
+    return torch.from_numpy(projected_on_host(gramian.numpy(), orders.numpy()))
+
+
+@pytest.mark.parametrize("project", [projected, on_host])
 @pytest.mark.parametrize("name", JACOBIANS)
-def test_vector_pcgrad(name):
+def test_vector_pcgrad(name, project):
     vector = VECTORS[f"gram.{name}.pcgrad"]
     expected, jacobian = vector["expected"], np.array(vector["inputs"]["J"])
-    rows = projected(gramian_of(jacobian), torch.tensor(vector["inputs"]["orders"]))
+    orders = torch.tensor(vector["inputs"]["orders"])
+    rows = project(gramian_of(jacobian), orders)
     torch.testing.assert_close(rows, torch.tensor(expected["W"], dtype=torch.float64), rtol=1e-9, atol=1e-12)
     assert rows.sum(0).tolist() == pytest.approx(expected["weights"], rel=1e-9)
     assert rows.sum(0).numpy() @ jacobian == pytest.approx(expected["direction"], rel=1e-9)
 
 
-def test_vector_pcgrad_leaves_a_gradient_out_of_its_own_projections():
+@pytest.mark.parametrize("project", [projected, on_host])
+def test_vector_pcgrad_leaves_a_gradient_out_of_its_own_projections(project):
     vector = VECTORS["pcgrad.self_projection"]
     gramian = gramian_of(vector["inputs"]["J"])
-    rows = projected(gramian, torch.tensor([vector["inputs"]["order_task0"], [0, 2], [0, 1]]))
+    rows = project(gramian, torch.tensor([vector["inputs"]["order_task0"], [0, 2], [0, 1]]))
     assert rows[0].tolist() == pytest.approx(vector["expected"]["w_after_paper"], rel=1e-9)
     assert (rows[0] @ gramian[0]).item() == pytest.approx(vector["expected"]["dot_with_own_gradient"], rel=1e-9)
 
@@ -411,6 +425,13 @@ def test_pcgrad_is_the_loop_of_the_paper(tasks):
                     gradient -= product / jacobian[other].square().sum() * jacobian[other]
             direction += gradient
         torch.testing.assert_close(solve(PCGrad(), gramian_of(jacobian), draw) @ jacobian, direction)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 7, 40])
+def test_orders_are_the_same_on_the_host(tasks):
+    for draw in (0, 5, -(2**63), 2**63 - 1):
+        expected = random_orders(torch.tensor(draw), tasks)
+        assert np.array_equal(random_orders_on_host(draw, tasks), expected.numpy())
 
 
 def test_orders_are_uniform_and_independent():

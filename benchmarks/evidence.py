@@ -1,0 +1,212 @@
+"""Which weighting works? Every method on six problems, each at its best learning rate.
+
+    python benchmarks/evidence.py                    # all problems: up to an hour of two cores each
+    python benchmarks/evidence.py penguins digits    # some of them
+    python benchmarks/evidence.py --briefly          # whether it runs: minutes, and numbers that say nothing
+
+Each method, and each single task, is fitted at three learning rates or more with the first seed; where it does best on
+the validation data (`val/balanced_loss`; single tasks by their own loss) it is fitted with four more seeds, and tested.
+Any number of processes may run the same command; it goes on where it was stopped. Tables and plots are files in
+`benchmarks/results/evidence`, with the commit and the machine that made them, and the guide includes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from _comparison import table_of
+from _measure import markdown
+from _problems import PROBLEMS, Problem
+from torchjd.aggregation import UPGradWeighting
+
+from lightning_uncertainty.balancing import GradientBalancing, GradNorm
+from lightning_uncertainty.trials import Comparison, compare, search_weights
+from lightning_uncertainty.weightings import (
+    AnalyticUncertaintyWeighting,
+    BoundedUncertaintyWeighting,
+    ConstrainedUncertaintyWeighting,
+    DynamicWeightAverage,
+    FixedWeighting,
+    GeometricLossWeighting,
+    ImpartialLossWeighting,
+    RandomLossWeighting,
+    SoftOptimalUncertaintyWeighting,
+    UncertaintyWeighting,
+    Weighting,
+)
+
+RESULTS = Path(__file__).parent / "results" / "evidence"
+SEEDS = 5
+SEARCH_SEED = 100  # none of those that are compared
+
+
+def methods_for(problem: Problem) -> dict[str, Callable[[], Weighting]]:
+    """Return what is compared, by name."""
+    start, balance = problem.start, partial(GradientBalancing, on=problem.on)
+    uncertainty = partial(UncertaintyWeighting, start=start)
+    return {
+        "equal": FixedWeighting,
+        "uncertainty": uncertainty,
+        "analytic uncertainty": AnalyticUncertaintyWeighting,
+        "bounded uncertainty": partial(BoundedUncertaintyWeighting, start=start),
+        "constrained uncertainty": partial(ConstrainedUncertaintyWeighting, start=start),
+        "UW-SO": SoftOptimalUncertaintyWeighting,
+        "IMTL-L": ImpartialLossWeighting,
+        "GLS": GeometricLossWeighting,
+        "DWA": DynamicWeightAverage,
+        "RLW": RandomLossWeighting,
+        "GradNorm": partial(GradNorm, on=problem.on),
+        "MGDA": partial(balance, "mgda"),
+        "PCGrad": partial(balance, "pcgrad"),
+        "IMTL-G": partial(balance, "imtl_g"),
+        "UPGrad": lambda: balance(UPGradWeighting()),
+        "MGDA after uncertainty": lambda: balance("mgda", uncertainty()),
+        "PCGrad after uncertainty": lambda: balance("pcgrad", uncertainty()),
+    }
+
+
+def commit() -> str:
+    """Return the commit that this file stands in, and whether something was changed since."""
+    folder = Path(__file__).parent
+    asked = ["git", "describe", "--always", "--abbrev=7", "--dirty"]
+    done = subprocess.run(asked, cwd=folder, capture_output=True, text=True)
+    return done.stdout.strip() or "no repository"
+
+
+def made_by(command: str) -> str:
+    """Return what a reader needs to make it again."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "torchjd"))
+    return (
+        f"Made by `{command}` on {date.today()} of commit {commit()}: {os.cpu_count()} CPUs ({platform.machine()}), "
+        f"one thread a process, Python {platform.python_version()}, {packages}."
+    )
+
+
+def tried(problem: Problem, folder: Path, seeds: Sequence[int]) -> Comparison:
+    """Fit what is not yet in the folder, and compare."""
+    options = {"max_epochs": problem.epochs, "check_val_every_n_epoch": problem.epochs, "num_sanity_val_steps": 0}
+    shared: dict[str, Any] = {
+        "metrics": problem.metrics or None,
+        "higher_is_better": problem.higher_is_better or None,
+        "trainer": {**options, "accelerator": "cpu"},
+    }
+    methods: dict[str, Any] = methods_for(problem)
+    if problem.parts:
+        middle = partial(problem.make, lr=problem.rates[len(problem.rates) // 2])
+        data = problem.data[:2] if isinstance(problem.data, tuple) else problem.data
+        search = search_weights(middle, data, parts=problem.parts, seed=SEARCH_SEED, folder=folder / "search", **shared)
+        best = search.points[0].weights
+        methods["searched weights"] = partial(FixedWeighting, {task: len(best) * best[task] for task in best})
+    return compare(
+        problem.make,
+        problem.data,
+        methods,
+        folder / "fits",
+        seeds=seeds,
+        baseline="single task" if problem.singles else "equal",
+        alone=["uncertainty"] if problem.singles else [],
+        settings={"lr": list(problem.rates)},
+        **shared,
+    )
+
+
+def written(name: str, problem: Problem, found: Comparison, command: str, into: Path) -> None:
+    """Write table, numbers and plot of one problem."""
+    equal = next(result for result in found.results if result.name == "equal")
+    steps = [
+        f"{result.name} {result.step_time / equal.step_time:.2f}"
+        for result in found.results
+        if result.step_time and equal.step_time and result.name != "equal"
+    ]
+    paragraphs = [
+        problem.about,
+        table_of(found, lambda measure: f"{measure.task} {measure.metric}"),
+        found.answer(),
+        f"![Gain of each method, its interval and seeds](evidence_{name}.png)",
+        f"A step takes {1000 * (equal.step_time or 0):.1f} ms under equal weights, of which others take "
+        f"{', '.join(steps)}.",
+        f"{len({trial.seed for trial in found.trials})} seeds, {problem.epochs} epochs, the best of the learning rates "
+        f"{', '.join(f'{rate:g}' for rate in problem.rates)}.",
+        f"Searched weights are the best of a grid of 1/{problem.parts} by `val/balanced_loss`, with a seed of its own."
+        if problem.parts
+        else "",
+        made_by(command),
+    ]
+    (into / f"{name}.md").write_text("\n\n".join(filter(None, paragraphs)) + "\n", encoding="utf-8")
+    found.to_csv(into / f"{name}.csv")
+    found.plot()[0].savefig(into / f"evidence_{name}.png", dpi=90)
+
+
+# -- all problems ------------------------------------------------------------------------------------------------------
+
+
+def summary(into: Path) -> str:
+    """Return a table of each method's gain and rank in each problem, by its mean rank, from their files."""
+    ranks: dict[str, dict[str, float]] = {}
+    cells: dict[str, dict[str, str]] = {}
+    names = [name for name in PROBLEMS if (into / f"{name}.csv").is_file()]
+    for name in names:
+        with (into / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if not row["weighting"].startswith("single task")]
+        rows = [row for row in rows if row["gain"]]
+        rows.sort(key=lambda row: -float(row["gain"]))
+        for place, row in enumerate(rows, start=1):
+            gain, interval = float(row["gain"]), row["gain ci95"]
+            within = f" ± {float(interval):.1f}" if interval else ""
+            ranks.setdefault(row["weighting"], {})[name] = place
+            cells.setdefault(row["weighting"], {})[name] = f"{gain:+.1f}{within} ({place})"
+    order = sorted(ranks, key=lambda method: (len(ranks[method]) < len(names), fmean(ranks[method].values())))
+    lines = []
+    for method in order:
+        every = len(ranks[method]) == len(names)
+        mean = fmean(ranks[method].values())
+        lines.append([method, f"{mean:.1f}" if every else f"{mean:.1f} of {len(ranks[method])}"])
+        lines[-1] += [cells[method].get(name, "") for name in names]
+    return markdown(["method", "mean rank", *names], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(PROBLEMS)}; all where none is given")
+    add("--mnist", type=Path, metavar="FILE", help="npz with x_train and y_train, in place of scikit-learn's digits")
+    add("--folder", type=Path, default=Path("runs/evidence"), help="keeps finished fits")
+    add("--into", type=Path, default=RESULTS, help="where tables and plots go")
+    add("--briefly", action="store_true", help="small and short, to see whether it runs")
+    given = parser.parse_args()
+    if unknown := [name for name in given.problems if name not in PROBLEMS]:
+        parser.error(f"problems are {', '.join(PROBLEMS)}: found {', '.join(unknown)}")
+    for message in (".*does not have many workers", ".*LeafSpec", ".*number of training batches"):
+        warnings.filterwarnings("ignore", message=message)
+    torch.set_num_threads(1)
+    given.into.mkdir(parents=True, exist_ok=True)
+    seeds = range(2 if given.briefly else SEEDS)
+    for name in given.problems or PROBLEMS:
+        begun = time.monotonic()
+        problem = PROBLEMS[name](briefly=given.briefly, mnist=given.mnist)
+        folder = given.folder / (f"{name}, briefly" if given.briefly else name)
+        found = tried(problem, folder, list(seeds))
+        command = f"python benchmarks/evidence.py {name}" + " --briefly" * given.briefly
+        written(name, problem, found, command, given.into)
+        print(f"{name}: {time.monotonic() - begun:.0f} s\n\n{found}\n", flush=True)
+    text = summary(given.into)
+    (given.into / "summary.md").write_text(f"{text}\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

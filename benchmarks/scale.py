@@ -1,0 +1,186 @@
+"""How far it goes: a thousand tasks, a million steps under the monitor, ten thousand trials of a comparison.
+
+What takes too long here is measured at smaller sizes, and the last line says what it comes to at the size in question,
+if it goes on as it does between the two largest.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from _measure import introduce, table
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_uncertainty import MultiTaskMixin
+from lightning_uncertainty.callbacks import UncertaintyMonitor
+from lightning_uncertainty.trials import compare
+from lightning_uncertainty.weightings import (
+    AnalyticUncertaintyWeighting,
+    FixedWeighting,
+    UncertaintyWeighting,
+    Weighting,
+)
+
+TASKS = (10, 100, 1000)
+TASK_STEPS = 60
+STEPS = (20_000, 40_000, 60_000, 80_000, 100_000)
+MANY_STEPS = 1_000_000
+TRIALS = (100, 200, 400)
+MANY_TRIALS = 10_000
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class Many(MultiTaskMixin, LightningModule):
+    """One linear layer, each of whose outputs is a task.
+
+    Args:
+        weighting: how the losses become one.
+        tasks: how many.
+    """
+
+    def __init__(self, weighting: Weighting, tasks: int = 2) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, tasks)
+        self.names = [f"task_{number}" for number in range(tasks)]
+        self.register_tasks(dict.fromkeys(self.names, "gaussian"), weighting=weighting)
+
+    def losses(self, batch: Tensor) -> dict[str, Tensor]:
+        losses = (self.net(batch) - batch.sum(1, keepdim=True)).square().mean(0)
+        return dict(zip(self.names, losses.unbind(), strict=True))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+        return self.weigh(self.losses(batch), "train")
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.weigh(self.losses(batch), "val")
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameter_groups(lr=1e-3))
+
+
+def batches(count: int) -> DataLoader[Tensor]:
+    return DataLoader([torch.randn(8, 4)] * count, batch_size=None)
+
+
+class Clock(Callback):
+    """CPU seconds of the second half of the steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.at = {steps // 2: 0.0, steps: 0.0}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 in self.at:
+            self.at[batch_idx + 1] = time.process_time()
+
+    @property
+    def milliseconds(self) -> float:
+        (half, begun), (steps, ended) = self.at.items()
+        return 1000 * (ended - begun) / (steps - half)
+
+
+class Memory(Callback):
+    """What the process holds after so many steps, in MiB."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, float] = {}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step in STEPS:
+            gc.collect()
+            lines = Path("/proc/self/status").read_text().splitlines()
+            self.found[trainer.global_step] = next(
+                int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")
+            )
+
+
+def many_tasks() -> None:
+    """Print what a step and a report take."""
+    print("## Tasks\n")
+    kinds: dict[str, Callable[[], Weighting]] = {
+        "`UncertaintyWeighting`": UncertaintyWeighting,
+        "`AnalyticUncertaintyWeighting`": AnalyticUncertaintyWeighting,
+        "`FixedWeighting`": FixedWeighting,
+    }
+    rows = []
+    for name, make in kinds.items():
+        cells = []
+        for tasks in TASKS:
+            clock = Clock(TASK_STEPS)
+            monitor = UncertaintyMonitor(table=False)
+            module = Many(make(), tasks)
+            Trainer(max_epochs=1, callbacks=[clock, monitor], log_every_n_steps=10, **QUIET).fit(
+                module, batches(TASK_STEPS)
+            )
+            cells.append(f"{clock.milliseconds:.2f}")
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.process_time()
+            monitor.report(Path(folder) / "report.html")
+            size = (Path(folder) / "report.html").stat().st_size / 2**20
+        rows.append([name, *cells, f"{time.process_time() - begun:.2f} s, {size:.1f} MiB"])
+    header = ["", *(f"T = {tasks}, ms a step" for tasks in TASKS), f"report of {TASKS[-1]}"]
+    print("Steps of the Trainer, the monitor every tenth.\n")
+    table(header, rows)
+
+
+def many_steps() -> None:
+    """Print what a process holds while the monitor watches."""
+    print("## Steps\n")
+    memory, monitor = Memory(), UncertaintyMonitor(table=False)
+    trainer = Trainer(max_steps=STEPS[-1], callbacks=[monitor, memory], log_every_n_steps=5, **QUIET)
+    trainer.fit(Many(UncertaintyWeighting(), 3), batches(1000))
+    print(f"Three tasks, a row every 5 steps, of which {len(monitor.history.rows):,} are kept.\n")
+    table(["steps", "MiB"], [[f"{steps:,}", f"{held:.1f}"] for steps, held in memory.found.items()])
+    last, before = memory.found[STEPS[-1]], memory.found[STEPS[-2]]
+    rate = (last - before) / (STEPS[-1] - STEPS[-2])
+    print(f"{MANY_STEPS:,} steps: {last + rate * (MANY_STEPS - STEPS[-1]):.0f} MiB.\n")
+
+
+def many_trials() -> None:
+    """Print what it takes to read what a comparison has kept."""
+    print("## Trials\n")
+    options = {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0}
+    rows, read = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for count in TRIALS:
+            given: dict[str, Any] = {"seeds": range(count), "trainer": options, "baseline": None, "progress_bar": False}
+            run = lambda: compare(Many, (batches(1), batches(1)), {"equal": FixedWeighting}, folder, **given)  # noqa: B023, E731
+            run()
+            begun = time.process_time()
+            found = run()
+            str(found)
+            read.append(time.process_time() - begun)
+            rows.append([f"{count:,}", f"{read[-1]:.2f}"])
+    print("Fits of one step; the second call finds all of them, and prints the table.\n")
+    table(["trials", "s to read"], rows)
+    rate = (read[-1] - read[-2]) / (TRIALS[-1] - TRIALS[-2])
+    print(f"{MANY_TRIALS:,} trials: {read[-1] + rate * (MANY_TRIALS - TRIALS[-1]):.0f} s.\n")
+
+
+def main() -> None:
+    logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    introduce("Scale", ["torch", "pytorch-lightning"])
+    many_tasks()
+    many_steps()
+    many_trials()
+
+
+if __name__ == "__main__":
+    main()
