@@ -39,17 +39,18 @@ class PredictionWriter(_AnyWriter):
         folder: of the files; `predictions` beside the logs where None.
 
     Example:
-        >>> import torch
+        >>> import tempfile, torch
         >>> from pytorch_lightning import LightningModule, Trainer
         >>> from lightning_uncertainty.predictions import gather_predictions
         >>> class Double(LightningModule):
         ...     def predict_step(self, batch, batch_idx):
         ...         return {"double": 2 * batch}
         >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-        >>> trainer = Trainer(accelerator="cpu", callbacks=[PredictionWriter("out")], **quiet)
+        >>> folder = tempfile.mkdtemp()
+        >>> trainer = Trainer(accelerator="cpu", callbacks=[PredictionWriter(folder)], **quiet)
         >>> loader = torch.utils.data.DataLoader(torch.arange(5), batch_size=2)
         >>> trainer.predict(Double(), loader, return_predictions=False)
-        >>> gather_predictions("out").predictions
+        >>> gather_predictions(folder).predictions
         {'double': tensor([0, 2, 4, 6, 8])}
     """
 

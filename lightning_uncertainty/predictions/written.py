@@ -74,7 +74,8 @@ def gather_predictions(folder: str | Path, *, dataloader: int = 0) -> Gathered:
             are not tensors with a row for each row of their batch, all of one shape.
 
     Example:
-        >>> folder = Path("predictions")
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
         >>> open_folder(folder)
         >>> for rank, rows in enumerate(([0, 2], [1, 3])):  # as DDP deals them out
         ...     mean = torch.tensor(rows).float()
