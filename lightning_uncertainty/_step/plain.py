@@ -12,7 +12,13 @@ __all__ = ["OWN_CALLBACKS", "OWN_PARTS", "own_prefixes", "plain_checkpoint", "wi
 OWN_PARTS = ("task_weighting", "task_calibration", "task_metrics")
 """What `register_tasks` adds to a module; heads are the network's."""
 
-OWN_CALLBACKS = ("GradientConflictMonitor", "PredictionImages", "UncertaintyMonitor", "UncertaintyWarmUp")
+OWN_CALLBACKS = (
+    "GradientConflictMonitor",
+    "PredictionImages",
+    "PredictionWriter",
+    "UncertaintyMonitor",
+    "UncertaintyWarmUp",
+)
 
 _STATES = ("state_dict", "current_model_state")  # the latter beside an average of weights
 

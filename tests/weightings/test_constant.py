@@ -134,12 +134,13 @@ def test_a_network_makes_it_beside_predictions_and_nothing_asks_for_labels():
     assert net.take_row()["weight"]["decay"] == pytest.approx(0.1)
 
 
-@pytest.mark.filterwarnings("ignore:the temperature of kind:UserWarning", "ignore:.*decay:UserWarning")
+@pytest.mark.filterwarnings("ignore:task 'kind' keeps its correction:UserWarning", "ignore:.*decay:UserWarning")
 def test_recalibration_and_predictions_pass_it_by():
     net, loader = Owner(UncertaintyWeighting(start=0.0)), dicts()
     net.training_step(next(iter(loader)), 0)
     found = recalibrate(net, loader, inputs="x")
-    assert set(found.tasks) == {"depth", "kind"}
+    assert set(found.tasks) == {"depth"}
+    assert set(found.kept) == {"kind"}
     assert net.predict_tasks(torch.ones(2, 4))["decay"].total.isnan().all()
 
 
