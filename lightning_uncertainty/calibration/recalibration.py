@@ -137,12 +137,13 @@ def recalibrate(
     require_tasks("recalibrate", module, "recalibrate(member, dataloader) for each of ensemble.members")
     if min_labels < 1:
         raise ValueError(f"min_labels should be at least 1: found {min_labels}; 30 are the least that tell much")
-    likelihoods = module.task_likelihoods()
+    likelihoods = {name: kind for name, kind in module.task_likelihoods().items() if not kind.constant}
     held: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in likelihoods}
     with feeding(module, datamodule) as feed:
         for given, batch in feed.batches(dataloader, inputs):
             with feed.step():
-                for name, output in evaluate(module, module if forward is None else forward, given).items():
+                outputs = evaluate(module, module if forward is None else forward, given)
+                for name, output in ((name, outputs[name]) for name in held if name in outputs):
                     target, mask = module.labels_of(name, batch)
                     if target is not None:
                         held[name].append(_sifted(likelihoods[name], output, target, mask, _log_variance(module, name)))
