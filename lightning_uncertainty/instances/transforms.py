@@ -225,7 +225,7 @@ def _next_to(size: int, before: int, device: torch.device) -> tuple[Tensor, Tens
 
 def _bilinear(picture: Tensor, size: tuple[int, int]) -> Tensor:
     batch = picture if picture.dim() == 4 else picture[None]
-    wide = batch if batch.is_floating_point() else batch.float()
+    wide = batch if batch.dtype is torch.float64 else batch.float()  # CPUs have no bfloat16 for it
     found = F.interpolate(wide, size, mode="bilinear", antialias=True)
-    found = found if batch.is_floating_point() else found.round().to(batch.dtype)
+    found = (found if batch.is_floating_point() else found.round()).to(batch.dtype)
     return found if picture.dim() == 4 else found[0]

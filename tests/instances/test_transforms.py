@@ -144,6 +144,15 @@ def test_the_picture_stays_of_its_type_and_in_its_range():
     assert DenseTransforms().resize(checks, (4, 4))["image"].float().std() < 64  # no pixel alone is the picture
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_picture_of_any_precision_is_resized(kind):
+    picture = torch.rand(2, 3, 24, 32)
+    found = DenseTransforms().resize({"image": picture.to(kind)}, (12, 16))["image"]
+    assert found.dtype is kind
+    expected = DenseTransforms().resize({"image": picture}, (12, 16))["image"]
+    torch.testing.assert_close(found.float(), expected, atol=max(1e-6, torch.finfo(kind).eps), rtol=0)
+
+
 def test_instances_are_found_again_after_all_of_it():
     ids = apart(4, seed=3)
     batch = {"image": torch.rand(4, 3, 48, 64), "ids": ids, "instances": centroid_offsets(ids)}
