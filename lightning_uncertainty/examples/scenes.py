@@ -144,7 +144,7 @@ class SceneData(LightningDataModule):
             if len(labels) < 2:
                 raise ValueError(
                     f"labels of {task!r} should be known somewhere in the first {len(samples)} scenes of {self.root}: "
-                    "found none"
+                    "found none; give scenes that have some first, in the order of their names"
                 )
             mean, std = (float(f"{number.item():.3g}") for number in (labels.mean(), labels.std()))
             found[task] = (0.0 if task == "instances" else mean, std)
