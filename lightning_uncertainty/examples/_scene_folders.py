@@ -77,8 +77,7 @@ def read_image(path: Path) -> Any:
         ) from error
     with path.open("rb") as file:
         try:
-            image = Image.open(file)
-            image = ImageOps.exif_transpose(image)
+            image = ImageOps.exif_transpose(Image.open(file))
         except (OSError, SyntaxError, ValueError) as error:  # of which Pillow raises any
             raise ValueError(
                 f"a picture should be one that Pillow reads: found {path}, which it does not ({error}); replace it"
