@@ -191,14 +191,20 @@ class MTANArrays(Sequence["dict[str, Array]"]):
         classes: how many there are; labels are in `label_<classes>`, or in `label` where there is no such folder.
 
     Raises:
-        ValueError: there is no picture, or one has no label.
+        ValueError: there is no picture, or one has no label, or there are labels of other numbers of classes alone.
     """
 
     def __init__(self, root: Path, split: str, classes: int) -> None:
         folder = root / split
         label = f"label_{classes}" if (folder / f"label_{classes}").is_dir() else "label"
+        there = sorted(path.name for path in folder.glob("label*") if path.is_dir())
+        if label not in there:
+            raise ValueError(
+                f"labels of {classes} classes should be in label_{classes}, or label: found "
+                f"{', '.join(there) or 'none'} in {folder}; name the number of those that are there with classes"
+            )
         parts = {"image": "image", "semantics": label, "depth": "depth", "normals": "normal"}
-        if not (folder / "normal").is_dir():
+        if not (root / "train" / "normal").is_dir():  # what is learnt is tested
             del parts["normals"]
         self.classes = classes
         found = sorted((folder / "image").glob("*.npy"), key=lambda path: (len(path.name), path.name))

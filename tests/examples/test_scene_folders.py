@@ -155,6 +155,14 @@ def arrays(name, make):
             lambda root: (root / "val/normal/1.npy").unlink(),
             r"every picture should have its labels: found no .*1.npy for 1.npy",
         ),
+        (
+            lambda root: shutil.rmtree(root / "val" / "normal"),
+            r"every picture should have its labels: found no .*val/normal/0.npy for 0.npy; add the normals",
+        ),
+        (
+            lambda root: (root / "train/label").rename(root / "train/label_7"),
+            r"labels of 13 classes should be in label_13, or label: found label_7 in .*train; name the number",
+        ),
         (arrays("label", lambda: np.full(SIZE, 18)), r"below the number of classes, 13, .*: found 18 in .*1.npy; name"),
         (
             arrays("depth", lambda: np.ones((8, 8, 1))),
