@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lightning_uncertainty.examples.streets import draw_street
 
-__all__ = ["Streets", "cache_folder"]
+__all__ = ["Streets", "cache_folder", "drawn_within"]
 
 VERSION = 1  # what is drawn otherwise is kept apart
 FIRST = {"train": 0, "val": 1_000_000, "test": 2_000_000}  # seeds
@@ -39,6 +39,11 @@ def cache_folder() -> Path:
     return Path(cache).expanduser() / "lightning-uncertainty"
 
 
+def drawn_within(root: Path) -> Path:
+    """Return the folder in which streets are, where any were drawn."""
+    return root / f"streets-{VERSION}"
+
+
 class Streets(Sequence["dict[str, np.ndarray[Any, Any]]"]):
     """Streets of a split as raw scenes; see `_scene_folders.py`.
 
@@ -54,6 +59,7 @@ class Streets(Sequence["dict[str, np.ndarray[Any, Any]]"]):
 
     Raises:
         ValueError: there would be none.
+        OSError: they cannot be written there.
     """
 
     def __init__(self, root: Path, split: str, count: int, size: tuple[int, int], *, progress_bar: bool = True) -> None:
@@ -63,13 +69,19 @@ class Streets(Sequence["dict[str, np.ndarray[Any, Any]]"]):
                 f"streets should be one or more in each split, of one pixel or more: found {count} for {split}, "
                 f"{height} x {width}; give other numbers"
             )
-        self.folder = root / f"streets-{VERSION}" / f"{split}-{count}-{height}x{width}"
+        self.folder = drawn_within(root) / f"{split}-{count}-{height}x{width}"
         if self.folder.is_dir():
             return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder.with_name(f"{self.folder.name}.lock")):
-            if not self.folder.is_dir():
-                self._draw(range(FIRST[split], FIRST[split] + count), size, progress_bar)
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.with_name(f"{self.folder.name}.lock")):
+                if not self.folder.is_dir():
+                    self._draw(range(FIRST[split], FIRST[split] + count), size, progress_bar)
+        except OSError as error:
+            raise OSError(
+                f"streets should be written once, where there is room for them: found that {root} does not take them "
+                f"({error}); name another folder with root, or LIGHTNING_UNCERTAINTY_CACHE"
+            ) from error
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray[Any, Any]]:

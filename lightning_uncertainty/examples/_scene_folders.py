@@ -62,7 +62,7 @@ def check_root(root: Path, layout: str) -> None:
 
 
 def read_image(path: Path) -> Any:
-    """Return a picture, as Pillow reads it.
+    """Return a picture, as Pillow reads it, upright where it says how the camera was held.
 
     Raises:
         ModuleNotFoundError: Pillow is not installed.
@@ -70,20 +70,34 @@ def read_image(path: Path) -> Any:
         OSError: there is none.
     """
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "reading pictures needs Pillow, which comes with matplotlib: pip install 'lightning-uncertainty[plot]'"
         ) from error
     with path.open("rb") as file:
         try:
-            image = Image.open(file)
-            image.load()
+            image = ImageOps.exif_transpose(Image.open(file))
         except (OSError, SyntaxError, ValueError) as error:  # of which Pillow raises any
             raise ValueError(
                 f"a picture should be one that Pillow reads: found {path}, which it does not ({error}); replace it"
             ) from error
     return image
+
+
+def _read_array(path: Path) -> Array:
+    """Return an array, as NumPy reads it.
+
+    Raises:
+        ValueError: the file is no array of numbers, or not a whole one.
+    """
+    try:
+        found: Array = np.load(path)
+    except (EOFError, ValueError) as error:  # of which NumPy raises either
+        raise ValueError(
+            f"an array should be one of numbers that NumPy reads: found {path}, which it does not ({error}); replace it"
+        ) from error
+    return found
 
 
 def _all_there(files: Sequence[dict[str, Path]], folder: Path, pattern: str) -> None:
@@ -100,6 +114,7 @@ def _all_there(files: Sequence[dict[str, Path]], folder: Path, pattern: str) -> 
 
 
 def _check_sizes(scene: dict[str, Array], files: dict[str, Path]) -> None:
+    """Raise where a label has another size than the picture, or several numbers for a pixel."""
     size = scene["image"].shape[:2]
     for name, part in scene.items():
         if part.shape[:2] != size:
@@ -107,6 +122,11 @@ def _check_sizes(scene: dict[str, Array], files: dict[str, Path]) -> None:
             raise ValueError(
                 f"the {name} of a picture should have its size, {size[0]} x {size[1]}: found {height} x {width} in "
                 f"{files[name]}; bring both to one size"
+            )
+        if name not in ("image", "normals") and part.size != size[0] * size[1]:
+            raise ValueError(
+                f"the {name} of a picture should have one number for each pixel: found {list(part.shape)} in "
+                f"{files[name]}; take one channel"
             )
 
 
@@ -171,30 +191,43 @@ class MTANArrays(Sequence["dict[str, Array]"]):
         classes: how many there are; labels are in `label_<classes>`, or in `label` where there is no such folder.
 
     Raises:
-        ValueError: there is no picture, or one has no label.
+        ValueError: there is no picture, or one has no label, or there are labels of other numbers of classes alone.
     """
 
     def __init__(self, root: Path, split: str, classes: int) -> None:
         folder = root / split
         label = f"label_{classes}" if (folder / f"label_{classes}").is_dir() else "label"
+        there = sorted(path.name for path in folder.glob("label*") if path.is_dir())
+        if label not in there:
+            raise ValueError(
+                f"labels of {classes} classes should be in label_{classes}, or label: found "
+                f"{', '.join(there) or 'none'} in {folder}; name the number of those that are there with classes"
+            )
         parts = {"image": "image", "semantics": label, "depth": "depth", "normals": "normal"}
-        if not (folder / "normal").is_dir():
+        if not (root / "train" / "normal").is_dir():  # what is learnt is tested
             del parts["normals"]
         self.classes = classes
         found = sorted((folder / "image").glob("*.npy"), key=lambda path: (len(path.name), path.name))
         self.files = [{name: folder / part / path.name for name, part in parts.items()} for path in found]
         _all_there(self.files, folder / "image", "*.npy")
+        self.shape = _read_array(self.files[0]["image"]).shape
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: Any) -> Any:
         files = self.files[index]
-        scene = {name: np.load(path) for name, path in files.items()}
+        scene = {name: _read_array(path) for name, path in files.items()}
         for name, what in {"image": "an image", "normals": "normals"}.items():
             if name in scene and (scene[name].ndim != 3 or scene[name].shape[2] != 3):
                 raise ValueError(f"{what} should be [H, W, 3]: found {list(scene[name].shape)} in {files[name]}")
         _check_sizes(scene, files)
+        if scene["image"].shape != self.shape:
+            height, width = scene["image"].shape[:2]
+            raise ValueError(
+                f"pictures should have one size, {self.shape[0]} x {self.shape[1]} as the first: found {height} x "
+                f"{width} in {files['image']}; bring all to one size"
+            )
         label = np.rint(scene["semantics"]).astype(np.int64).reshape(scene["image"].shape[:2])
         wrong = (label >= self.classes) & (label != WITHOUT)
         if wrong.any():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_uncertainty._show import render
 from lightning_uncertainty.callbacks import PredictionImages, UncertaintyMonitor
+from lightning_uncertainty.examples._scene_cache import drawn_within
 from lightning_uncertainty.examples._scene_folders import LAYOUTS
 from lightning_uncertainty.examples._scene_pictures import (
     colours_of,
@@ -172,6 +173,7 @@ def _data(given: argparse.Namespace) -> SceneData:
     layout = given.layout
     if layout is None and given.root is not None:
         fitting = [name for name, parts in LAYOUTS.items() if (given.root / parts[0]).is_dir()]
+        fitting += ["streets"] if drawn_within(given.root).is_dir() else []
         if not fitting:
             raise ValueError(
                 f"--root should have {' or '.join(parts[0] for parts in LAYOUTS.values())}: found neither in "

@@ -71,7 +71,8 @@ class SceneData(LightningDataModule):
         things: the numbers of those classes that have instances.
 
     Raises:
-        ValueError: there is no such layout, or (when the data are set up) the folder does not fit it.
+        ValueError: there is no such layout, or a size or numbers of streets are not as many; or (when the data are set
+            up) the folder does not fit it.
 
     Example:
         >>> import tempfile
@@ -98,6 +99,9 @@ class SceneData(LightningDataModule):
             raise ValueError(f"layout should be streets, cityscapes or mtan: found {layout!r}")
         if layout != "streets" and root is None:
             raise ValueError(f"root should be the folder of the scenes under layout {layout!r}: found none; name it")
+        for name, numbers, count in (("size", size, 2), ("streets", streets, 3)):
+            if not isinstance(numbers, Sequence) or len(numbers) != count:
+                raise ValueError(f"{name} should be {count} whole numbers: found {numbers!r}; give as many")
         self.root = Path(cache_folder() if root is None else root).expanduser()
         self.layout, self.size, self.batch_size, self.num_workers = layout, (size[0], size[1]), batch_size, num_workers
         self.counts = dict(zip(("train", "val", "test"), streets, strict=True))
@@ -144,7 +148,7 @@ class SceneData(LightningDataModule):
             if len(labels) < 2:
                 raise ValueError(
                     f"labels of {task!r} should be known somewhere in the first {len(samples)} scenes of {self.root}: "
-                    "found none"
+                    "found none; give scenes that have some first, in the order of their names"
                 )
             mean, std = (float(f"{number.item():.3g}") for number in (labels.mean(), labels.std()))
             found[task] = (0.0 if task == "instances" else mean, std)

@@ -22,7 +22,7 @@ class Clusterer(Protocol):
 CLUSTERERS: dict[str, tuple[str, dict[str, Any]]] = {
     "optics": ("OPTICS", {"min_samples": 5, "max_eps": 12.0, "cluster_method": "dbscan", "eps": 3.0}),
     "dbscan": ("DBSCAN", {"min_samples": 5, "eps": 2.0}),
-    "hdbscan": ("HDBSCAN", {"min_samples": 4, "min_cluster_size": 8, "copy": True}),
+    "hdbscan": ("HDBSCAN", {"min_samples": 4, "min_cluster_size": 8, "allow_single_cluster": True, "copy": True}),
     "mean_shift": ("MeanShift", {"bandwidth": 6.0, "bin_seeding": True, "min_bin_freq": 1}),
 }
 """By name the class of scikit-learn, and what it is given unless told otherwise, in pixels and votes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,7 @@ class DenseTransforms:
         Votes of an instance, pixel plus offset, still meet in one place, though pixels are off by a part of one.
         """
         height, width = self._picture(batch).shape[-2:]
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size should be a height and a width of 1 pixel or more: found {size!r}")
+        _check_pair("size", size, "a height and a width of 1 pixel or more", 1)
 
         def change(name: str, value: Tensor) -> Tensor:
             if name == self.image:
@@ -113,6 +112,7 @@ class DenseTransforms:
             ValueError: the window is larger than the picture.
         """
         picture = self._picture(batch)
+        _check_pair("size", size, "a height and a width of 1 pixel or more", 1)
         self._check_window(batch, 0, 0, *size)
         count = len(picture) if picture.dim() == 4 else 1
         tops, lefts = (
@@ -132,6 +132,7 @@ class DenseTransforms:
         self, batch: Mapping[str, Any], scale: tuple[float, float], generator: torch.Generator | None = None
     ) -> dict[str, Any]:
         """Resize all samples by one factor between two; a crop then brings batches to one size."""
+        _check_pair("scale", scale, "a least and a largest factor above 0", 0)
         low, high = scale
         if not 0 < low <= high:
             raise ValueError(f"scale should be a least and a largest factor above 0: found {scale!r}")
@@ -206,6 +207,11 @@ class DenseTransforms:
             )
 
 
+def _check_pair(name: str, given: Any, what: str, least: int) -> None:
+    if not isinstance(given, Sequence) or len(given) != 2 or min(given) < least:
+        raise ValueError(f"{name} should be {what}: found {given!r}; give two such numbers")
+
+
 def _names(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
@@ -225,7 +231,7 @@ def _next_to(size: int, before: int, device: torch.device) -> tuple[Tensor, Tens
 
 def _bilinear(picture: Tensor, size: tuple[int, int]) -> Tensor:
     batch = picture if picture.dim() == 4 else picture[None]
-    wide = batch if batch.is_floating_point() else batch.float()
+    wide = batch if batch.dtype is torch.float64 else batch.float()  # CPUs have no bfloat16 for it
     found = F.interpolate(wide, size, mode="bilinear", antialias=True)
-    found = found if batch.is_floating_point() else found.round().to(batch.dtype)
+    found = (found if batch.is_floating_point() else found.round()).to(batch.dtype)
     return found if picture.dim() == 4 else found[0]

@@ -51,6 +51,14 @@ def test_what_was_interrupted_leaves_nothing_and_is_drawn_anew(tmp_path, monkeyp
     assert len(Streets(tmp_path, "train", 2, SIZE, progress_bar=False)) == 2
 
 
+def test_a_folder_that_takes_none_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        OSError, match=r"found that .*file does not take them \(.*Not a dir.*; name another folder with"
+    ):
+        Streets(tmp_path / "file", "train", 2, SIZE, progress_bar=False)
+
+
 def test_two_processes_draw_it_once(tmp_path):
     program = (
         "import sys, pathlib\n"

@@ -102,6 +102,11 @@ def no_picture(root):
     path.write_bytes(b"no picture")
 
 
+def pictures_for_labels(root):
+    path = next(root.glob("gtFine/val/*/*labelIds.png"))
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(path)
+
+
 def refused(root, layout, spoil, sentence):
     data(root, layout)
     spoil(root)
@@ -118,6 +123,7 @@ def refused(root, layout, spoil, sentence):
         (empty, r"a split should have pictures: found no <city>/\*_leftImg8bit.png in .*val"),
         (other_id, r"ids of classes should be from 0 to 33: found 77 in .*labelIds.png"),
         (other_size, r"the disparity of a picture should have its size, 32 x 64: found 8 x 64 in .*disparity.png"),
+        (pictures_for_labels, r"semantics of a picture .* one number for each pixel: found \[32, 64, 3\] in .*Ids.png"),
         (cut, r"a picture should be one that Pillow reads: found .*_leftImg8bit.png, which it does not \("),
         (
             no_picture,
@@ -127,6 +133,11 @@ def refused(root, layout, spoil, sentence):
 )
 def test_what_does_not_fit_in_cityscapes_is_told(tmp_path, spoil, sentence):
     refused(cityscapes(tmp_path / "there"), "cityscapes", spoil, sentence)
+
+
+def mtan_of(split, size):
+    for name, more in {"image": (3,), "label": (), "depth": (1,), "normal": (3,)}.items():
+        np.save(split / name / "1.npy", np.ones((*size, *more)))
 
 
 def arrays(name, make):
@@ -144,10 +155,25 @@ def arrays(name, make):
             lambda root: (root / "val/normal/1.npy").unlink(),
             r"every picture should have its labels: found no .*1.npy for 1.npy",
         ),
+        (
+            lambda root: shutil.rmtree(root / "val" / "normal"),
+            r"every picture should have its labels: found no .*val/normal/0.npy for 0.npy; add the normals",
+        ),
+        (
+            lambda root: (root / "train/label").rename(root / "train/label_7"),
+            r"labels of 13 classes should be in label_13, or label: found label_7 in .*train; name the number",
+        ),
         (arrays("label", lambda: np.full(SIZE, 18)), r"below the number of classes, 13, .*: found 18 in .*1.npy; name"),
         (
             arrays("depth", lambda: np.ones((8, 8, 1))),
             r"the depth of a picture should have its size, 32 x 64: found 8 x 8",
+        ),
+        (arrays("depth", lambda: np.ones((*SIZE, 2))), r"one number for each pixel: found \[32, 64, 2\] in .*1.npy"),
+        (arrays("label", lambda: np.array([{}])), r"an array should be one of numbers .*: found .*1.npy, which it d"),
+        (lambda root: (root / "val/depth/1.npy").write_bytes(b""), r"an array .*: found .*1.npy, which it does not"),
+        (
+            lambda root: mtan_of(root / "val", (16, 64)),
+            r"pictures should have one size, 32 x 64 as the first: found 16 x 64 in .*image/1.npy; bring",
         ),
         (arrays("normal", lambda: np.ones(SIZE)), r"normals should be \[H, W, 3\]: found \[32, 64\] in"),
         (arrays("image", lambda: np.ones(SIZE)), r"an image should be \[H, W, 3\]: found \[32, 64\] in"),

@@ -105,6 +105,8 @@ def test_streets_of_the_splits_differ_and_training_is_shuffled(tmp_path):
     [
         ({"layout": "kitti"}, "layout should be streets, cityscapes or mtan: found 'kitti'"),
         ({"layout": "mtan"}, "root should be the folder of the scenes under layout 'mtan': found none; name it"),
+        ({"size": 128}, "size should be 2 whole numbers: found 128; give as many"),
+        ({"streets": (80, 10)}, r"streets should be 3 whole numbers: found \(80, 10\); give as many"),
     ],
 )
 def test_what_cannot_be_meant_is_told(arguments, sentence):

@@ -1,5 +1,6 @@
 """The command: a run over tiny scenes, a comparison, a photograph, and what cannot be meant."""
 
+import argparse
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from lightning_uncertainty.examples import _scenes_command
-from lightning_uncertainty.examples._scene_pictures import draw_predictions
+from lightning_uncertainty.examples._scene_pictures import draw_predictions, read_photograph
 from lightning_uncertainty.examples.scenes import SceneData, main
 from lightning_uncertainty.examples.streets import CLASSES
 from lightning_uncertainty.predictions import Prediction
@@ -46,6 +47,11 @@ def test_it_trains_and_writes_checkpoint_pictures_and_report(run):
     assert (run / "logs" / "version_0" / "metrics.csv").is_file()
 
 
+def test_streets_that_were_drawn_are_known_again(run):
+    given = argparse.Namespace(root=run / "cache", layout=None, batch_size=2, classes=13, workers=0)
+    assert _scenes_command._data(given).layout == "streets"
+
+
 def test_it_prints_sigma_and_metrics(tmp_path, monkeypatch, capsys):
     small(monkeypatch)
     root = mtan(tmp_path / "there", count=3)
@@ -72,6 +78,17 @@ def test_a_photograph_becomes_one_picture(run, photograph, tmp_path, capsys):
     small = np.asarray(Image.open(photograph).resize((SIZE[1], height), reducing_gap=2.0))
     corner = np.argwhere((pixels == small[0, 0]).all(-1))
     assert any((pixels[i : i + 2 * height : 2, j : j + 2 * SIZE[1] : 2] == small).all() for i, j in corner[:20])
+
+
+def test_a_photograph_stands_upright(photograph, tmp_path):
+    held = Image.Exif()
+    held[0x0112] = 6  # the camera was turned
+    Image.open(photograph).save(tmp_path / "turned.png", exif=held)
+    upright = Image.open(photograph).transpose(Image.Transpose.ROTATE_270)
+    upright.save(tmp_path / "upright.png")
+    turned = read_photograph(tmp_path / "turned.png", 64)
+    assert turned.shape[-2] > turned.shape[-1]
+    torch.testing.assert_close(turned, read_photograph(tmp_path / "upright.png", 64))
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])

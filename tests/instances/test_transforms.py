@@ -144,6 +144,15 @@ def test_the_picture_stays_of_its_type_and_in_its_range():
     assert DenseTransforms().resize(checks, (4, 4))["image"].float().std() < 64  # no pixel alone is the picture
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_picture_of_any_precision_is_resized(kind):
+    picture = torch.rand(2, 3, 24, 32)
+    found = DenseTransforms().resize({"image": picture.to(kind)}, (12, 16))["image"]
+    assert found.dtype is kind
+    expected = DenseTransforms().resize({"image": picture}, (12, 16))["image"]
+    torch.testing.assert_close(found.float(), expected, atol=max(1e-6, torch.finfo(kind).eps), rtol=0)
+
+
 def test_instances_are_found_again_after_all_of_it():
     ids = apart(4, seed=3)
     batch = {"image": torch.rand(4, 3, 48, 64), "ids": ids, "instances": centroid_offsets(ids)}
@@ -242,6 +251,9 @@ def test_a_vector_as_long_as_the_picture_is_high_is_no_map():
         (lambda each: TRANSFORMS.crop(each, -1, 0, 20, 20), "found rows -1 to 19"),
         (lambda each: TRANSFORMS.random_crop(each, (41, 20)), "found rows 0 to 41, .*; take a smaller one, or resize"),
         (lambda each: TRANSFORMS.resize(each, (0, 4)), r"size should be a height and a width .*: found \(0, 4\)"),
+        (lambda each: TRANSFORMS.resize(each, 4), r"size should be a height and a width .*: found 4; give two"),
+        (lambda each: TRANSFORMS.random_crop(each, 4), r"size should be a height and a width .*: found 4; give two"),
+        (lambda each: TRANSFORMS.random_rescale(each, 2.0), r"scale should be a least .*: found 2.0; give two"),
         (lambda each: TRANSFORMS.random_horizontal_flip(each, 1.5), "p should be a probability: found 1.5"),
         (lambda each: TRANSFORMS.random_rescale(each, (2.0, 1.0)), r"scale should be a least .*: found \(2.0, 1.0\)"),
     ],

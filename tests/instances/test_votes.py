@@ -149,6 +149,14 @@ def test_counts_are_whole_whatever_the_precision(dtype):
 
 
 @pytest.mark.parametrize("method", CLUSTERERS)
+@pytest.mark.parametrize("noise", [0.0, 1.5])
+def test_one_instance_alone_is_found_whole(method, noise):
+    ids = torch.zeros(1, 48, 64, dtype=torch.long)
+    ids[:, 10:30, 20:44] = 1
+    assert instances_from_votes(noisy(ids, noise), method=method, stride=2).equal(ids)
+
+
+@pytest.mark.parametrize("method", CLUSTERERS)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_clusterers_find_what_is_apart(method, stride):
     ids = apart(seed=4)
