@@ -27,7 +27,7 @@ def test_rows_that_came_twice_are_there_once(tmp_path):
 @pytest.mark.parametrize("rows", [([4, 1, 0], [0, 3, 4]), ([0, 2], [2, 3]), ([5, 5, 0],)])
 def test_rows_that_came_in_place_of_others_are_told(rows, tmp_path):
     folder = written(tmp_path, *((torch.tensor(own).float(), own) for own in rows), ranks=len(rows))
-    with pytest.warns(UserWarning, match="found that [12] of rows 0 to [345] came again and . not at all, .* does not shuffle"):
+    with pytest.warns(UserWarning, match=r"that \d of rows 0 to \d came again and \d not at all"):
         gather_predictions(folder)
 
 
