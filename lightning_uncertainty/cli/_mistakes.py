@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
@@ -44,7 +45,8 @@ def readable(message: str, model: Callable[..., Any] | None = MultiTaskModule) -
     lines = dict.fromkeys(line.rstrip() for line in message.splitlines() if not _NOISE.fullmatch(line))
     text = _CALLABLE.sub("", "\n".join(lines))
     works = "a configuration that works: lightning-uncertainty example"
-    return "\n".join([text, *_known_names(message, model), *([works] if model is MultiTaskModule else [])])
+    known = [*_where_to_look(message), *_known_names(message, model)]
+    return "\n".join([text, *known, *([works] if model is MultiTaskModule else [])])
 
 
 def _known_names(message: str, model: Callable[..., Any] | None) -> Iterator[str]:
@@ -69,6 +71,14 @@ def _known_names(message: str, model: Callable[..., Any] | None) -> Iterator[str
             of = f"{{class_path: lightning_uncertainty.GradientBalancing, init_args: {{solver: {solvers[given]}}}}}"
             yield f"{given} is a solver, of the weighting {of}"
         yield f"weightings: {', '.join(sorted(known))}"
+
+
+def _where_to_look(message: str) -> Iterator[str]:
+    """Yield where a module should be that was not found; what that imports in its turn is another matter."""
+    found = re.search(r"'([\w.]+)':\s+No module named '([\w.]+)'", message)
+    if found and f"{found[1]}.".startswith(f"{found[2]}."):
+        name = found[2].partition(".")[0]
+        yield f"a module {name} should be in the current folder, {Path.cwd()}, on PYTHONPATH, or installed"
 
 
 def _can_be_used(kind: Any, contract: type) -> bool:

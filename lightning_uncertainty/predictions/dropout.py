@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -11,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from lightning_uncertainty.predictions._modes import switched
 from lightning_uncertainty.predictions._noticing import noticing
 
-__all__ = ["mc_dropout"]
+__all__ = ["classes_that_drop", "mc_dropout"]
 
 
 @contextmanager
@@ -33,6 +34,7 @@ def mc_dropout(module: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> Ite
 
     Raises:
         ValueError: nothing inside would drop.
+        TypeError: `also` are no classes of modules.
 
     Example:
         >>> net = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5)).eval()
@@ -42,7 +44,7 @@ def mc_dropout(module: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> Ite
         >>> net[1].training
         False
     """
-    also = tuple(also)
+    also = classes_that_drop(also)
     if not any(_drops(part) or isinstance(part, also) for part in module.modules()):
         raise ValueError(
             f"{type(module).__name__} should have dropout with p > 0: found none; add nn.Dropout, name classes that "
@@ -52,6 +54,26 @@ def mc_dropout(module: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> Ite
     on: tuple[type[nn.Module], ...] = (fused, *also)
     with switched(module, lambda part: _drops(part) or isinstance(part, on)), noticing(module, also, _drops):
         yield
+
+
+def classes_that_drop(also: Any) -> tuple[type[nn.Module], ...]:
+    """Return classes of modules that somebody has listed.
+
+    Raises:
+        TypeError: they are none.
+    """
+    listed = tuple(also) if isinstance(also, Iterable) and not isinstance(also, str | nn.Module) else None
+    wrong = [also] if listed is None else [one for one in listed if not _is_class(one)]
+    if listed is None or wrong:
+        one = wrong[0]
+        name = one if isinstance(one, str) else (one if isinstance(one, type) else type(one)).__name__
+        found = name if _is_class(one) else f"{one!r}" if isinstance(one, str) else f"an instance of {name}"
+        raise TypeError(f"also should be a tuple of classes of modules: found {found}; write also=({name},)")
+    return listed
+
+
+def _is_class(one: Any) -> bool:
+    return isinstance(one, type) and issubclass(one, nn.Module)
 
 
 def _drops(part: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uncertainty.predictions._outputs import by_task
-from lightning_uncertainty.predictions.dropout import mc_dropout
+from lightning_uncertainty.predictions.dropout import classes_that_drop, mc_dropout
 
 __all__ = ["Sampling", "draw_each", "sample", "seeded"]
 
@@ -35,6 +35,7 @@ class Sampling:
 
     Raises:
         ValueError: max_rows are below 1.
+        TypeError: `also` are no classes of modules.
 
     Example:
         >>> Sampling(seed=0)
@@ -46,7 +47,7 @@ class Sampling:
     also: tuple[type[nn.Module], ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "also", tuple(self.also))
+        object.__setattr__(self, "also", classes_that_drop(self.also))
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows should be at least 1: found {self.max_rows}; 1 is one sample a forward")
 

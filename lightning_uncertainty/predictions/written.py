@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,8 +63,9 @@ def close_folder(folder: Path, batches: int, *, rank: int, processes: int) -> No
 def gather_predictions(folder: str | Path, *, dataloader: int = 0) -> Gathered:
     """Return what a `PredictionWriter` has written, of all processes, in the order of the dataset.
 
-    A row that was predicted more than once, as by processes that share a model, is there once. Memory is that of the
-    result and one batch.
+    A row that was predicted more than once, as by processes that share a model, is there once; a warning tells where
+    others were left out for it, as by processes that shuffle each by itself. Memory is that of the result and one
+    batch.
 
     Args:
         folder: of the files.
@@ -87,7 +89,8 @@ def gather_predictions(folder: str | Path, *, dataloader: int = 0) -> Gathered:
     folder = Path(folder)
     paths = _paths(folder, dataloader)
     places = _places(paths)
-    indices = torch.unique(torch.cat(places))  # sorted
+    indices, counts = torch.unique(torch.cat(places), return_counts=True)  # sorted
+    _warn_of_lost_rows(indices, counts)
     gathered: dict[str, Tensor] = {}
     tree = None
     for path, own in zip(paths, places, strict=True):
@@ -144,6 +147,18 @@ def _places(paths: list[Path]) -> list[Tensor]:
         )
     rows = [next((len(leaf) for _, leaf in _leaves(_load(path)["predictions"])), 0) for path in paths]
     return list(torch.split(torch.arange(sum(rows)), rows))
+
+
+def _warn_of_lost_rows(indices: Tensor, counts: Tensor) -> None:
+    """Warn where some rows came more often than others, and others between them not at all."""
+    lost = int(indices[-1]) + 1 - len(indices) if len(indices) else 0
+    if lost and (again := int((counts > counts.min()).sum())):
+        warnings.warn(
+            f"predictions should be of every row as often as of any other: found that {again} of rows 0 to "
+            f"{int(indices[-1])} came again and {lost} not at all, as where each of several processes shuffles by "
+            "itself; predict with a DataLoader that does not shuffle, or after seed_everything, in all processes alike",
+            stacklevel=3,
+        )
 
 
 def _load(path: Path) -> Any:

@@ -29,6 +29,10 @@ MISTAKES = {
         "tests.cli.test_mistakes.Net",
         "model.backbone.*'tests.cli.test_mistakes' has no attribute 'Net'",
     ),
+    "data.class_path": (
+        "data_of_mine.Own",
+        "No module named 'data_of_mine'.*a module data_of_mine should be in the current folder, /.*, on PYTHON",
+    ),
     "model.inputs": (3, "model.inputs.*- Expected a <class 'str'>"),
     "model.optimizer.init_args.rate": (1, "model.optimizer.*Option 'rate' is not accepted"),
     "model.weighting": (
@@ -119,3 +123,14 @@ def test_an_unknown_argument_of_the_users_own_class_is_told_with_those_that_ther
         run("fit", "--config", fitted / "own.yaml")
     assert "backbone" not in (told := capsys.readouterr().err)
     assert re.search("depth.*model has: width, weighting", told, re.DOTALL)
+
+
+def test_a_module_that_imports_what_is_not_there_is_not_looked_for_itself(tmp_path, monkeypatch, capsys):
+    (tmp_path / "imports_more.py").write_text("import nowhere_to_be_found")
+    (tmp_path / "x.yaml").write_text(EXAMPLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit):
+        run("fit", "--config", tmp_path / "x.yaml", "--data", "imports_more.Data")
+    told = capsys.readouterr().err
+    assert "No module named 'nowhere_to_be_found'" in told
+    assert "should be in the current folder" not in told

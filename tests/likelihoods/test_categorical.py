@@ -1,6 +1,7 @@
 import copy
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -106,6 +107,31 @@ def test_observed_gives_class_probabilities():
 def test_shapes_of_class_labels(name, output, target):
     with pytest.raises(ValueError, match=rf"a {name} task should have logits \[B, C, ...\] and labels \[B, ...\]"):
         make(name).loss(torch.zeros(output), torch.zeros(target, dtype=torch.int64))
+
+
+MENDS = {
+    "output.flatten(2).mean(2)": lambda output, label: (output.flatten(2).mean(2), label),
+    "output.movedim(-1, 1)": lambda output, label: (output.movedim(-1, 1), label),
+    "label.squeeze(1)": lambda output, label: (output, label.squeeze(1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "mend"),
+    [
+        ((4, 3, 5, 5), (4,), "output.flatten(2).mean(2)"),
+        ((4, 3, 1), (4,), "output.flatten(2).mean(2)"),
+        ((4, 5, 6, 3), (4, 5, 6), "output.movedim(-1, 1)"),
+        ((4, 3), (4, 1), "label.squeeze(1)"),
+        ((4, 3, 5), (4, 1, 5), "label.squeeze(1)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_told_what_makes_them_fit(output, target, mend):
+    output, label = torch.zeros(output), torch.zeros(target, dtype=torch.int64)
+    with pytest.raises(ValueError, match=re.escape(mend)):
+        Categorical().loss(output, label)
+    output, label = MENDS[mend](output, label)
+    assert Categorical().loss(output, label)[1] == label.numel()
 
 
 @pytest.mark.parametrize("name", CATEGORICAL)

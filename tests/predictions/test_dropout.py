@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_uncertainty.predictions import mc_dropout, sample
+from lightning_uncertainty.predictions import Sampling, mc_dropout, sample
 
 DROPOUTS = [nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout]
 
@@ -75,6 +75,24 @@ def test_classes_of_others_drop_when_named():
     assert varies(net, torch.randn(50, 4), also=(DropPath,))
     with pytest.raises(ValueError, match="name classes that drop by themselves in also"), mc_dropout(net):
         pass
+
+
+@pytest.mark.parametrize(
+    ("also", "found", "written"),
+    [
+        (DropPath, "DropPath", "DropPath"),
+        ("DropPath", "'DropPath'", "DropPath"),
+        (["DropPath"], "'DropPath'", "DropPath"),
+        ((nn.ReLU, DropPath()), "an instance of DropPath", "DropPath"),
+        (DropPath(), "an instance of DropPath", "DropPath"),
+    ],
+)
+def test_what_is_no_tuple_of_classes_is_told_how_to_be_one(also, found, written):
+    message = rf"tuple of classes of modules: found {found}; write also=\({written},\)"
+    with pytest.raises(TypeError, match=message), mc_dropout(nn.Sequential(nn.Linear(4, 4), DropPath()), also):
+        pass
+    with pytest.raises(TypeError, match=message):
+        Sampling(also=also)
 
 
 def test_the_children_of_a_named_class_evaluate():

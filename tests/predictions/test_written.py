@@ -19,9 +19,22 @@ def written(path, *batches, ranks=1, done=True):
 
 
 def test_rows_that_came_twice_are_there_once(tmp_path):
-    folder = written(tmp_path, (torch.tensor([1.0, 3.0]), [1, 3]), (torch.tensor([0.0, 1.0]), [0, 1]), ranks=2)
+    folder = written(tmp_path, (torch.tensor([1.0, 2.0]), [1, 2]), (torch.tensor([0.0, 1.0]), [0, 1]), ranks=2)
     found = gather_predictions(folder)
-    assert found.indices.tolist() == found.predictions.long().tolist() == [0, 1, 3]
+    assert found.indices.tolist() == found.predictions.long().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("rows", [([4, 1, 0], [0, 3, 4]), ([0, 2], [2, 3]), ([5, 5, 0],)])
+def test_rows_that_came_in_place_of_others_are_told(rows, tmp_path):
+    folder = written(tmp_path, *((torch.tensor(own).float(), own) for own in rows), ranks=len(rows))
+    with pytest.warns(UserWarning, match=r"that \d of rows 0 to \d came again and \d not at all"):
+        gather_predictions(folder)
+
+
+@pytest.mark.parametrize("rows", [([5, 3, 1],), ([1, 3], [5, 7]), ([1, 3], [1, 3])])
+def test_part_of_a_dataset_is_no_loss(rows, tmp_path):
+    found = gather_predictions(written(tmp_path, *((torch.tensor(own), own) for own in rows), ranks=len(rows)))
+    assert found.indices.tolist() == found.predictions.tolist() == sorted({row for own in rows for row in own})
 
 
 def test_more_than_nine_processes_and_a_million_batches_are_sorted_as_numbers(tmp_path):
