@@ -2350,10 +2350,8 @@ FAULTS = [
     Fault(
         "streets_are_drawn_twice",
         "examples/_scene_cache.py",
-        """            if not self.folder.is_dir():
-                self._draw""",
-        """            if not self.folder.is_file():
-                self._draw""",
+        "                if not self.folder.is_dir():\n",
+        "                if not self.folder.is_file():\n",
         ("tests/examples/test_scene_cache.py::test_two_processes_draw_it_once",),
     ),
     Fault(
