@@ -301,13 +301,16 @@ class Heat(MultiTaskMixin, LightningModule):
         self.net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
         self.register_tasks(dict.fromkeys(("residual", "boundary", "initial"), "gaussian"), weighting=weighting)
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        return list(self.net.parameters())
+
     def u(self, x: Tensor, t: Tensor) -> Tensor:
         found: Tensor = self.net(torch.cat([x, t], 1))
         return found
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        with torch.enable_grad():
-            x, t = (column.detach().requires_grad_() for column in batch["x"].split(1, 1))
+        with torch.inference_mode(False), torch.enable_grad():  # its derivatives are looked at in evaluation, too
+            x, t = (column.clone().requires_grad_() for column in batch["x"].split(1, 1))
             u = self.u(x, t)
             u_x, u_t = torch.autograd.grad(u.sum(), (x, t), create_graph=True)
             (u_xx,) = torch.autograd.grad(u_x.sum(), x, create_graph=True)
@@ -320,7 +323,7 @@ class Heat(MultiTaskMixin, LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
         return self.weigh(self.losses(batch), "train")
 
-    def _evaluated(self, batch: dict[str, Tensor], stage: Any) -> None:
+    def _held_out(self, batch: dict[str, Tensor], stage: Any) -> None:
         self.weigh(self.losses(batch), stage)
         x, t = batch["x"].split(1, 1)
         solution = (math.pi * x).sin() * (-NU * math.pi**2 * t).exp()
@@ -328,10 +331,10 @@ class Heat(MultiTaskMixin, LightningModule):
         self.log(f"{stage}/residual/relative_error", error)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._evaluated(batch, "val")
+        self._held_out(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self._evaluated(batch, "test")
+        self._held_out(batch, "test")
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameter_groups(lr=self.lr, log_variance_lr=0.1 * self.lr))
