@@ -7,7 +7,17 @@ from torch import Tensor
 
 from lightning_uncertainty._tensors import promote, reads_values
 
-__all__ = ["Counted", "align", "align_whole", "check_tensors", "fit_mask", "masked_sum", "range_of", "sum_and_count"]
+__all__ = [
+    "Counted",
+    "align",
+    "align_whole",
+    "check_tensors",
+    "fit_mask",
+    "masked_sum",
+    "mend_of_classes",
+    "range_of",
+    "sum_and_count",
+]
 
 
 def masked_sum(error: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -148,3 +158,15 @@ def check_tensors(name: str, output: Tensor, target: Tensor, mask: Tensor | None
 def range_of(labels: Tensor) -> str:
     """Return the least and the largest of labels, in words."""
     return f"{labels.min().item():g} to {labels.max().item():g}"
+
+
+def mend_of_classes(logits: Tensor, target: Tensor) -> str:
+    """Return what brings logits and labels of classes that do not fit to shapes that do."""
+    shape = logits.shape
+    if logits.dim() > 2 and shape[:-1] == target.shape:
+        return "classes should stand second: hand on output.movedim(-1, 1)"
+    if target.dim() > 1 and target.shape == (*shape[:1], 1, *shape[2:]):
+        return "labels should have no channel: hand on label.squeeze(1)"
+    if logits.dim() > 2 and target.shape == shape[:1]:
+        return "for a class of the whole input have the head return [B, C], as by output.flatten(2).mean(2)"
+    return "batch and places should be those of the logits: look at the head and at the labels"

@@ -15,7 +15,14 @@ from torch.nn import functional as F
 from lightning_uncertainty._tensors import is_number, promote, reads_values
 from lightning_uncertainty.likelihoods._base import Likelihood, Predictive
 from lightning_uncertainty.likelihoods._focal import check_focal, power
-from lightning_uncertainty.likelihoods._labels import Counted, check_tensors, fit_mask, range_of, sum_and_count
+from lightning_uncertainty.likelihoods._labels import (
+    Counted,
+    check_tensors,
+    fit_mask,
+    mend_of_classes,
+    range_of,
+    sum_and_count,
+)
 from lightning_uncertainty.likelihoods.prediction import Prediction, classification
 
 __all__ = ["Categorical", "CategoricalHalf", "ClassLabels"]
@@ -162,22 +169,10 @@ class ClassLabels(Likelihood):
         if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != target.shape:
             raise ValueError(
                 f"a {self.name} task should have logits [B, C, ...] and labels [B, ...]: found logits "
-                f"{list(logits.shape)} and labels {list(target.shape)}; {_mend_of(logits, target)}"
+                f"{list(logits.shape)} and labels {list(target.shape)}; {mend_of_classes(logits, target)}"
             )
         observed = target.long() != self.ignore_index  # in uint8, -100 would be class 156
         return observed if mask is None else observed & fit_mask(mask, target.shape)
-
-
-def _mend_of(logits: Tensor, target: Tensor) -> str:
-    """Return what brings logits and labels that do not fit to shapes that do."""
-    shape = logits.shape
-    if logits.dim() > 2 and shape[:-1] == target.shape:
-        return "classes should stand second: hand on output.movedim(-1, 1)"
-    if target.dim() > 1 and target.shape == (*shape[:1], 1, *shape[2:]):
-        return "labels should have no channel: hand on label.squeeze(1)"
-    if logits.dim() > 2 and target.shape == shape[:1]:
-        return "for a class of the whole input have the head return [B, C], as by output.flatten(2).mean(2)"
-    return "batch and places should be those of the logits: look at the head and at the labels"
 
 
 @dataclass(frozen=True)
