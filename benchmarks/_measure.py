@@ -162,12 +162,13 @@ def _grow(sender: Connection, prepare: Callable[[], Callable[[], object]]) -> No
     gc.collect()
     libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
-    before = _status("VmRSS")
+    before = status("VmRSS")
     run()
-    sender.send((_status("VmHWM") - before) / 1024)
+    sender.send((status("VmHWM") - before) / 1024)
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
+    """Return a number of this process, in KiB where it is of memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 

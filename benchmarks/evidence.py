@@ -197,7 +197,8 @@ def main() -> None:
     seeds = range(2 if given.briefly else SEEDS)
     for name in given.problems or PROBLEMS:
         begun = time.monotonic()
-        problem = PROBLEMS[name](briefly=given.briefly, mnist=given.mnist)
+        own = {"mnist": given.mnist} if name == "digits" else {}
+        problem = PROBLEMS[name](briefly=given.briefly, **own)
         folder = given.folder / (f"{name}, briefly" if given.briefly else name)
         found = tried(problem, folder, list(seeds))
         command = f"python benchmarks/evidence.py {name}" + " --briefly" * given.briefly

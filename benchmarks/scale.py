@@ -12,11 +12,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import introduce, table
+from _measure import introduce, status, table
+from lightning_step import Stopwatch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -78,22 +80,6 @@ def batches(count: int) -> DataLoader[Tensor]:
     return DataLoader([torch.randn(8, 4)] * count, batch_size=None)
 
 
-class Clock(Callback):
-    """CPU seconds of the second half of the steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.at = {steps // 2: 0.0, steps: 0.0}
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx + 1 in self.at:
-            self.at[batch_idx + 1] = time.process_time()
-
-    @property
-    def milliseconds(self) -> float:
-        (half, begun), (steps, ended) = self.at.items()
-        return 1000 * (ended - begun) / (steps - half)
-
-
 class Memory(Callback):
     """What the process holds after so many steps, in MiB."""
 
@@ -103,10 +89,7 @@ class Memory(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step in STEPS:
             gc.collect()
-            lines = Path("/proc/self/status").read_text().splitlines()
-            self.found[trainer.global_step] = next(
-                int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")
-            )
+            self.found[trainer.global_step] = status("VmRSS") / 1024
 
 
 def many_tasks() -> None:
@@ -121,13 +104,13 @@ def many_tasks() -> None:
     for name, make in kinds.items():
         cells = []
         for tasks in TASKS:
-            clock = Clock(TASK_STEPS)
+            clock = Stopwatch(TASK_STEPS // 2, TASK_STEPS // 2)
             monitor = UncertaintyMonitor(table=False)
             module = Many(make(), tasks)
             Trainer(max_epochs=1, callbacks=[clock, monitor], log_every_n_steps=10, **QUIET).fit(
                 module, batches(TASK_STEPS)
             )
-            cells.append(f"{clock.milliseconds:.2f}")
+            cells.append(f"{clock.microseconds / 1000:.2f}")
         with tempfile.TemporaryDirectory() as folder:
             begun = time.process_time()
             monitor.report(Path(folder) / "report.html")
@@ -154,12 +137,12 @@ def many_steps() -> None:
 def many_trials() -> None:
     """Print what it takes to read what a comparison has kept."""
     print("## Trials\n")
-    options = {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0}
+    trainer = {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0}
     rows, read = [], []
     with tempfile.TemporaryDirectory() as folder:
         for count in TRIALS:
-            given: dict[str, Any] = {"seeds": range(count), "trainer": options, "baseline": None, "progress_bar": False}
-            run = lambda: compare(Many, (batches(1), batches(1)), {"equal": FixedWeighting}, folder, **given)  # noqa: B023, E731
+            options = {"seeds": range(count), "trainer": trainer, "baseline": None, "progress_bar": False}
+            run = partial(compare, Many, (batches(1), batches(1)), {"equal": FixedWeighting}, folder, **options)
             run()
             begun = time.process_time()
             found = run()

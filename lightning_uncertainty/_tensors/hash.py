@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,19 +35,14 @@ def uniform(*keys: Tensor | int, dtype: torch.dtype = torch.float32) -> Tensor:
         >>> uniform(7, torch.arange(3))
         tensor([0.7215, 0.1559, 0.8744])
     """
-    high = _logical_shift(_hashed(*keys), 64 - _BITS)
+    high: Tensor = _logical_shift(_hashed(*keys), 64 - _BITS)
     return (high.to(dtype) + 0.5) * 2.0**-_BITS
 
 
 def uniform_on_host(*keys: np.ndarray | int) -> np.ndarray:
     """Return what `uniform` does of int64 arrays of one dimension or more, or numbers: a fifth of the time, of few."""
-    mixed = np.zeros(1, np.uint64)  # arrays wrap around; scalars would warn
-    for key in keys:
-        mixed = mixed + np.asarray(key, np.int64).astype(np.uint64) + np.uint64(_GOLDEN % 2**64)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(_FIRST % 2**64)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(_SECOND % 2**64)
-        mixed = mixed ^ (mixed >> np.uint64(31))
-    numbers: np.ndarray = ((mixed >> np.uint64(64 - _BITS)) + 0.5) * 2.0**-_BITS
+    high = _logical_shift(_hashed_from(np.zeros(1, np.int64), keys), 64 - _BITS)
+    numbers: np.ndarray = (high + 0.5) * 2.0**-_BITS
     return numbers
 
 
@@ -57,18 +54,23 @@ def normal(*keys: Tensor | int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _hashed(*keys: Tensor | int) -> Tensor:
     """Return an int64 for int64 keys."""
-    mixed = torch.zeros_like(next(key for key in keys if isinstance(key, Tensor)))
+    hashed: Tensor = _hashed_from(torch.zeros_like(next(key for key in keys if isinstance(key, Tensor))), keys)
+    return hashed
+
+
+def _hashed_from(mixed: Any, keys: Sequence[Any]) -> Any:
+    """Return an int64 for int64 keys, all tensors or all arrays of one dimension or more: these wrap around."""
     for key in keys:
         mixed = _mixed(mixed + key + _GOLDEN)
     return mixed
 
 
-def _mixed(x: Tensor) -> Tensor:
+def _mixed(x: Any) -> Any:
     x = (x ^ _logical_shift(x, 30)) * _FIRST
     x = (x ^ _logical_shift(x, 27)) * _SECOND
     return x ^ _logical_shift(x, 31)
 
 
-def _logical_shift(x: Tensor, bits: int) -> Tensor:
+def _logical_shift(x: Any, bits: int) -> Any:
     """Shift to the right as if the number were unsigned."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -19,13 +19,10 @@ if find_spec("lightning") is not None:
     class _AnyWriter(BasePredictionWriter, OtherWriter):  # type: ignore[misc, valid-type]
         """A writer for the Trainers of both `pytorch_lightning` and `lightning.pytorch`."""
 
-    _WRITERS: tuple[type, ...] = (BasePredictionWriter, OtherWriter)
 else:
 
     class _AnyWriter(BasePredictionWriter):  # type: ignore[no-redef]
         """A writer for the Trainer of `pytorch_lightning`."""
-
-    _WRITERS = (BasePredictionWriter,)
 
 
 class PredictionWriter(_AnyWriter):
@@ -108,4 +105,4 @@ class PredictionWriter(_AnyWriter):
 
 def is_writer(callback: Any) -> bool:
     """Whether a callback writes predictions."""
-    return isinstance(callback, _WRITERS)
+    return isinstance(callback, _AnyWriter.__bases__)
