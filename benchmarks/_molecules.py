@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from _rows import Rows
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 MILLI_EV = 27.211386246e3  # in a hartree
 BOHR = 0.529177210903  # in angstrom
@@ -41,30 +41,12 @@ BATCH = 512
 SPLIT_SEED = 0
 
 
-class Molecules(Dataset):
-    """Features `[N, 34]` and standardised targets `[N, T]`; the items are whole batches."""
-
-    def __init__(self, features: Tensor, targets: Tensor) -> None:
-        self.features, self.targets = features, targets
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: list[int]) -> dict[str, Tensor]:
-        rows = torch.tensor(index)
-        return {"x": self.features[rows], **dict(zip(PROPERTIES, self.targets[rows].split(1, dim=1), strict=True))}
-
-    def loader(self, *, shuffle: bool) -> DataLoader:
-        sampler = RandomSampler(self) if shuffle else SequentialSampler(self)
-        return DataLoader(self, sampler=BatchSampler(sampler, BATCH, drop_last=False), batch_size=None)
-
-
 class Split(NamedTuple):
     """The molecules, and by task the deviation that its targets were divided by."""
 
-    train: Molecules
-    val: Molecules
-    test: Molecules
+    train: Rows
+    val: Rows
+    test: Rows
     std: dict[str, float]
 
 
@@ -79,7 +61,11 @@ def load(molecules: int | None) -> Split:
     train = slice(2 * held, None)
     features, _ = standardise(features, train)
     targets, std = standardise(targets, train)
-    parts = [Molecules(features[part], targets[part]) for part in (train, slice(held, 2 * held), slice(held))]
+    columns = {"x": features, **dict(zip(PROPERTIES, targets.split(1, dim=1), strict=True))}
+    parts = [
+        Rows({name: column[part] for name, column in columns.items()})
+        for part in (train, slice(held, 2 * held), slice(held))
+    ]
     return Split(*parts, dict(zip(PROPERTIES, std.tolist(), strict=True)))
 
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from _rows import Rows
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from torchmetrics import Accuracy, MeanAbsoluteError, MeanSquaredError
 
 from lightning_uncertainty import MultiTaskMixin, Task
@@ -61,23 +61,6 @@ class Problem:
     parts: int = 0
     start: float | None = None
     on: Literal["features", "parameters"] = "features"
-
-
-class Rows(Dataset[dict[str, Tensor]]):
-    """Columns of N rows; the items are whole batches."""
-
-    def __init__(self, columns: Mapping[str, Tensor]) -> None:
-        self.columns = dict(columns)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, index: Any) -> dict[str, Tensor]:
-        return {name: column[torch.as_tensor(index)] for name, column in self.columns.items()}
-
-    def loader(self, batch: int, *, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
-        sampler = RandomSampler(self) if shuffle else SequentialSampler(self)
-        return DataLoader(self, sampler=BatchSampler(sampler, batch, drop_last=False), batch_size=None)
 
 
 def loaders(parts: Sequence[Mapping[str, Tensor]], batch: int) -> tuple[Any, ...]:
@@ -129,7 +112,7 @@ def perceptron(*widths: int) -> nn.Sequential:
 
 
 def qm9(*, briefly: bool = False) -> Problem:
-    from _molecules import ELEMENTS, MOST_ATOMS, PROPERTIES, load
+    from _molecules import BATCH, ELEMENTS, MOST_ATOMS, PROPERTIES, load
 
     found = load(2_000 if briefly else 60_000)
 
@@ -144,7 +127,9 @@ def qm9(*, briefly: bool = False) -> Problem:
         f"training, {len(found.val):,} for validation, {len(found.test):,} for testing. Targets are standardised; "
         "errors are in standard deviations.",
         partial(Shared, trunk=trunk, tasks=tasks),
-        tuple(part.loader(shuffle=place == 0) for place, part in enumerate((found.train, found.val, found.test))),
+        tuple(
+            part.loader(BATCH, shuffle=place == 0) for place, part in enumerate((found.train, found.val, found.test))
+        ),
         epochs=1 if briefly else 6,
     )
 

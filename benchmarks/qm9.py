@@ -150,7 +150,7 @@ def main() -> None:
         "accelerator": "cpu",
     }
     shared = {"seeds": args.seeds, "trainer": options, "setup": {"lr": LEARNING_RATE, "batch": BATCH}}
-    train, val, test = data.train.loader(shuffle=True), data.val.loader(shuffle=False), data.test.loader(shuffle=False)
+    train, val, test = (part.loader(BATCH, shuffle=place == 0) for place, part in enumerate(data[:3]))
 
     net = partial(Net, std=data.std)
     show(compare(net, (train, test), WEIGHTINGS, folder / "tasks", alone=["uncertainty"], **shared), named)
