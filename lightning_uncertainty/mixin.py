@@ -25,8 +25,10 @@ from lightning_uncertainty._step import (
     StepWindow,
     TaskLossValue,
     all_sound,
+    check_class_names,
     check_graphs,
     check_losses,
+    check_names,
     check_optimizers,
     check_rates,
     check_resumed,
@@ -112,10 +114,19 @@ class MultiTaskMixin(Predicting, _Host):
     task_heads: TaskHeads
     task_metrics: TaskMetrics
     task_splitter: Splitter
-    _window: StepWindow
+    _task_window: StepWindow
     _task_fit: FitState
-    _skips = False
+    _task_skips = False
     skipped_steps = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Look whether a subclass leaves alone what it does not know of.
+
+        Raises:
+            TypeError: it has a method under the name of one that is called within.
+        """
+        super().__init_subclass__(**kwargs)
+        check_class_names(cls)
 
     # -- set-up --------------------------------------------------------------------------------------------------------
 
@@ -144,11 +155,12 @@ class MultiTaskMixin(Predicting, _Host):
                 weighting has numbers for other tasks, `renamed` leads to no task, or from one that is there, or
                 `on_nonfinite` is neither of the two.
             RuntimeError: tasks are registered already, or the LightningModule is not initialised.
+            TypeError: something of the module's own stands under a name that is needed within.
         """
-        if self._tasks:
+        if self._task_specs:
             raise RuntimeError(
-                f"tasks should be registered once: found {', '.join(self._tasks)} registered already; name them all in "
-                "one call"
+                f"tasks should be registered once: found {', '.join(self._task_specs)} registered already; name them "
+                "all in one call"
             )
         if on_nonfinite not in ("raise", "skip_step"):
             raise ValueError(f"on_nonfinite should be 'raise' or 'skip_step': found {on_nonfinite!r}")
@@ -163,18 +175,19 @@ class MultiTaskMixin(Predicting, _Host):
             raise RuntimeError(
                 "call super().__init__() before register_tasks: the module is not initialised"
             ) from error
+        check_names(self)
         self.task_heads = TaskHeads({name: task.head for name, task in specified.items() if task.head is not None})
         self.task_heads.renamed = renamed
         self.task_metrics = TaskMetrics(specified, weighting.powers())
         self.task_calibration = TaskCorrections(specified)
         self.task_calibration.rename(renamed)
         self.task_splitter = Splitter()
-        self._window = StepWindow()
+        self._task_window = StepWindow()
         self._task_fit = FitState()
         self._task_fit.given = ref(given)
-        self._skips = on_nonfinite == "skip_step"
+        self._task_skips = on_nonfinite == "skip_step"
         self._set_mode(self.training)
-        self._tasks = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
+        self._task_specs = {name: replace(task, head=None, metrics=None) for name, task in specified.items()}
 
     def parameter_groups(
         self,
@@ -251,10 +264,12 @@ class MultiTaskMixin(Predicting, _Host):
         Raises:
             RuntimeError: no tasks are registered; the log-variances are in no optimizer, in several, in LBFGS, or left
                 out of FSDP2's shards; or those of a checkpoint do not fit these tasks.
+            TypeError: something of the module's own stands under a name that is needed within.
         """
         self._require_tasks("check_setup")
+        check_names(self)
         self.task_weighting.check_tasks()
-        self._window.prepare(self.task_weighting.base_weight)
+        self._task_window.prepare(self.task_weighting.base_weight)
         running = running_trainer(self)
         self._task_fit.begin(self)
         self._set_mode(self.training if running is None else running.training)  # before the first step calls a head
@@ -303,9 +318,9 @@ class MultiTaskMixin(Predicting, _Host):
             raise ValueError(f"stage should be one of {', '.join(STAGES)}: found {stage!r}")
         self._tell(stage)
         weighting = self.task_weighting  # a module's children are looked for last
-        sums, counts, labels = stack_losses(losses, self._tasks, like=weighting.task_ids)
+        sums, counts, labels = stack_losses(losses, self._task_specs, like=weighting.task_ids)
         if stage in EVALUATION:
-            log_evaluation(self, stage, self._tasks, sums, torch.ones_like(sums) if counts is None else counts)
+            log_evaluation(self, stage, self._task_specs, sums, torch.ones_like(sums) if counts is None else counts)
             with torch.no_grad():
                 return self._evaluated(sums, counts)
         if not weighting.learning:
@@ -314,7 +329,7 @@ class MultiTaskMixin(Predicting, _Host):
         self._task_fit.end_skip()
         means, present, labels = mean_losses(sums, counts, labels, over_ranks=True)
         values = means.detach()
-        if (self._skips or reads_values(values)) and not all_sound(weighting, values):
+        if (self._task_skips or reads_values(values)) and not all_sound(weighting, values):
             return self._refuse_or_skip(values)
         if weighting.needs_epoch:
             tell_epoch(self, weighting)
@@ -323,7 +338,7 @@ class MultiTaskMixin(Predicting, _Host):
             self._task_fit.shares = weighted.weights.detach(), present
             if reads_values(values):
                 self._look_at_shares()
-        self._window.add(values, present, weighting, weighted)
+        self._task_window.add(values, present, weighting, weighted)
         if not self.task_splitter.records(weighting):
             return weighted.total
         total: Tensor = self._recorded(losses, means, weighted)
@@ -342,20 +357,20 @@ class MultiTaskMixin(Predicting, _Host):
         self._require_tasks("take_row")
         self._look_at_shares()
         self.task_weighting.settle()
-        return self._window.take(self.task_weighting, keep)
+        return self._task_window.take(self.task_weighting, keep)
 
     def drop_row(self) -> None:
         """Forget what the training steps left so far, as those of an earlier fit that nobody watched."""
-        self._window.empty()
+        self._task_window.empty()
 
     def latest_total(self) -> Tensor | None:
         """Return the weighted total of the latest batch, 0-dimensional; None before one, and where it was compiled."""
-        return self._window.total
+        return self._task_window.total
 
     def auxiliary_tasks(self) -> list[str]:
         """Return the names of the tasks that only help the others, and of constant terms."""
-        constant = self.task_weighting.constant if self._tasks else ()
-        return [name for name, task in self._tasks.items() if task.auxiliary or name in constant]
+        constant = self.task_weighting.constant if self._task_specs else ()
+        return [name for name, task in self._task_specs.items() if task.auxiliary or name in constant]
 
     def fixed_weighting(self) -> FixedWeighting:
         """Return the present effective weights as constants, to train or compare with; call it on all ranks alike.
@@ -457,7 +472,7 @@ class MultiTaskMixin(Predicting, _Host):
         log_variance = self.task_weighting.log_variance
         if log_variance is None:
             return {}
-        sigma = dict(zip(self._tasks, log_variance.div(2).exp().tolist(), strict=True))
+        sigma = dict(zip(self._task_specs, log_variance.div(2).exp().tolist(), strict=True))
         return {name: value for name, value in sigma.items() if name not in self.task_weighting.normalised}
 
     # -- tasks that own their heads ------------------------------------------------------------------------------------
@@ -476,11 +491,11 @@ class MultiTaskMixin(Predicting, _Host):
         self._tell(None)
         made = features if isinstance(features, Mapping) else {}
         if not self.task_heads:
-            check_known(made, self._tasks)
+            check_known(made, self._task_specs)
         owners = tuple(self.task_heads)
         branches = self.task_splitter.split(self.task_weighting, features, owners) if owners else {}
-        names = [name for name in self._tasks if name in branches or name in made]
-        if any(name in made for name in self._tasks):  # features by task, or outputs
+        names = [name for name in self._task_specs if name in branches or name in made]
+        if any(name in made for name in self._task_specs):  # features by task, or outputs
             return {name: self._output_of(name, branches) if name in branches else made[name] for name in names}
         return {name: self.task_heads[name](branches[name]) for name in names}
 
@@ -511,7 +526,7 @@ class MultiTaskMixin(Predicting, _Host):
         """
         self._require_tasks("split_features")
         self._tell(None)
-        return self.task_splitter.split(self.task_weighting, features, tuple(self._tasks))
+        return self.task_splitter.split(self.task_weighting, features, tuple(self._task_specs))
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the tasks share, for `GradientBalancing(on="parameters")`.
@@ -538,8 +553,8 @@ class MultiTaskMixin(Predicting, _Host):
             ValueError: a task is unknown, the batch has no such labels, or they are not what the likelihood needs.
         """
         self._require_tasks("task_losses")
-        check_known(outputs, self._tasks)
-        return losses_of(self._tasks, outputs, batch)
+        check_known(outputs, self._task_specs)
+        return losses_of(self._task_specs, outputs, batch)
 
     def task_step(self, features: Any, batch: Any, stage: Stage, *, train_metrics: bool = False) -> Tensor:
         """Run the heads, the losses and `weigh`; in evaluation, and in training if asked, update the metrics.
@@ -559,7 +574,7 @@ class MultiTaskMixin(Predicting, _Host):
         """
         self._require_tasks("task_step")
         made = features if isinstance(features, Mapping) else {}
-        headless = [name for name in self._tasks if name not in self.task_heads and name not in made]
+        headless = [name for name in self._task_specs if name not in self.task_heads and name not in made]
         if headless:
             raise RuntimeError(
                 f"task_step needs a head for every task: found none for {', '.join(headless)}; give `Task(..., "
@@ -574,10 +589,10 @@ class MultiTaskMixin(Predicting, _Host):
         losses = self.task_losses(outputs, batch)
         self.on_task_outputs(stage, outputs, batch)
         skipped = self.skipped_steps if train_metrics else 0
-        with hearing(self.task_weighting, self._tasks, outputs, batch):
+        with hearing(self.task_weighting, self._task_specs, outputs, batch):
             total = self.weigh(losses, stage=stage)
         if stage in EVALUATION or (train_metrics and self.skipped_steps == skipped):
-            log_metrics(self, stage, self._tasks, outputs, batch)
+            log_metrics(self, stage, self._task_specs, outputs, batch)
         return total
 
     def on_task_outputs(self, stage: Stage, outputs: Mapping[str, Tensor], batch: Any) -> None:
@@ -644,7 +659,7 @@ class MultiTaskMixin(Predicting, _Host):
     def _evaluated(self, sums: Tensor, counts: Tensor | None) -> Tensor:
         total = self._weighted(*mean_losses(sums, counts, over_ranks=False)).total
         if not torch.compiler.is_compiling():
-            self._window.total = total.detach()
+            self._task_window.total = total.detach()
         self._set_mode(self.training)  # for heads that are called before the next step tells
         return total
 
@@ -659,7 +674,7 @@ class MultiTaskMixin(Predicting, _Host):
             total=weighted.total,
             losses=means,
             weights=weighted.weights,
-            parts={name: part for name in self._tasks if (part := graph_of(losses[name])) is not None},
+            parts={name: part for name in self._task_specs if (part := graph_of(losses[name])) is not None},
             shared=[parameter for parameter in shared if parameter.requires_grad],
             others=[parameter for parameter in others if parameter.requires_grad],
             own=[parameter for parameter in own if parameter.requires_grad],
@@ -696,11 +711,11 @@ class MultiTaskMixin(Predicting, _Host):
         if self._task_fit.shares is not None:
             weights, present = self._task_fit.shares
             self._task_fit.shares = None
-            warn_of_shares(self.task_weighting, self._tasks, weights, present)
+            warn_of_shares(self.task_weighting, self._task_specs, weights, present)
 
     def _refuse_or_skip(self, values: Tensor) -> Tensor:
         """Raise for an unsound loss: negative, NaN or inf; where steps are skipped, for one that is negative."""
-        found = check_losses(self.task_weighting, values, allow_nonfinite=self._skips)
+        found = check_losses(self.task_weighting, values, allow_nonfinite=self._task_skips)
         return self._skip_batch(f"its loss is not finite: {found}", values.device)
 
     def _skip_batch(self, why: str, device: torch.device) -> Tensor:

@@ -97,17 +97,17 @@ class MultiTaskSteps(MultiTaskMixin):
             )
         self.backbone = backbone
         self.register_tasks(specified, weighting=weighting)
-        self._inputs = inputs
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
-        self._samples = samples
-        self._sampling = Sampling() if sampling is None else sampling
+        self._task_inputs = inputs
+        self._task_optimizer = optimizer
+        self._task_lr_scheduler = lr_scheduler
+        self._task_samples = samples
+        self._task_sampling = Sampling() if sampling is None else sampling
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write where the inputs are in a batch, and how many passes a prediction has."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
-        inputs = self._inputs if isinstance(self._inputs, str | None) else ""
-        checkpoint[_MADE_WITH] = {"inputs": inputs, "samples": self._samples}
+        inputs = self._task_inputs if isinstance(self._task_inputs, str | None) else ""
+        checkpoint[_MADE_WITH] = {"inputs": inputs, "samples": self._task_samples}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take from a checkpoint what was not given.
@@ -117,17 +117,17 @@ class MultiTaskSteps(MultiTaskMixin):
         """
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
         made = checkpoint.get(_MADE_WITH, {})
-        if self._inputs is None and made.get("inputs") == "":
+        if self._task_inputs is None and made.get("inputs") == "":
             raise ValueError(
                 "inputs should be given beside a checkpoint whose inputs were a function of the batch: found none; "
                 "give the same function, as in load_from_checkpoint(path, ..., inputs=function)"
             )
-        self._inputs = made.get("inputs") if self._inputs is None else self._inputs
-        self._samples = made.get("samples") if self._samples is None else self._samples
+        self._task_inputs = made.get("inputs") if self._task_inputs is None else self._task_inputs
+        self._task_samples = made.get("samples") if self._task_samples is None else self._task_samples
 
     def forward(self, inputs: Any) -> dict[str, Tensor]:
         """Return what every head makes of the inputs, by task."""
-        return self.task_outputs(self._features(inputs))
+        return self.task_outputs(_features(self, inputs))
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the tasks share: all but those of the heads, or what an `Architecture` says."""
@@ -137,21 +137,21 @@ class MultiTaskSteps(MultiTaskMixin):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Return what `weigh` does."""
-        return self._step(batch, "train")
+        return _step(self, batch, "train")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log `val/<task>/loss`, `val/<task>/<metric>` and `val/balanced_loss`, over all dataloaders."""
-        self._step(batch, "val")
+        _step(self, batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log as in validation, under `test`."""
-        self._step(batch, "test")
+        _step(self, batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Prediction]:
         """Return what is predicted by task, and how surely (see `predict_tasks`); the batch needs no labels."""
         number = (dataloader_idx << 32) + batch_idx * world_size() + rank()
-        options = vars(self._sampling.of_batch(number))
-        return self.predict_tasks(self.inputs_of(batch), samples=self._samples or 1, **options)
+        options = vars(self._task_sampling.of_batch(number))
+        return self.predict_tasks(self.inputs_of(batch), samples=self._task_samples or 1, **options)
 
     def inputs_of(self, batch: Any) -> Any:
         """Return what the backbone takes of a batch.
@@ -160,7 +160,7 @@ class MultiTaskSteps(MultiTaskMixin):
             ValueError: the batch has no such key.
         """
         mend = "name another key with inputs=..., or give a function of the batch there"
-        return pick(batch, self._inputs or "inputs", "inputs", mend)
+        return pick(batch, self._task_inputs or "inputs", "inputs", mend)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the scheduler if there is one; a subclass may build others from `parameter_groups`.
@@ -170,23 +170,25 @@ class MultiTaskSteps(MultiTaskMixin):
         groups = self.parameter_groups(lr=1.0)
         factors = [group.pop("lr") for group in groups]  # on the rate that the optimizer comes with
         del groups[0]["weight_decay"]  # the optimizer's own; that of the log-variances stays 0
-        optimizer = self._optimizer(groups)
+        optimizer = self._task_optimizer(groups)
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] = factor * group["lr"]
-        if self._lr_scheduler is None:
+        if self._task_lr_scheduler is None:
             return optimizer
-        scheduler = self._lr_scheduler(optimizer)
+        scheduler = self._task_lr_scheduler(optimizer)
         monitor = getattr(scheduler, "monitor", "val/balanced_loss")  # Lightning's ReduceLROnPlateau brings its own
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
 
-    def _step(self, batch: Any, stage: Stage) -> Tensor | None:
-        return self.task_step(self._features(self.inputs_of(batch)), batch, stage)
 
-    def _features(self, inputs: Any) -> Any:
-        """Return what the backbone makes: features, or the predictions of an architecture, parted at its features."""
-        if isinstance(self.backbone, BranchingArchitecture):
-            return self.backbone(inputs, split=self.split_features)
-        return self.backbone(inputs)
+def _step(module: MultiTaskSteps, batch: Any, stage: Stage) -> Tensor | None:
+    return module.task_step(_features(module, module.inputs_of(batch)), batch, stage)
+
+
+def _features(module: MultiTaskSteps, inputs: Any) -> Any:
+    """Return what the backbone makes: features, or the predictions of an architecture, parted at its features."""
+    if isinstance(module.backbone, BranchingArchitecture):
+        return module.backbone(inputs, split=module.split_features)
+    return module.backbone(inputs)
 
 
 class MultiTaskModule(MultiTaskSteps, LightningModule):

@@ -1339,8 +1339,8 @@ FAULTS = [
     Fault(
         "alone_with_the_heads_of_others",
         "trials/_alone.py",
-        'with _other(module, "_tasks", kept):',
-        'with _other(module, "_tasks", whole):',
+        'with _other(module, "_task_specs", kept):',
+        'with _other(module, "_task_specs", whole):',
         ("tests/trials/test_alone.py::test_heads_of_others_are_not_computed_and_nothing_else_changes",),
     ),
     Fault(
@@ -1351,10 +1351,24 @@ FAULTS = [
         ("tests/trials/test_alone.py::test_a_module_that_computes_its_losses_trains_one_of_them",),
     ),
     Fault(
+        "class_that_hides_a_method",
+        "_step/names.py",
+        'name.startswith("_") or isinstance(value, nn.Module)',
+        "isinstance(value, nn.Module)",
+        ("tests/_step/test_names.py::test_a_class_cannot_hide_a_method",),
+    ),
+    Fault(
+        "module_under_the_name_of_a_method",
+        "_step/names.py",
+        "{**vars(module), **module._modules, **module._parameters, **module._buffers}",
+        "vars(module)",
+        ("tests/_step/test_names.py::test_a_module_cannot_keep_something_under_the_name_of_a_method",),
+    ),
+    Fault(
         "architecture_that_does_not_part",
         "module.py",
-        "self.backbone(inputs, split=self.split_features)",
-        "self.backbone(inputs)",
+        "module.backbone(inputs, split=module.split_features)",
+        "module.backbone(inputs)",
         ("tests/test_module.py::test_the_tasks_of_an_architecture_part_where_it_says",),
     ),
     Fault(
@@ -1474,7 +1488,7 @@ FAULTS = [
     Fault(
         "predict_step_without_samples",
         "module.py",
-        "self.predict_tasks(self.inputs_of(batch), samples=self._samples or 1, **options)",
+        "self.predict_tasks(self.inputs_of(batch), samples=self._task_samples or 1, **options)",
         "self.predict_tasks(self.inputs_of(batch))",
         ("tests/test_module.py::test_samples_of_predict_step_are_passes_with_dropout",),
     ),
@@ -2413,8 +2427,8 @@ FAULTS = [
     Fault(
         "module_forgets_its_inputs",
         "module.py",
-        'made.get("inputs") if self._inputs is None',
-        "None if self._inputs is None",
+        'made.get("inputs") if self._task_inputs is None',
+        "None if self._task_inputs is None",
         ("tests/test_module.py::test_what_is_not_given_beside_a_checkpoint_is_read_from_it",),
     ),
 ]

@@ -697,7 +697,7 @@ def test_a_batch_that_is_refused_is_not_seen_and_one_that_is_skipped_is():
     with pytest.raises(ValueError, match="task 'kind'"):
         net.task_step(net.trunk(batch["x"]), {**batch, "kind": torch.full((32,), 3)}, "train")
     assert net.seen == []
-    net._skips = True
+    net._task_skips = True
     with pytest.warns(UserWarning, match="a training step is skipped"):
         net.task_step(net.trunk(batch["x"]) * torch.inf, batch, "train")
     assert [stage for stage, _, _ in net.seen] == ["train"]

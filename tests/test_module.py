@@ -413,7 +413,7 @@ def test_a_checkpoint_whose_inputs_were_a_function_asks_for_it(tmp_path):
     fitting.save_checkpoint(tmp_path / "net.ckpt")
     with pytest.raises(ValueError, match="inputs should be given beside a checkpoint whose inputs were a function"):
         MultiTaskModule.load_from_checkpoint(tmp_path / "net.ckpt", **{**arguments(), "inputs": None})
-    assert MultiTaskModule.load_from_checkpoint(tmp_path / "net.ckpt", **arguments())._inputs == "x"
+    assert MultiTaskModule.load_from_checkpoint(tmp_path / "net.ckpt", **arguments())._task_inputs == "x"
 
 
 def test_a_checkpoint_from_before_says_nothing_of_the_inputs(tmp_path):

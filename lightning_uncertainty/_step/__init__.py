@@ -4,6 +4,7 @@ from lightning_uncertainty._step.checks import warn_of_length, warn_of_shares
 from lightning_uncertainty._step.kpis import hearing
 from lightning_uncertainty._step.logs import log_evaluation, log_metrics, log_prefix
 from lightning_uncertainty._step.losses import TaskLossValue, check_graphs, graph_of, stack_losses
+from lightning_uncertainty._step.names import check_class_names, check_names
 from lightning_uncertainty._step.optimizers import (
     BETAS,
     FACTOR,
@@ -42,8 +43,10 @@ __all__ = [
     "all_dataloaders",
     "all_sound",
     "batches_of",
+    "check_class_names",
     "check_graphs",
     "check_losses",
+    "check_names",
     "check_optimizers",
     "check_rates",
     "check_resumed",

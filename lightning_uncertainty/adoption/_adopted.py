@@ -208,7 +208,7 @@ def _names() -> frozenset[str]:
     """Return the names that an adopted module needs for itself."""
     ours = [one for one in Adopted.__mro__ if one.__module__.startswith("lightning_uncertainty")]
     found = {name for one in ours for name in (*vars(one), *inspect.get_annotations(one))}
-    registered = {"task_weighting", "task_calibration", "_tasks"}
+    registered = {"task_weighting", "task_calibration", "_task_specs"}
     return frozenset(name for name in found | registered if not name.startswith("__"))
 
 

@@ -179,13 +179,13 @@ class Looks:
         Raises:
             RuntimeError: it is, and no step is to be skipped.
         """
-        if not (host._skips or reads_values(rest)):
+        if not (host._task_skips or reads_values(rest)):
             return False
         means = [loss[0] if isinstance(loss, tuple) else loss for loss in losses.values()]
         broken = torch.stack([~rest.isfinite().all(), *(mean.isfinite().all() for mean in means)]).all().float()
         if world_size() > 1:
             torch.distributed.all_reduce(broken)
-        if broken and not host._skips:
+        if broken and not host._task_skips:
             raise _not_finite(rest.item())
         return bool(broken)
 

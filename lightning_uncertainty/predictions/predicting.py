@@ -29,11 +29,11 @@ class Predicting(_Host):
 
     task_weighting: Weighting
     task_calibration: TaskCorrections
-    _tasks: Mapping[str, Task] = {}
+    _task_specs: Mapping[str, Task] = {}
 
     def task_likelihoods(self) -> dict[str, Likelihood]:
         """Return the likelihoods by task."""
-        return likelihoods_of(self._tasks)
+        return likelihoods_of(self._task_specs)
 
     def predict_tasks(
         self,
@@ -118,9 +118,9 @@ class Predicting(_Host):
         weighting = self.task_weighting
         own = weighting.log_variance
         if own is None:
-            own = torch.full((len(self._tasks),), torch.nan, device=weighting.task_ids.device)
-        corrections = {name: self.task_calibration.of(name) for name in self._tasks}
-        return Scales(dict(zip(self._tasks, own, strict=True)), corrections)
+            own = torch.full((len(self._task_specs),), torch.nan, device=weighting.task_ids.device)
+        corrections = {name: self.task_calibration.of(name) for name in self._task_specs}
+        return Scales(dict(zip(self._task_specs, own, strict=True)), corrections)
 
     def labels_of(self, task: str, batch: Any) -> tuple[Any, Any]:
         """Return a task's labels and mask in a batch; each may be None.
@@ -128,7 +128,7 @@ class Predicting(_Host):
         Raises:
             ValueError: the batch has nothing there.
         """
-        return self._tasks[task].labels(task, batch)
+        return self._task_specs[task].labels(task, batch)
 
     def _alike(self, member: nn.Module) -> Predicting:
         """Return a member of an ensemble.
@@ -138,13 +138,13 @@ class Predicting(_Host):
         """
         if not isinstance(member, Predicting) or member.task_likelihoods() != self.task_likelihoods():
             raise ValueError(
-                f"members of an ensemble should be modules with the tasks {', '.join(self._tasks)}: found "
+                f"members of an ensemble should be modules with the tasks {', '.join(self._task_specs)}: found "
                 f"{type(member).__name__} with others; load checkpoints of one model"
             )
         return member
 
     def _require_tasks(self, caller: str) -> None:
-        if not self._tasks:
+        if not self._task_specs:
             raise RuntimeError(
                 f"{caller} needs tasks: call self.register_tasks({{...}}) in __init__, after super().__init__()"
             )

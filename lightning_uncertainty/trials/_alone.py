@@ -21,7 +21,7 @@ def train_alone(module: Any, task: str) -> None:
     whose tasks do not meet again, unless one of the user's own methods may look at all of them. In evaluation all is as
     it was.
     """
-    whole = module._tasks
+    whole = module._task_specs
     kinds = module.task_likelihoods()
     kept = {name: given for name, given in whole.items() if name == task or kinds[name].constant}
     training_step, step, weigh = module.training_step, module.task_step, module.weigh
@@ -47,11 +47,11 @@ def train_alone(module: Any, task: str) -> None:
             return step(features, batch, stage, **options)
         if not module.task_heads:
             features = of_kept(features)
-        with _other(module, "_tasks", kept):
+        with _other(module, "_task_specs", kept):
             return step(features, batch, stage, **options)
 
     def weigh_kept(losses: Any, stage: str | None = None) -> Any:
-        with _other(module, "_tasks", whole):
+        with _other(module, "_task_specs", whole):
             if stage == "train" or (stage is None and module.trainer.training):
                 losses = {name: losses.get(name) if name in kept else None for name in whole}
             return weigh(losses, stage=stage)

@@ -169,7 +169,7 @@ def test_epochs_do_not_mix_and_the_monitor_has_every_number():
     net = MultiTaskModule(nn.Identity(), {"mine": task("gaussian", r2_of_each(), "rows")}, inputs="x")
     rows = [{"x": x, "mine": label} for x, label in zip(OUTPUTS, LABELS, strict=True)]
     monitor = UncertaintyMonitor(table=False)
-    net._optimizer = lambda groups: torch.optim.SGD(groups, lr=0.0)
+    net._task_optimizer = lambda groups: torch.optim.SGD(groups, lr=0.0)
     fit = trainer(max_epochs=3, callbacks=[monitor])
     fit.fit(net, DataLoader(rows, batch_size=4), DataLoader(rows, batch_size=4))
     expected = of(r2_of_each(), OUTPUTS, LABELS)

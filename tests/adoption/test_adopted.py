@@ -638,7 +638,7 @@ class InConfigureModel(Host):
 
 class InFitStart(Host):
     def on_fit_start(self):
-        self._tasks = {"depth": 1}
+        self._task_specs = {"depth": 1}
 
 
 class InEpochStart(Host):
@@ -654,7 +654,7 @@ class OfValidation(Host):
 LATE = {
     InSetup: "sigma",
     InConfigureModel: "task_heads",
-    InFitStart: "_tasks",
+    InFitStart: "_task_specs",
     InEpochStart: "weigh",
     OfValidation: "task_step",
 }

@@ -195,7 +195,7 @@ def test_steps_whose_gradients_are_not_finite_are_left_out():
 def many(count):
     net = Watched()
     del net.task_weighting, net.task_heads, net.task_metrics
-    net._tasks = {}
+    net._task_specs = {}
     net.register_tasks({f"t{i}": Task("gaussian", head=nn.Linear(8, 1), target="depth") for i in range(count)})
     net.double()
     net.jacobian = lambda *_: None

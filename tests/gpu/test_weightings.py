@@ -152,7 +152,7 @@ def test_a_step_that_is_skipped_leaves_everything_alone(weighting):
             return self.weigh(losses)
 
     net, after = Faulty(EVERY[weighting]()), []
-    net._skips = True
+    net._task_skips = True
     net.on_train_batch_end = lambda *_: after.append(tensors(net))
     with on_device(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="a training step is skipped", category=UserWarning)

@@ -126,7 +126,7 @@ def test_a_batch_of_evaluation_costs_one_update_whatever_the_number_of_tasks(mon
         monkeypatch.setattr(
             kind, "update", lambda self, *batch, of=of_kind: (updates.append(type(self)), of(self, *batch))
         )
-    net.task_metrics = TaskMetrics(net._tasks, net.task_weighting.powers())  # of the classes that count
+    net.task_metrics = TaskMetrics(net._task_specs, net.task_weighting.powers())  # of the classes that count
     log = net.log
     monkeypatch.setattr(net, "log", lambda key, *args, **options: (logs.append(key), log(key, *args, **options)))
     (found,) = trainer().validate(net, DataLoader(rows, batch_size=2), verbose=False)

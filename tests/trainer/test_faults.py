@@ -231,7 +231,7 @@ def test_metrics_of_training_have_not_seen_a_skipped_step():
             return self.task_step(self.trunk(x).tanh(), batch, "train", train_metrics=True)
 
     net, fitted = Net(), trainer(max_epochs=1)
-    net._skips = True
+    net._task_skips = True
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="a training step is skipped", category=UserWarning)
         fitted.fit(net, dicts())

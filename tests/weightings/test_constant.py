@@ -173,7 +173,7 @@ def test_a_solver_does_not_see_it(solver):
             "kind": nn.functional.cross_entropy(net.task_heads["kind"](features["kind"]), x[:, :3].argmax(1)),
             "kl": 5.0 * features["kl"].square().mean() - 3.0 if "kl" in tasks else None,
         }
-        net.weigh({name: losses[name] for name in net._tasks}).backward()
+        net.weigh({name: losses[name] for name in net._task_specs}).backward()
         return net, net.trunk.weight.grad
 
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
@@ -208,7 +208,7 @@ def test_a_term_that_goes_around_the_branches_has_its_own_gradient(term, owners,
             "kind": nn.functional.cross_entropy(outputs["kind"], x[:, :3].argmax(1)),
             "kl": of(net) if "kl" in tasks else None,
         }
-        net.weigh({name: losses[name] for name in net._tasks}).backward()
+        net.weigh({name: losses[name] for name in net._task_specs}).backward()
         return net, [parameter.grad for parameter in (net.trunk.weight, *net.task_heads.parameters())]
 
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
