@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -47,8 +46,8 @@ def drawn_within(root: Path) -> Path:
 class Streets(Sequence["dict[str, np.ndarray[Any, Any]]"]):
     """Streets of a split as raw scenes; see `_scene_folders.py`.
 
-    Those that are not there are drawn first. Another process that wants the same waits; what was not finished is drawn
-    anew.
+    Those that are not there are drawn first. Another process that wants the same waits; what was not finished, or was
+    damaged since, is drawn anew.
 
     Args:
         root: folder that keeps them.
@@ -70,12 +69,12 @@ class Streets(Sequence["dict[str, np.ndarray[Any, Any]]"]):
                 f"{height} x {width}; give other numbers"
             )
         self.folder = drawn_within(root) / f"{split}-{count}-{height}x{width}"
-        if self.folder.is_dir():
+        if self._is_whole(count, size):
             return
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder.with_name(f"{self.folder.name}.lock")):
-                if not self.folder.is_dir():
+                if not self._is_whole(count, size):
                     self._draw(range(FIRST[split], FIRST[split] + count), size, progress_bar)
         except OSError as error:
             raise OSError(
@@ -88,8 +87,19 @@ class Streets(Sequence["dict[str, np.ndarray[Any, Any]]"]):
         """The arrays, which are read where they lie."""
         return {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in PARTS}
 
+    def _is_whole(self, count: int, size: tuple[int, int]) -> bool:
+        """Whether all arrays are there as they were drawn, as far as their heads and lengths tell."""
+        try:
+            found = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in PARTS}
+        except (OSError, ValueError, EOFError):
+            return False
+        wanted = {name: ((count, *size, *more), np.dtype(kind)) for name, (more, kind) in PARTS.items()}
+        return {name: (part.shape, part.dtype) for name, part in found.items()} == wanted
+
     def _draw(self, seeds: range, size: tuple[int, int], progress_bar: bool) -> None:
-        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder.parent))
+        unfinished = self.folder.with_name(f"unfinished-{self.folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        unfinished.mkdir()
         try:
             parts = {name: np.empty((len(seeds), *size, *more), kind) for name, (more, kind) in PARTS.items()}
             title = f"Drawing {len(seeds)} streets, once"
@@ -98,7 +108,7 @@ class Streets(Sequence["dict[str, np.ndarray[Any, Any]]"]):
                     parts[name][index] = part
             for name, part in parts.items():
                 np.save(unfinished / f"{name}.npy", part)
-            unfinished.chmod(0o755)  # others may use the cache, too
+            shutil.rmtree(self.folder, ignore_errors=True)  # what is damaged
             unfinished.rename(self.folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -26,6 +26,8 @@ from lightning_uncertainty.predictions import Prediction
 
 __all__ = ["colours_of", "draw_predictions", "found_instances", "instance_panels", "read_photograph"]
 
+MOST_ELONGATED = 8  # a photograph, brought to a width, of more is thousands of pixels high, or a strip
+
 COLOURS = {  # as Cityscapes has them
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
@@ -73,9 +75,14 @@ def read_photograph(path: Path, width: int) -> Tensor:
     """Return a photograph `[1, 3, H, W]`, from 0 to 1, of a width, in its own proportions but for 3 pixels.
 
     Raises:
-        ValueError: it is no RGB image.
+        ValueError: it is no RGB image, or far from square.
     """
     image = read_image(path)
+    if max(image.size) > MOST_ELONGATED * min(image.size):
+        raise ValueError(
+            f"a photograph should be at most {MOST_ELONGATED} times as long as it is wide: found {image.width} x "
+            f"{image.height} pixels in {path}; cut it"
+        )
     if image.mode != "RGB":
         raise ValueError(f"a photograph should be an RGB image: found mode {image.mode!r} in {path}; convert it to RGB")
     height = max(4, 4 * round(image.height * width / image.width / 4))

@@ -64,6 +64,10 @@ def command(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"epochs should be at least 1: found {given.epochs}")
     if (given.predict is None) != (given.ckpt is None):
         raise SystemExit("--predict PICTURE and --ckpt X should be given together: found one of them")
+    if given.compare and given.predict is not None:
+        raise SystemExit("--compare and --predict should be given apart: found both; run one after the other")
+    if not 0 <= given.seed < 2**32:
+        raise SystemExit(f"seed should be from 0 to 4294967295: found {given.seed}")
     try:
         if given.predict is not None:
             _predict(given)

@@ -71,8 +71,8 @@ class SceneData(LightningDataModule):
         things: the numbers of those classes that have instances.
 
     Raises:
-        ValueError: there is no such layout, or a size or numbers of streets are not as many; or (when the data are set
-            up) the folder does not fit it.
+        ValueError: there is no such layout, a size or numbers of streets are not as many, or another number is too
+            small; or (when the data are set up) the folder does not fit it.
 
     Example:
         >>> import tempfile
@@ -102,6 +102,10 @@ class SceneData(LightningDataModule):
         for name, numbers, count in (("size", size, 2), ("streets", streets, 3)):
             if not isinstance(numbers, Sequence) or len(numbers) != count:
                 raise ValueError(f"{name} should be {count} whole numbers: found {numbers!r}; give as many")
+        least_of = {"batch_size": (batch_size, 1), "classes": (classes, 2), "num_workers": (num_workers, 0)}
+        for name, (number, least) in least_of.items():
+            if number < least:
+                raise ValueError(f"{name} should be at least {least}: found {number}")
         self.root = Path(cache_folder() if root is None else root).expanduser()
         self.layout, self.size, self.batch_size, self.num_workers = layout, (size[0], size[1]), batch_size, num_workers
         self.counts = dict(zip(("train", "val", "test"), streets, strict=True))
@@ -135,21 +139,23 @@ class SceneData(LightningDataModule):
         """Return mean and standard deviation of the labels of each task besides "semantics", in the first scenes.
 
         Raises:
-            ValueError: none of them has a label.
+            ValueError: a task has no label in any of them.
         """
         scenes = self.scenes("train")
         samples = [Scenes(scenes.raw)[index] for index in range(min(LOOKED_AT, len(scenes)))]
         found: dict[str, tuple[float, float]] = {}
-        for task in ("instances", "disparity", "depth", "normals"):
+        for task in ("semantics", "instances", "disparity", "depth", "normals"):
             if task not in samples[0]:
                 continue
             labels = torch.cat([sample[task].flatten() for sample in samples])
-            labels = labels[~labels.isnan()]
+            labels = labels[labels != WITHOUT] if task == "semantics" else labels[~labels.isnan()]
             if len(labels) < 2:
                 raise ValueError(
                     f"labels of {task!r} should be known somewhere in the first {len(samples)} scenes of {self.root}: "
                     "found none; give scenes that have some first, in the order of their names"
                 )
+            if task == "semantics":
+                continue
             mean, std = (float(f"{number.item():.3g}") for number in (labels.mean(), labels.std()))
             found[task] = (0.0 if task == "instances" else mean, std)
         return found

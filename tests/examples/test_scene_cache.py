@@ -51,6 +51,28 @@ def test_what_was_interrupted_leaves_nothing_and_is_drawn_anew(tmp_path, monkeyp
     assert len(Streets(tmp_path, "train", 2, SIZE, progress_bar=False)) == 2
 
 
+@pytest.mark.parametrize("damage", ["cut", "emptied", "removed", "other"])
+def test_what_is_damaged_is_drawn_anew(tmp_path, damage):
+    images = [scene["image"] for scene in Streets(tmp_path, "train", 2, SIZE, progress_bar=False)]
+    (path,) = tmp_path.glob("streets-*/*/depth.npy")
+    if damage == "removed":
+        path.unlink()
+    elif damage == "other":
+        np.save(path, np.zeros((2, *SIZE)))
+    else:
+        path.write_bytes(path.read_bytes()[: -8 if damage == "cut" else 0])
+    found = [scene["image"] for scene in Streets(tmp_path, "train", 2, SIZE, progress_bar=False)]
+    np.testing.assert_array_equal(found, images)
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+    kept = Streets(tmp_path, "train", 2, SIZE, progress_bar=False).folder
+    left = kept.with_name(f"unfinished-{kept.name}")
+    kept.rename(left)
+    assert len(Streets(tmp_path, "train", 2, SIZE, progress_bar=False)) == 2
+    assert not left.exists()
+
+
 def test_a_folder_that_takes_none_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(

@@ -87,6 +87,14 @@ def test_scales_without_labels_are_told(tmp_path):
         SceneData(root, "mtan", size=SIZE).scales()
 
 
+def test_scenes_without_classes_are_told(tmp_path):
+    root = mtan(tmp_path, normals=False)
+    for path in root.glob("train/label/*.npy"):
+        np.save(path, np.full(SIZE, -1.0))
+    with pytest.raises(ValueError, match="labels of 'semantics' should be known somewhere in the first 2 scenes of"):
+        SceneData(root, "mtan", size=SIZE).scales()
+
+
 def test_streets_of_the_splits_differ_and_training_is_shuffled(tmp_path):
     data = scenes("streets", tmp_path)
     images = {split: torch.stack([sample["image"] for sample in data.scenes(split)]) for split in ("val", "test")}
@@ -107,6 +115,9 @@ def test_streets_of_the_splits_differ_and_training_is_shuffled(tmp_path):
         ({"layout": "mtan"}, "root should be the folder of the scenes under layout 'mtan': found none; name it"),
         ({"size": 128}, "size should be 2 whole numbers: found 128; give as many"),
         ({"streets": (80, 10)}, r"streets should be 3 whole numbers: found \(80, 10\); give as many"),
+        ({"batch_size": 0}, "batch_size should be at least 1: found 0"),
+        ({"classes": 1}, "classes should be at least 2: found 1"),
+        ({"num_workers": -1}, "num_workers should be at least 0: found -1"),
     ],
 )
 def test_what_cannot_be_meant_is_told(arguments, sentence):

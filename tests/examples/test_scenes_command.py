@@ -122,6 +122,10 @@ def test_a_comparison_is_printed_and_kept(tmp_path, monkeypatch, capsys):
         (lambda path: Image.new("L", (32, 32)).save(path), r"an RGB image: found mode 'L' in .*other.png; convert it"),
         (lambda path: Image.new("RGBA", (32, 32)).save(path), r"an RGB image: found mode 'RGBA' in .*other.png"),
         (lambda path: path.write_text("no picture"), r"one that Pillow reads: found .*other.png, which it does not"),
+        (
+            lambda path: Image.new("RGB", (4, 33)).save(path),
+            r"at most 8 times as .*: found 4 x 33 pixels in .*other.png",
+        ),
         (lambda path: None, r"No such file or directory: .*other.png"),
     ],
 )
@@ -155,6 +159,13 @@ def test_a_checkpoint_that_is_none_is_told(kind, photograph, tmp_path):
         (["--epochs", "0"], "epochs should be at least 1: found 0"),
         (["--predict", "x.png"], "--predict PICTURE and --ckpt X should be given together: found one of them"),
         (["--ckpt", "x.ckpt"], "--predict PICTURE and --ckpt X should be given together: found one of them"),
+        (
+            ["--compare", "--predict", "x.png", "--ckpt", "x"],
+            "--compare and --predict should be given apart",
+        ),
+        (["--seed", "-1"], "seed should be from 0 to 4294967295: found -1"),
+        (["--batch-size", "0"], "batch_size should be at least 1: found 0"),
+        (["--workers", "-1"], "num_workers should be at least 0: found -1"),
         (["--root", "."], "--root should have leftImg8bit/train or train/image: found neither in"),
         (["--layout", "mtan"], "root should be the folder of the scenes under layout 'mtan'"),
         (["--encoder", "no-such"], "the encoder 'no-such' is one of timm's: pip install timm"),
