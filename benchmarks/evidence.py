@@ -19,7 +19,7 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from _comparison import table_of
-from _measure import markdown
+from _measure import allocated, markdown
 from _problems import PROBLEMS, Problem
 from torchjd.aggregation import UPGradWeighting
 
@@ -124,26 +124,42 @@ def tried(problem: Problem, folder: Path, seeds: Sequence[int]) -> Comparison:
     )
 
 
+def memory(problem: Problem, methods: Mapping[str, Callable[[], Weighting]]) -> dict[str, int]:
+    """Return the most bytes that the tensors of a training step hold beside the network, by method."""
+    loader = problem.data[0] if isinstance(problem.data, tuple) else problem.data.train_dataloader()
+    batch = next(iter(loader))
+
+    def held(make: Callable[[], Weighting]) -> int:
+        module = problem.make(make(), lr=problem.rates[0]).train()
+        return allocated(lambda: [module.training_step(batch, 0).backward() for _ in range(2)])  # what is kept, too
+
+    return {method: held(make) for method, make in methods.items()}
+
+
+def costs(found: Comparison, held: Mapping[str, int]) -> str:
+    """Return a table of a step's time and memory by method, beside those under equal weights."""
+    times = {result.name: result.step_time for result in found.results if result.step_time}
+    equal, base = times["equal"], held["equal"]
+    rows = [
+        [method, f"{times[method] / equal:.2f}", f"{held[method] / base:.2f}"] for method in held if method in times
+    ]
+    rows[0][1:] = [f"{1000 * equal:.1f} ms", f"{base / 2**20:.2f} MiB"]
+    return markdown(["method", "step / equal", "memory / equal"], rows)
+
+
 def written(name: str, problem: Problem, found: Comparison, command: str, into: Path) -> None:
     """Write table, numbers and plot of one problem."""
-    equal = next(result for result in found.results if result.name == "equal")
-    steps = [
-        f"{result.name} {result.step_time / equal.step_time:.2f}"
-        for result in found.results
-        if result.step_time and equal.step_time and result.name != "equal"
-    ]
     paragraphs = [
         problem.about,
         table_of(found, lambda measure: f"{measure.task} {measure.metric}"),
         found.answer(),
         f"![Gain of each method, its interval and seeds](evidence_{name}.png)",
-        f"A step takes {1000 * (equal.step_time or 0):.1f} ms under equal weights, of which others take "
-        f"{', '.join(steps)}.",
         f"{len({trial.seed for trial in found.trials})} seeds, {problem.epochs} epochs, the best of the learning rates "
         f"{', '.join(f'{rate:g}' for rate in problem.rates)}.",
         f"Searched weights are the best of a grid of 1/{problem.parts} by `val/balanced_loss`, with a seed of its own."
         if problem.parts
         else "",
+        costs(found, memory(problem, methods_for(problem))),
         made_by(command),
     ]
     (into / f"{name}.md").write_text("\n\n".join(filter(None, paragraphs)) + "\n", encoding="utf-8")

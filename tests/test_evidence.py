@@ -67,6 +67,29 @@ def test_methods_are_ranked_by_their_mean_place_and_those_of_few_problems_come_l
     ]
 
 
+def test_the_memory_of_a_run_is_that_of_its_tensors_where_most_are_there(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    measure = importlib.import_module("_measure")
+
+    def run():
+        one = torch.empty(1000)
+        other = torch.empty(500)
+        del other
+        return one, torch.empty(300)
+
+    assert {measure.allocated(run) for _ in range(3)} == {4 * 1500}
+
+
+def test_the_memory_of_a_step_is_that_of_its_method(evidence, problems):
+    problem = problems.PROBLEMS["heat"](briefly=True)
+    methods = {name: evidence.methods_for(problem)[name] for name in ("equal", "uncertainty", "PCGrad")}
+    held = evidence.memory(problem, methods)
+    assert held == pytest.approx(evidence.memory(problem, methods), rel=0.02)
+    assert held["uncertainty"] < 1.02 * held["equal"]
+    network = sum(parameter.numel() for parameter in problem.make(FixedWeighting(), 1e-3).net.parameters())
+    assert held["PCGrad"] > held["equal"] + 3 * 4 * network  # the gradients of three tasks
+
+
 def test_every_method_is_a_weighting_of_its_own(evidence, problems):
     for name in ("penguins", "heat"):
         made = {method: make() for method, make in evidence.methods_for(problems.PROBLEMS[name](briefly=True)).items()}
