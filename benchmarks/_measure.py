@@ -171,7 +171,7 @@ def _grow(sender: Connection, prepare: Callable[[], Callable[[], object]]) -> No
 def allocated(run: Callable[[], object]) -> int:
     """Return by how many bytes the tensors on the CPU that a run makes exceed, at most, those that were there before.
 
-    What numpy and Python allocate is not among them. Runs differ by a percent, as a backward frees on a thread of its own.
+    What numpy and Python allocate is not among them. Runs differ by a percent: a backward frees on a thread of its own.
     """
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
