@@ -54,7 +54,7 @@ class Problem:
     make: Callable[..., LightningModule]
     data: Any
     epochs: int
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     higher_is_better: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     singles: bool = True
@@ -263,7 +263,6 @@ def visits(*, briefly: bool = False) -> Problem:
         partial(Shared, trunk=partial(perceptron, 8, 64, 32), tasks=tasks),
         loaders(parts, 64),
         epochs=1 if briefly else 40,
-        rates=(1e-3, 3e-3, 1e-2, 3e-2),
     )
 
 
@@ -338,7 +337,6 @@ def heat(*, briefly: bool = False) -> Problem:
         Heat,
         tuple(Rows(grid).loader(len(grid["x"]), shuffle=False) for grid in grids),
         epochs=5 if briefly else 1500,
-        rates=(1e-3, 3e-3, 1e-2),
         metrics={"residual": ["relative_error"], "boundary": ["loss"], "initial": ["loss"]},
         higher_is_better={"residual": {"relative_error": False}},
         singles=False,

@@ -4,7 +4,7 @@
     python benchmarks/evidence.py penguins digits    # some of them
     python benchmarks/evidence.py --briefly          # whether it runs: minutes, and numbers that say nothing
 
-Each method, and each single task, is fitted at three learning rates or more with the first seed; where it does best on
+Each method, and each single task, is fitted at three or four learning rates with the first seed; where it does best on
 the validation data (`val/balanced_loss`; single tasks by their own loss) it is fitted with four more seeds, and tested.
 Any number of processes may run the same command; it goes on where it was stopped. Tables and plots are files in
 `benchmarks/results/evidence`, with the commit and the machine that made them, and the guide includes them.
@@ -51,6 +51,11 @@ from lightning_uncertainty.weightings import (
 
 RESULTS = Path(__file__).parent / "results" / "evidence"
 SEEDS = 5
+SHOWN = {"MulticlassAccuracy": "accuracy", "BinaryAccuracy": "accuracy", "MeanSquaredError": "RMSE"}  # of penguins
+    "MulticlassAccuracy": "accuracy",
+    "BinaryAccuracy": "accuracy",
+    "MeanSquaredError": "RMSE",
+}  # ... of the penguins
 SEARCH_SEED = 100  # none of those that are compared
 
 
@@ -151,7 +156,7 @@ def written(name: str, problem: Problem, found: Comparison, command: str, into: 
     """Write table, numbers and plot of one problem."""
     paragraphs = [
         problem.about,
-        table_of(found, lambda measure: f"{measure.task} {measure.metric}"),
+        table_of(found, lambda measure: f"{measure.task} {SHOWN.get(measure.metric, measure.metric)}"),
         found.answer(),
         f"![Gain of each method, its interval and seeds](evidence_{name}.png)",
         f"{len({trial.seed for trial in found.trials})} seeds, {problem.epochs} epochs, the best of the learning rates "

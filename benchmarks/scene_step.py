@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from lightning_uncertainty.examples.scenes import SceneData, SceneModule, SceneNet
 from lightning_uncertainty.weightings import AnalyticUncertaintyWeighting, UncertaintyWeighting
 
-SIZE, BATCH, STEPS = (128, 256), 4, 6
+SIZE, BATCH, STEPS = (128, 256), 8, 6  # as the example has them
 BOUND = 1.01  # of the step with a plain sum
 PLAIN, LEARNT = "plain sum", "uncertainty"
 SCALES = {"instances": (0.0, 8.0), "disparity": (9.0, 10.0)}
