@@ -52,10 +52,6 @@ from lightning_uncertainty.weightings import (
 RESULTS = Path(__file__).parent / "results" / "evidence"
 SEEDS = 5
 SHOWN = {"MulticlassAccuracy": "accuracy", "BinaryAccuracy": "accuracy", "MeanSquaredError": "RMSE"}  # of penguins
-    "MulticlassAccuracy": "accuracy",
-    "BinaryAccuracy": "accuracy",
-    "MeanSquaredError": "RMSE",
-}  # ... of the penguins
 SEARCH_SEED = 100  # none of those that are compared
 
 
