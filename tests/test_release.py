@@ -71,6 +71,8 @@ def test_the_hook_is_make_lint():
 
 
 def test_the_version_is_one():
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == VERSION
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == VERSION
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## \[(.+)\]", changes, flags=re.MULTILINE)[0] in ("Unreleased", VERSION)
+    assert f"\n## [{VERSION}] - {cited['date-released']}\n" in changes
