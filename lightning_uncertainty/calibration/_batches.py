@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning import Trainer
 from pytorch_lightning.core.hooks import DataHooks
 from pytorch_lightning.plugins import DoublePrecision, HalfPrecision, Precision
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_uncertainty._step import trainer_of
@@ -51,7 +52,15 @@ class Feed:
         self._precision = _precision_of(module, trainer)
 
     def batches(self, dataloader: Iterable[Any], inputs: Inputs) -> Iterator[tuple[Any, Any]]:
-        """Yield the inputs of every batch, and the batch; of one dataloader, or of several one after the other."""
+        """Yield the inputs of every batch, and the batch; of one dataloader, or of several one after the other.
+
+        Raises:
+            TypeError: it is one batch, or what has dataloaders, or nothing of the kind.
+        """
+        if isinstance(dataloader, Mapping | Tensor | str) or not hasattr(dataloader, "__iter__"):
+            kind = type(dataloader).__name__
+            has = "; give what its val_dataloader() returns" if hasattr(dataloader, "val_dataloader") else ""
+            raise TypeError(f"held-out data should be a dataloader, or a list of batches: found a {kind}{has}")
         several = isinstance(dataloader, list | tuple) and all(isinstance(one, DataLoader) for one in dataloader)
         for index, loader in enumerate(dataloader if several else [dataloader]):
             for batch in loader:

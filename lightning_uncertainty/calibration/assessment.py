@@ -112,7 +112,7 @@ def assess(
 
     Raises:
         ValueError: no task is left, or the outputs or labels are not what the tasks need.
-        TypeError: the module is no `MultiTaskMixin`.
+        TypeError: the module is no `MultiTaskMixin`, or the data are no dataloader.
         RuntimeError: it has no tasks.
 
     Example:

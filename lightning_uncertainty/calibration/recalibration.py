@@ -116,7 +116,7 @@ def recalibrate(
     Raises:
         ValueError: there is no label at all, the outputs or labels are not what the tasks need, or `min_labels` is
             below 1.
-        TypeError: the module is no `MultiTaskMixin`.
+        TypeError: the module is no `MultiTaskMixin`, or the data are no dataloader.
         RuntimeError: it has no tasks.
 
     Example:

@@ -200,3 +200,19 @@ def test_a_trainer_made_for_hooks_says_nothing(caplog):
         net.task_weighting.log_variance.fill_(0.0)
         assess(net, dicts())
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("call", [recalibrate, assess])
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (LightningDataModule(), "LightningDataModule; give what its val_dataloader"),
+        ({"x": torch.ones(2, 4)}, "dict$"),
+        (torch.ones(2, 4), "Tensor$"),
+        (None, "NoneType$"),
+    ],
+)
+def test_what_is_no_dataloader_is_told(call, data, found):
+    net = MultiTaskModule(nn.Linear(4, 8), {"a": Task("gaussian", head=nn.Linear(8, 1))}, inputs="x")
+    with pytest.raises(TypeError, match=f"should be a dataloader, or a list of batches: found a {found}"):
+        call(net, data)
