@@ -173,6 +173,7 @@ def two_digits(*, briefly: bool = False, mnist: Path | None = None) -> Problem:
         partial(Shared, trunk=partial(LeNet, side), tasks=tasks),
         loaders(parts, 256),
         epochs=1 if briefly else 12,
+        rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         parts=2 if briefly else 8,
     )
 
@@ -263,6 +264,7 @@ def visits(*, briefly: bool = False) -> Problem:
         partial(Shared, trunk=partial(perceptron, 8, 64, 32), tasks=tasks),
         loaders(parts, 64),
         epochs=1 if briefly else 40,
+        rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     )
 
 

@@ -4,7 +4,7 @@
     python benchmarks/evidence.py penguins digits    # some of them
     python benchmarks/evidence.py --briefly          # whether it runs: minutes, and numbers that say nothing
 
-Each method, and each single task, is fitted at three or four learning rates with the first seed; where it does best on
+Each method, and each single task, is fitted at three to five learning rates with the first seed; where it does best on
 the validation data (`val/balanced_loss`; single tasks by their own loss) it is fitted with four more seeds, and tested.
 Any number of processes may run the same command; it goes on where it was stopped. Tables and plots are files in
 `benchmarks/results/evidence`, with the commit and the machine that made them, and the guide includes them.
