@@ -285,7 +285,8 @@ class Heat(MultiTaskMixin, LightningModule):
         super().__init__()
         self.lr = lr
         self.net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
-        self.register_tasks(dict.fromkeys(("residual", "boundary", "initial"), "gaussian"), weighting=weighting)
+        helping = Task("gaussian", auxiliary=True)
+        self.register_tasks({"residual": "gaussian", "boundary": helping, "initial": helping}, weighting=weighting)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         return list(self.net.parameters())
@@ -333,9 +334,9 @@ def heat(*, briefly: bool = False) -> Problem:
     ]
     return Problem(
         "**Synthetic.** The heat equation on a rod (ν = 0.1), solved by a physics-informed network: residual, ends and "
-        "start at 128 points. What counts is the relative error of the solution, which no loss is. σ starts at 1 and "
-        "learns slowly, as [the guide](physics-informed.md) says; a task alone solves nothing, so gains are over equal "
-        "weights.",
+        "start at 128 points. What counts is the relative error of the solution alone, which no loss is. σ starts at 1 "
+        "and learns slowly, as [the guide](physics-informed.md) says; a task alone solves nothing, so gains are over "
+        "equal weights.",
         Heat,
         tuple(Rows(grid).loader(len(grid["x"]), shuffle=False) for grid in grids),
         epochs=5 if briefly else 1500,
