@@ -354,7 +354,7 @@ def heat(*, briefly: bool = False) -> Problem:
 
 def scenes(*, briefly: bool = False) -> Problem:
     counts = (8, 4, 4) if briefly else (400, 100, 200)
-    size, epochs = ((32, 64), 1) if briefly else ((64, 128), 12)
+    size, epochs = ((32, 64), 1) if briefly else ((64, 128), 10)
     data = SceneData(size=size, batch_size=4, streets=counts)
     scales = data.scales()
     options = {"things": data.things, "epochs": epochs, "width": size[1]}
