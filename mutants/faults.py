@@ -2364,9 +2364,23 @@ FAULTS = [
     Fault(
         "streets_are_drawn_twice",
         "examples/_scene_cache.py",
-        "                if not self.folder.is_dir():\n",
-        "                if not self.folder.is_file():\n",
+        "if not self._is_whole(count, size):",
+        "if count:",
         ("tests/examples/test_scene_cache.py::test_two_processes_draw_it_once",),
+    ),
+    Fault(
+        "streets_of_another_kind_are_taken",
+        "examples/_scene_cache.py",
+        "return {name: (part.shape, part.dtype) for name, part in found.items()} == wanted",
+        "return len(found) == len(wanted)",
+        ("tests/examples/test_scene_cache.py::test_what_is_damaged_is_drawn_anew",),
+    ),
+    Fault(
+        "scenes_without_classes_are_fitted",
+        "examples/scenes.py",
+        'for task in ("semantics", "instances",',
+        'for task in ("instances",',
+        ("tests/examples/test_scenes.py::test_scenes_without_classes_are_told",),
     ),
     Fault(
         "strided_offsets_lead_from_a_corner",
