@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 
 from torch import nn
 
@@ -48,7 +49,8 @@ def _is_ours(kind: type) -> bool:
 
 def _hides(name: str, value: object) -> bool:
     """Whether a method is not there any more: what begins with an underscore is not known well enough to override."""
-    return name.startswith("_") or isinstance(value, nn.Module) or not callable(value)
+    other = isinstance(value, nn.Module | property | cached_property)
+    return name.startswith("_") or other or not (callable(value) or hasattr(value, "__get__"))
 
 
 def _refuse(hidden: Iterable[str]) -> None:

@@ -1,5 +1,7 @@
 """Names of a user's module that would take the place of ours."""
 
+from functools import cached_property, partialmethod
+
 import pytest
 import torch
 from pytorch_lightning import LightningModule
@@ -19,6 +21,7 @@ HIDING = {
     "_weighted": property(lambda self: None),
     "sigma": 0.5,
     "task_outputs": property(lambda self: {}),
+    "weigh": cached_property(lambda self: None),
 }
 
 
@@ -49,6 +52,12 @@ def test_what_is_there_to_be_overridden_is():
 
         def on_task_outputs(self, stage, outputs, batch):
             """See them."""
+
+        @classmethod
+        def sigma(cls):
+            return {}
+
+        test_step = partialmethod(MultiTaskModule.validation_step)
 
     assert Net._step(None) == "mine"
 
