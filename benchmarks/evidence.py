@@ -52,6 +52,7 @@ from lightning_uncertainty.weightings import (
 RESULTS = Path(__file__).parent / "results" / "evidence"
 SEEDS = 5
 SHOWN = {"MulticlassAccuracy": "accuracy", "BinaryAccuracy": "accuracy", "MeanSquaredError": "RMSE"}  # of penguins
+FAR_BEHIND = -1000  # percent; how much further says nothing
 SEARCH_SEED = 100  # none of those that are compared
 
 
@@ -184,8 +185,9 @@ def summary(into: Path) -> str:
         for place, row in enumerate(rows, start=1):
             gain, interval = float(row["gain"]), row["gain ci95"]
             within = f" ± {float(interval):.1f}" if interval else ""
+            shown = f"{gain:+.1f}{within}" if gain > FAR_BEHIND else f"below {FAR_BEHIND}"
             ranks.setdefault(row["weighting"], {})[name] = place
-            cells.setdefault(row["weighting"], {})[name] = f"{gain:+.1f}{within} ({place})"
+            cells.setdefault(row["weighting"], {})[name] = f"{shown} ({place})"
     order = sorted(ranks, key=lambda method: (len(ranks[method]) < len(names), fmean(ranks[method].values())))
     lines = []
     for method in order:

@@ -53,7 +53,7 @@ def test_the_tables_of_a_problem_are_made(name, evidence, tmp_path, monkeypatch,
 def test_methods_are_ranked_by_their_mean_place_and_those_of_few_problems_come_last(evidence, tmp_path):
     gains = {
         "penguins": {"single task": "0", "equal": "1.0", "uncertainty": "3.0", "searched weights": "9.0"},
-        "digits": {"single task": "0", "equal": "-2.0", "uncertainty": "-1.0", "broken": ""},
+        "digits": {"single task": "0", "equal": "-2.0", "uncertainty": "-1.0", "broken": "", "lost": "-1e4"},
     }
     for name, found in gains.items():
         with (tmp_path / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -64,6 +64,7 @@ def test_methods_are_ranked_by_their_mean_place_and_those_of_few_problems_come_l
         "| uncertainty | 1.5 | -1.0 ± 0.5 (1) | +3.0 ± 0.5 (2) |",
         "| equal | 2.5 | -2.0 ± 0.5 (2) | +1.0 ± 0.5 (3) |",
         "| searched weights | 1.0 of 1 |  | +9.0 ± 0.5 (1) |",
+        "| lost | 3.0 of 1 | below -1000 (3) |  |",
     ]
 
 
