@@ -24,7 +24,8 @@ def table_of(found: Comparison, name: Callable[[Measure], str]) -> str:
         cells = [result.values[measure].text() if measure in result.values else "" for measure in found.measures]
         gains = [gain.text("+.2f") if gain else "" for gain in (result.gain, result.gain_alone)]
         rank = "" if result.ranks is None else result.ranks.text(".2f")
-        rows.append([result.name, *cells, *gains, rank, *[result.settings for _ in at]])
+        chosen = " / ".join(dict.fromkeys(each.rpartition(" ")[2] for each in result.settings.split(", ")))  # of tasks
+        rows.append([result.name, *cells, *gains, rank, *[chosen for _ in at]])
     return markdown(["weighting", *map(name, found.measures), "gain %", "gain alone %", "mean rank", *at], rows)
 
 
