@@ -11,22 +11,26 @@ from lightning_uncertainty.trials import Comparison, Measure
 __all__ = ["show", "table_of"]
 
 
-def table_of(found: Comparison, name: Callable[[Measure], str]) -> str:
+def table_of(found: Comparison, name: Callable[[Measure], str], *, measured: bool = True, judged: bool = True) -> str:
     """Return a comparison as a Markdown table.
 
     Args:
         found: the comparison.
         name: of the column of a measure.
+        measured: whether it has the measures.
+        judged: whether it has gains, ranks and settings.
     """
-    at = ["at"] if any(result.settings for result in found.results) else []
+    measures = found.measures if measured else []
+    verdict = ["gain %", "gain alone %", "mean rank"] if judged else []
+    verdict += ["at"] if judged and any(result.settings for result in found.results) else []
     rows = []
     for result in found.results:
-        cells = [result.values[measure].text() if measure in result.values else "" for measure in found.measures]
+        cells = [result.values[measure].text() if measure in result.values else "" for measure in measures]
         gains = [gain.text("+.2f") if gain else "" for gain in (result.gain, result.gain_alone)]
         rank = "" if result.ranks is None else result.ranks.text(".2f")
         chosen = " / ".join(dict.fromkeys(each.rpartition(" ")[2] for each in result.settings.split(", ")))  # of tasks
-        rows.append([result.name, *cells, *gains, rank, *[chosen for _ in at]])
-    return markdown(["weighting", *map(name, found.measures), "gain %", "gain alone %", "mean rank", *at], rows)
+        rows.append([result.name, *cells, *[*gains, rank, chosen][: len(verdict)]])
+    return markdown(["weighting", *map(name, measures), *verdict], rows)
 
 
 def show(found: Comparison, name: Callable[[Measure], str]) -> None:

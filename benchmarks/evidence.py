@@ -34,7 +34,7 @@ from _problems import PROBLEMS, Problem
 from torchjd.aggregation import UPGradWeighting
 
 from lightning_uncertainty.balancing import GradientBalancing, GradNorm
-from lightning_uncertainty.trials import Comparison, compare, search_weights
+from lightning_uncertainty.trials import Comparison, Measure, compare, search_weights
 from lightning_uncertainty.weightings import (
     AnalyticUncertaintyWeighting,
     BoundedUncertaintyWeighting,
@@ -138,6 +138,10 @@ def memory(problem: Problem, methods: Mapping[str, Callable[[], Weighting]]) -> 
     return {method: held(make) for method, make in methods.items()}
 
 
+def column(measure: Measure) -> str:
+    return f"{measure.task} {SHOWN.get(measure.metric, measure.metric)}"
+
+
 def costs(found: Comparison, held: Mapping[str, int]) -> str:
     """Return a table of a step's time and memory by method, beside those under equal weights."""
     times = {result.name: result.step_time for result in found.results if result.step_time}
@@ -153,9 +157,10 @@ def written(name: str, problem: Problem, found: Comparison, command: str, into: 
     """Write table, numbers and plot of one problem."""
     paragraphs = [
         problem.about,
-        table_of(found, lambda measure: f"{measure.task} {SHOWN.get(measure.metric, measure.metric)}"),
+        table_of(found, column, measured=False),
         found.answer(),
         f"![Gain of each method, its interval and seeds](evidence_{name}.png)",
+        table_of(found, column, judged=False),
         f"{len({trial.seed for trial in found.trials})} seeds, {problem.epochs} epochs, the best of the learning rates "
         f"{', '.join(f'{rate:g}' for rate in problem.rates)}.",
         f"Searched weights are the best of a grid of 1/{problem.parts} by `val/balanced_loss`, with a seed of its own."
