@@ -52,6 +52,7 @@ from lightning_uncertainty.weightings import (
 RESULTS = Path(__file__).parent / "results" / "evidence"
 SEEDS = 5
 SHOWN = {"MulticlassAccuracy": "accuracy", "BinaryAccuracy": "accuracy", "MeanSquaredError": "RMSE"}  # of penguins
+FLAT = -10  # percent; a plot is linear between this and its opposite
 FAR_BEHIND = -1000  # percent; how much further says nothing
 SEARCH_SEED = 100  # none of those that are compared
 
@@ -171,7 +172,10 @@ def written(name: str, problem: Problem, found: Comparison, command: str, into: 
     ]
     (into / f"{name}.md").write_text("\n\n".join(filter(None, paragraphs)) + "\n", encoding="utf-8")
     found.to_csv(into / f"{name}.csv")
-    found.plot()[0].savefig(into / f"evidence_{name}.png", dpi=90)
+    figure, axes = found.plot()
+    if min(axes.get_xlim()) < 10 * FLAT:  # one that is far behind would leave no room for the others
+        axes.set_xscale("symlog", linthresh=-FLAT)
+    figure.savefig(into / f"evidence_{name}.png", dpi=90)
 
 
 # -- all problems ------------------------------------------------------------------------------------------------------
