@@ -176,7 +176,7 @@ def allocated(run: Callable[[], object]) -> int:
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profile.profiler.kineto_results.events()
     return max(accumulate((event.nbytes() for event in events if event.name() == "[memory]"), initial=0))
 
 

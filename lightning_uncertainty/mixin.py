@@ -435,7 +435,7 @@ class MultiTaskMixin(Predicting, _Host):
         """
         self._require_tasks("plain_checkpoint")
         own = own_prefixes(self, MultiTaskMixin)
-        return plain_checkpoint(checkpoint, own, self.named_parameters(), __name__.split(".")[0])
+        return plain_checkpoint(checkpoint, own, self.named_parameters())
 
     def write_plain_checkpoint(self, source: str | Path, target: str | Path, *, weights_only: bool = True) -> None:
         """Write a checkpoint file anew as the host alone would have written it; see `plain_checkpoint`.

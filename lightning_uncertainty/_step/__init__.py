@@ -4,7 +4,7 @@ from lightning_uncertainty._step.checks import warn_of_length, warn_of_shares
 from lightning_uncertainty._step.kpis import hearing
 from lightning_uncertainty._step.logs import log_evaluation, log_metrics, log_prefix
 from lightning_uncertainty._step.losses import TaskLossValue, check_graphs, graph_of, stack_losses
-from lightning_uncertainty._step.names import check_class_names, check_names
+from lightning_uncertainty._step.names import check_class_names, check_names, is_ours
 from lightning_uncertainty._step.optimizers import (
     BETAS,
     FACTOR,
@@ -56,6 +56,7 @@ __all__ = [
     "graph_of",
     "grouped",
     "hearing",
+    "is_ours",
     "is_training",
     "log_evaluation",
     "log_metrics",

@@ -7,9 +7,9 @@ from functools import cached_property
 
 from torch import nn
 
-__all__ = ["check_class_names", "check_names"]
+__all__ = ["PACKAGE", "check_class_names", "check_names", "is_ours"]
 
-_PACKAGE = __name__.split(".")[0]
+PACKAGE = __name__.split(".")[0]
 
 
 def check_class_names(kind: type) -> None:
@@ -22,7 +22,7 @@ def check_class_names(kind: type) -> None:
     for base in kind.__mro__:
         for name in vars(base):
             first.setdefault(name, base)
-    others = {name: base for name in _methods(kind) if not _is_ours(base := first[name])}
+    others = {name: base for name in _methods(kind) if not is_ours(base := first[name])}
     _refuse(f"{base.__name__}.{name}" for name, base in others.items() if _hides(name, vars(base)[name]))
 
 
@@ -39,12 +39,13 @@ def check_names(module: nn.Module) -> None:
 
 def _methods(kind: type) -> list[str]:
     """Return the names of the methods of ours that a class has, sorted."""
-    found = {name for base in kind.__mro__ if _is_ours(base) for name, value in vars(base).items() if callable(value)}
+    found = {name for base in kind.__mro__ if is_ours(base) for name, value in vars(base).items() if callable(value)}
     return sorted(name for name in found if not name.startswith("__"))
 
 
-def _is_ours(kind: type) -> bool:
-    return kind.__module__.split(".")[0] == _PACKAGE
+def is_ours(kind: type) -> bool:
+    """Whether a class is of this package."""
+    return kind.__module__.split(".")[0] == PACKAGE
 
 
 def _hides(name: str, value: object) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_uncertainty._step.names import PACKAGE, is_ours
+
 __all__ = ["OWN_CALLBACKS", "OWN_PARTS", "own_prefixes", "plain_checkpoint", "without"]
 
 OWN_PARTS = ("task_weighting", "task_calibration", "task_metrics")
@@ -38,7 +40,6 @@ def plain_checkpoint(
     checkpoint: Mapping[str, Any],
     prefixes: tuple[str, ...],
     parameters: Iterable[tuple[str, nn.Parameter]],
-    package: str,
 ) -> dict[str, Any]:
     """Return a checkpoint of Lightning without what is ours; the given one stays as it is.
 
@@ -46,7 +47,6 @@ def plain_checkpoint(
         checkpoint: what Lightning writes.
         prefixes: how keys begin that are ours.
         parameters: the module's, by name, in order.
-        package: ours, whose objects are left out of the hyper-parameters.
 
     Raises:
         ValueError: an optimizer holds log-variances, and nothing tells which of its parameters they are.
@@ -61,7 +61,7 @@ def plain_checkpoint(
             key: state for key, state in plain["callbacks"].items() if key.split("{")[0] not in OWN_CALLBACKS
         }
     for key in [key for key in plain if key.endswith("hyper_parameters")]:
-        plain[key] = {name: value for name, value in plain[key].items() if not _needs(value, package)}
+        plain[key] = {name: value for name, value in plain[key].items() if not _needs_us(value)}
     states = plain.get("optimizer_states", [])
     own = _own_places(states, prefixes, list(parameters))
     plain["optimizer_states"] = [_plain_optimizer(*pair)[0] for pair in zip(states, own, strict=True)]
@@ -80,15 +80,14 @@ def _prefixes_in(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key.removesuffix(mark)}{part}." for key in dict.fromkeys(keys) for part in OWN_PARTS)
 
 
-def _needs(value: Any, package: str) -> bool:
-    """Whether a value is an object of a package, or holds one, or says how to make one."""
+def _needs_us(value: Any) -> bool:
+    """Whether a value is an object of ours, or holds one, or says how to make one."""
     if isinstance(value, Mapping):
-        return str(value.get("class_path", "")).startswith(f"{package}.") or any(
-            _needs(part, package) for part in value.values()
-        )
+        named = str(value.get("class_path", "")).startswith(f"{PACKAGE}.")
+        return named or any(_needs_us(part) for part in value.values())
     if isinstance(value, list | tuple | set):
-        return any(_needs(part, package) for part in value)
-    return type(value).__module__.split(".")[0] == package
+        return any(_needs_us(part) for part in value)
+    return is_ours(type(value))
 
 
 def _own_places(

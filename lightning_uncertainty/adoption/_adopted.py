@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uncertainty import _step as steps
-from lightning_uncertainty._step import is_training
+from lightning_uncertainty._step import is_ours, is_training
 from lightning_uncertainty.adoption._adoption import Adoption
 from lightning_uncertainty.adoption._host_shaped import HostShaped
 from lightning_uncertainty.adoption._optimizers import check_made, one_group_more
@@ -206,7 +206,7 @@ def _bare(host: type) -> Any:
 
 def _names() -> frozenset[str]:
     """Return the names that an adopted module needs for itself."""
-    ours = [one for one in Adopted.__mro__ if one.__module__.startswith("lightning_uncertainty")]
+    ours = [one for one in Adopted.__mro__ if is_ours(one)]
     found = {name for one in ours for name in (*vars(one), *inspect.get_annotations(one))}
     registered = {"task_weighting", "task_calibration", "_task_specs"}
     return frozenset(name for name in found | registered if not name.startswith("__"))

@@ -85,12 +85,15 @@ class Streets(Sequence["dict[str, np.ndarray[Any, Any]]"]):
     @cached_property
     def parts(self) -> dict[str, np.ndarray[Any, Any]]:
         """The arrays, which are read where they lie."""
+        return self._opened()
+
+    def _opened(self) -> dict[str, np.ndarray[Any, Any]]:
         return {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in PARTS}
 
     def _is_whole(self, count: int, size: tuple[int, int]) -> bool:
         """Whether all arrays are there as they were drawn, as far as their heads and lengths tell."""
         try:
-            found = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in PARTS}
+            found = self._opened()
         except (OSError, ValueError, EOFError):
             return False
         wanted = {name: ((count, *size, *more), np.dtype(kind)) for name, (more, kind) in PARTS.items()}

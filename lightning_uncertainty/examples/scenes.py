@@ -143,22 +143,29 @@ class SceneData(LightningDataModule):
         """
         scenes = self.scenes("train")
         samples = [Scenes(scenes.raw)[index] for index in range(min(LOOKED_AT, len(scenes)))]
+        self._known(samples, "semantics")
         found: dict[str, tuple[float, float]] = {}
-        for task in ("semantics", "instances", "disparity", "depth", "normals"):
-            if task not in samples[0]:
-                continue
-            labels = torch.cat([sample[task].flatten() for sample in samples])
-            labels = labels[labels != WITHOUT] if task == "semantics" else labels[~labels.isnan()]
-            if len(labels) < 2:
-                raise ValueError(
-                    f"labels of {task!r} should be known somewhere in the first {len(samples)} scenes of {self.root}: "
-                    "found none; give scenes that have some first, in the order of their names"
-                )
-            if task == "semantics":
-                continue
-            mean, std = (float(f"{number.item():.3g}") for number in (labels.mean(), labels.std()))
-            found[task] = (0.0 if task == "instances" else mean, std)
+        for task in ("instances", "disparity", "depth", "normals"):
+            if task in samples[0]:
+                labels = self._known(samples, task)
+                mean, std = (float(f"{number.item():.3g}") for number in (labels.mean(), labels.std()))
+                found[task] = (0.0 if task == "instances" else mean, std)
         return found
+
+    def _known(self, samples: Sequence[Mapping[str, Tensor]], task: str) -> Tensor:
+        """Return the labels of a task that are known in some samples.
+
+        Raises:
+            ValueError: there are not two.
+        """
+        labels = torch.cat([sample[task].flatten() for sample in samples])
+        labels = labels[labels != WITHOUT] if task == "semantics" else labels[~labels.isnan()]
+        if len(labels) < 2:
+            raise ValueError(
+                f"labels of {task!r} should be known somewhere in the first {len(samples)} scenes of {self.root}: "
+                "found none; give scenes that have some first, in the order of their names"
+            )
+        return labels
 
     def prepare_data(self) -> None:
         for split in self.counts:
