@@ -50,6 +50,7 @@ from lightning_uncertainty._step import (
     trainer_of,
     warn_of_length,
     warn_of_shares,
+    warn_where_none_arrive,
     without,
 )
 from lightning_uncertainty._tensors import mean_losses, reads_values
@@ -281,6 +282,7 @@ class MultiTaskMixin(Predicting, _Host):
         network, own = split(self.parameters(), list(self.task_weighting.parameters()))
         check_shards(self, own)
         check_optimizers(network, own, trainer.optimizers, remembers=self.task_weighting.remembers)
+        warn_where_none_arrive(trainer.optimizers, own, self._task_fit)
         restore_rates(trainer.callbacks, trainer.optimizers, own)
         if self.task_weighting.remapped:
             check_resumed(trainer.optimizers, [*own, *self.task_heads.parameters()])  # their order is that of the tasks

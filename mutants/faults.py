@@ -806,6 +806,13 @@ FAULTS = [
         ("tests/_step/test_optimizers.py::test_log_variances_have_betas_of_their_own_where_an_optimizer_has_two",),
     ),
     Fault(
+        "no_gradient_told_before_weighed",
+        "_step/arriving.py",
+        "self._steps += not self._fit.begins and self._fit.skip is None",
+        "self._steps += 1",
+        ("tests/_step/test_arriving.py::test_steps_before_losses_are_weighed_do_not_count",),
+    ),
+    Fault(
         "betas_for_those_that_have_three",
         "_step/optimizers.py",
         "        _fit_betas(*holders[0][1:])\n",

@@ -1,5 +1,6 @@
 """The parts of a training step that know the Trainer and the optimizer, and how losses become vectors."""
 
+from lightning_uncertainty._step.arriving import warn_where_none_arrive
 from lightning_uncertainty._step.checks import warn_of_length, warn_of_shares
 from lightning_uncertainty._step.kpis import hearing
 from lightning_uncertainty._step.logs import log_evaluation, log_metrics, log_prefix
@@ -74,5 +75,6 @@ __all__ = [
     "unsound_loss",
     "warn_of_length",
     "warn_of_shares",
+    "warn_where_none_arrive",
     "without",
 ]

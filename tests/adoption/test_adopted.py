@@ -326,6 +326,13 @@ def test_log_variances_go_to_the_optimizer_that_is_meant(form):
     fit(adopt(seeded(TwoOptimizers, FORMS[form]), TASKS, LOG), 4)  # nothing to be placed
 
 
+def test_log_variances_beside_what_another_loss_trains_are_told():
+    host = seeded(TwoOptimizers, FORMS["list"])
+    net = adopt(host, TASKS, LOG, weighting=UncertaintyWeighting(), beside="judge")
+    with pytest.warns(UserWarning, match=r"found none in 10 steps of optimizer number 1, SGD; .*`beside=` of `adopt`"):
+        fit(net, 20)  # of either optimizer
+
+
 class Given(Host):
     """Has its optimizer from outside."""
 

@@ -1,0 +1,79 @@
+"""Log-variances that get no gradient are told of, in whatever way a step is optimized."""
+
+import warnings
+
+import pytest
+import torch
+
+from lightning_uncertainty import UncertaintyMonitor, UncertaintyWeighting
+from tests._nets import Plain, trainer, tuples
+
+BATCHES = 12
+
+
+def fit(net, **options):
+    """Return what a fit warns of σ that stays, and the optimizers."""
+    fitting = trainer(max_epochs=1, limit_train_batches=BATCHES, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitting.fit(net, tuples(8 * BATCHES))
+    hooks = [len(optimizer._optimizer_step_post_hooks) for optimizer in fitting.optimizers]
+    return [str(each.message) for each in caught if "σ stays" in str(each.message)], hooks
+
+
+class Manual(Plain):
+    """A judge steps after, or before, what the tasks train; σ is in one of both optimizers."""
+
+    def __init__(self, holder, from_step=0):
+        super().__init__(UncertaintyWeighting())
+        self.automatic_optimization = False
+        self.judge, self.holder, self.from_step = torch.nn.Linear(1, 1), holder, from_step
+
+    def training_step(self, batch, batch_idx):
+        judge, net = self.optimizers()
+        if batch_idx >= self.from_step:
+            net.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            net.step()
+        judge.zero_grad()
+        self.manual_backward(self.judge(torch.ones(1, 1)).square().mean())
+        judge.step()
+
+    def configure_optimizers(self):
+        own = {"params": list(self.task_weighting.parameters())}
+        parts = {"judge": self.judge.parameters(), "net": self.depth.parameters()}
+        return [torch.optim.Adam([{"params": list(p)}, *[own] * (name == self.holder)]) for name, p in parts.items()]
+
+
+def test_an_optimizer_whose_steps_find_no_gradient_of_theirs_is_told():
+    net = Manual("judge")
+    (told,), hooks = fit(net)
+    assert "found none in 10 steps of optimizer number 1, Adam; " in told
+    assert "`beside=`" in told
+    assert hooks == [0, 0]
+
+
+@pytest.mark.parametrize("callbacks", [[], [UncertaintyMonitor()]], ids=["alone", "monitor"])
+@pytest.mark.parametrize("from_step", [0, 11])
+def test_the_right_one_is_not_also_where_tasks_begin_late(callbacks, from_step):
+    assert fit(Manual("net", from_step), callbacks=callbacks) == ([], [0, 0])
+
+
+def test_steps_before_losses_are_weighed_do_not_count():
+    told, _ = fit(Manual("judge", from_step=5), callbacks=[UncertaintyMonitor()])
+    assert told == []
+
+
+def test_a_step_that_minimises_another_loss_is_told():
+    class Other(Plain):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx).detach() + self.depth(batch[0]).square().mean()
+
+    (told,), hooks = fit(Other())
+    assert "minimise what `weigh` returned" in told
+    assert hooks == [0]
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}, {"gradient_clip_val": 1.0}])
+def test_a_step_of_automatic_optimization_is_not(options):
+    assert fit(Plain(), **options) == ([], [0])
