@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
 import gc
 import math
@@ -10,9 +11,12 @@ import multiprocessing
 import os
 import platform
 import random
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from datetime import date
 from importlib.metadata import version
 from itertools import accumulate
 from multiprocessing.connection import Connection
@@ -23,6 +27,8 @@ from typing import NamedTuple, TypeVar
 import torch
 
 Key = TypeVar("Key", bound=Hashable)
+
+STAT = Path("/proc/stat")
 
 
 class Estimate(NamedTuple):
@@ -128,15 +134,60 @@ def begin(
 
 
 def introduce(title: str, packages: Iterable[str], clock: str = "CPU time of the process") -> None:
-    """Set torch up, print a title, the machine's essentials and the command."""
+    """Set torch up, print a title, the machine, its load and the command; at the end, what others took of it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     print(
-        f"# {title}\n\n{os.cpu_count()} CPUs ({platform.machine()}), {torch.get_num_threads()} thread, "
-        f"Python {platform.python_version()}, {versions}. {clock}, rounds in random order, median of "
-        f"same-round differences or ratios [95 % interval]. Made by `{command}`.\n"
+        f"# {title}\n\n{os.cpu_count()} CPUs ({processor()}), {torch.get_num_threads()} thread, load "
+        f"{os.getloadavg()[0]:.2f} before; Python {platform.python_version()}, {versions}. {clock}, rounds in random "
+        f"order, median of same-round differences or ratios [95 % interval]. Made by `{command}` on {date.today()} of "
+        f"commit {commit()}.\n",
+        flush=True,
+    )
+    if STAT.exists():
+        atexit.register(_conclude, machine_seconds(), own_seconds())
+
+
+def commit() -> str:
+    """Return the commit that this file stands in, and whether something but results was changed since."""
+
+    def git(*asked: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *asked], cwd=Path(__file__).parent, capture_output=True, text=True)
+
+    changed = git("diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results").returncode
+    found = git("rev-parse", "--short=7", "HEAD").stdout.strip()
+    return f"{found}{', changed' * bool(changed)}" if found else "no repository"
+
+
+def processor() -> str:
+    """Return the model of the CPU where the system tells it, or its kind."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def machine_seconds() -> tuple[float, float, float]:
+    """Return how long all CPUs have been there, at work, and at work for other machines of the same host."""
+    ticks = [int(part) for part in STAT.read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, _idle, _waiting, irq, soft, stolen = (tick / os.sysconf("SC_CLK_TCK") for tick in ticks)
+    return sum(ticks) / os.sysconf("SC_CLK_TCK"), user + nice + system + irq + soft, stolen
+
+
+def own_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def _conclude(before: tuple[float, float, float], own: float) -> None:
+    there, busy, stolen = (now - then for now, then in zip(machine_seconds(), before, strict=True))
+    others = max(busy - (own_seconds() - own), 0.0)
+    print(
+        f"Meanwhile other processes took {100 * others / there:.1f} % of the machine's CPU time, and other machines of "
+        f"the same host {100 * stolen / there:.1f} %."
     )
 
 

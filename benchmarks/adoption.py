@@ -114,9 +114,9 @@ def main() -> None:
     print(
         f"{len(TASKS)} tasks, {len(samples[HOST])} rounds; `log_every_n_steps=50`, on which the total is checked. The "
         f"last share is of a ResNet-18 step with {len(TASKS)} heads, 16 images of 3x64x64: "
-        f"{estimate(samples[RESNET]).text()} us in the same rounds.\n"
+        f"{estimate(samples[RESNET]).text()} µs in the same rounds.\n"
     )
-    table(["", "us / step", "us more than by hand", "/ by hand", "% of ResNet-18", "claim"], rows)
+    table(["", "µs / step", "µs more than by hand", "/ by hand", "% of ResNet-18", "claim"], rows)
 
 
 if __name__ == "__main__":

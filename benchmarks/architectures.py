@@ -152,7 +152,7 @@ def peak(name: str, tasks: int) -> float:
 
 
 def main() -> None:
-    seconds = begin("Architectures", __doc__, 120.0, ["torch"])
+    seconds = begin("Architectures", __doc__, 300.0, ["torch"])
     peaks = {setting: peak(*setting) for setting in SETTINGS}  # forks, first of all
     problems = {setting: Problem(*setting) for setting in SETTINGS}
     samples = times(problems, seconds)

@@ -16,7 +16,6 @@ import argparse
 import csv
 import os
 import platform
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ from typing import Any
 
 import torch
 from _comparison import table_of
-from _measure import allocated, markdown
+from _measure import allocated, commit, markdown, processor
 from _problems import PROBLEMS, Problem
 from torchjd.aggregation import UPGradWeighting
 
@@ -82,19 +81,11 @@ def methods_for(problem: Problem) -> dict[str, Callable[[], Weighting]]:
     }
 
 
-def commit() -> str:
-    """Return the commit that this file stands in, and whether something was changed since."""
-    folder = Path(__file__).parent
-    asked = ["git", "describe", "--always", "--abbrev=7", "--dirty"]
-    done = subprocess.run(asked, cwd=folder, capture_output=True, text=True)
-    return done.stdout.strip() or "no repository"
-
-
 def made_by(command: str) -> str:
     """Return what a reader needs to make it again."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "torchjd"))
     return (
-        f"Made by `{command}` on {date.today()} of commit {commit()}: {os.cpu_count()} CPUs ({platform.machine()}), "
+        f"Made by `{command}` on {date.today()} of commit {commit()}: {os.cpu_count()} CPUs ({processor()}), "
         f"one thread a process, Python {platform.python_version()}, {packages}."
     )
 

@@ -178,7 +178,7 @@ def main() -> None:
     print(
         f"Microseconds of a step with {len(TASKS)} tasks, {len(resnet)} rounds; `log_every_n_steps={EVERY}`. The share "
         f"is that of a ResNet-18 step with {len(TASKS)} heads, 16 images of 3x64x64: "
-        f"{estimate(resnet).text()} us in the same rounds.\n"
+        f"{estimate(resnet).text()} µs in the same rounds.\n"
     )
     rows = []
     for key in variants:
@@ -188,12 +188,12 @@ def main() -> None:
             own += [estimate(added[key]).text(), percent.text(2)]
             own.append(judge(percent, at_most=1.0) if key[0] == MONITORED else "")
         rows.append(own if key in added else [*own, "", "", ""])
-    table(["", "logger", "us / step", "us added", "% of ResNet-18", "claim: at most 1 %"], rows)
+    table(["", "logger", "µs / step", "µs added", "% of ResNet-18", "claim: at most 1 %"], rows)
 
     by_log_dict = added[LOGGED, "null"]
     print(
-        "The monitor's own hook, us / step over all steps of those fits, against what `self.log_dict` of "
-        f"{3 * len(TASKS)} scalars adds on every step ({estimate(by_log_dict).text()} us); the last column is the "
+        "The monitor's own hook, µs / step over all steps of those fits, against what `self.log_dict` of "
+        f"{3 * len(TASKS)} scalars adds on every step ({estimate(by_log_dict).text()} µs); the last column is the "
         "difference of the fits with and without the monitor.\n"
     )
     rows = []
@@ -209,7 +209,7 @@ def main() -> None:
                 estimate(apart).text(1) if apart else "",
             ]
         )
-    table(["", "us / step", "/ `log_dict`", "claim: at most 0.01", "fits"], rows)
+    table(["", "µs / step", "/ `log_dict`", "claim: at most 0.01", "fits"], rows)
 
 
 if __name__ == "__main__":

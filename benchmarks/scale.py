@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import introduce, status, table
+from _measure import estimate, interleave, introduce, status, table
 from lightning_step import Stopwatch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -35,10 +35,12 @@ from lightning_uncertainty.weightings import (
 
 TASKS = (10, 100, 1000)
 TASK_STEPS = 60
+TASK_SECONDS = 120.0
 STEPS = (20_000, 40_000, 60_000, 80_000, 100_000)
 MANY_STEPS = 1_000_000
 TRIALS = (100, 200, 400)
 MANY_TRIALS = 10_000
+READS = 5
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,
@@ -100,25 +102,31 @@ def many_tasks() -> None:
         "`AnalyticUncertaintyWeighting`": AnalyticUncertaintyWeighting,
         "`FixedWeighting`": FixedWeighting,
     }
+    settings = [(name, tasks) for name in kinds for tasks in TASKS]
+    monitors: dict[str, UncertaintyMonitor] = {}
+
+    def sample(name: str, tasks: int) -> float:
+        clock = Stopwatch(TASK_STEPS // 2, TASK_STEPS // 2)
+        monitors[name] = UncertaintyMonitor(table=False)
+        Trainer(max_epochs=1, callbacks=[clock, monitors[name]], log_every_n_steps=10, **QUIET).fit(
+            Many(kinds[name](), tasks), batches(TASK_STEPS)
+        )
+        return clock.microseconds / 1000
+
+    samples = interleave({setting: partial(sample, *setting) for setting in settings}, TASK_SECONDS)
     rows = []
-    for name, make in kinds.items():
-        cells = []
-        for tasks in TASKS:
-            clock = Stopwatch(TASK_STEPS // 2, TASK_STEPS // 2)
-            monitor = UncertaintyMonitor(table=False)
-            module = Many(make(), tasks)
-            Trainer(max_epochs=1, callbacks=[clock, monitor], log_every_n_steps=10, **QUIET).fit(
-                module, batches(TASK_STEPS)
-            )
-            cells.append(f"{clock.microseconds / 1000:.2f}")
+    for name in kinds:
+        sample(name, TASKS[-1])
         with tempfile.TemporaryDirectory() as folder:
             begun = time.process_time()
-            monitor.report(Path(folder) / "report.html")
+            monitors[name].report(Path(folder) / "report.html")
+            spent = time.process_time() - begun
             size = (Path(folder) / "report.html").stat().st_size / 2**20
-        rows.append([name, *cells, f"{time.process_time() - begun:.2f} s, {size:.1f} MiB"])
-    header = ["", *(f"T = {tasks}, ms a step" for tasks in TASKS), f"report of {TASKS[-1]}"]
-    print("Steps of the Trainer, the monitor every tenth.\n")
-    table(header, rows)
+        rows.append(
+            [name, *(estimate(samples[name, tasks]).text(2) for tasks in TASKS), f"{spent:.1f} s, {size:.1f} MiB"]
+        )
+    print(f"Milliseconds of a step of the Trainer, the monitor every tenth; {len(samples[settings[0]])} rounds.\n")
+    table(["", *(f"T = {tasks:,}" for tasks in TASKS), f"report of {TASKS[-1]:,}"], rows)
 
 
 def many_steps() -> None:
@@ -144,22 +152,26 @@ def many_trials() -> None:
             options = {"seeds": range(count), "trainer": trainer, "baseline": None, "progress_bar": False}
             run = partial(compare, Many, (batches(1), batches(1)), {"equal": FixedWeighting}, folder, **options)
             run()
-            begun = time.process_time()
-            found = run()
-            str(found)
-            read.append(time.process_time() - begun)
-            rows.append([f"{count:,}", f"{read[-1]:.2f}"])
-    print("Fits of one step; the second call finds all of them, and prints the table.\n")
+            spent = []
+            for _ in range(READS):
+                begun = time.process_time()
+                str(run())
+                spent.append(time.process_time() - begun)
+            read.append(estimate(spent))
+            rows.append([f"{count:,}", read[-1].text(2)])
+    print(
+        f"Fits of one step; a later call finds all of them, and makes the table; {READS} calls, of which the range.\n"
+    )
     table(["trials", "s to read"], rows)
-    rate = (read[-1] - read[-2]) / (TRIALS[-1] - TRIALS[-2])
-    print(f"{MANY_TRIALS:,} trials: {read[-1] + rate * (MANY_TRIALS - TRIALS[-1]):.0f} s.\n")
+    rate = (read[-1].median - read[-2].median) / (TRIALS[-1] - TRIALS[-2])
+    print(f"{MANY_TRIALS:,} trials: {read[-1].median + rate * (MANY_TRIALS - TRIALS[-1]):.0f} s.\n")
 
 
 def main() -> None:
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    introduce("Scale", ["torch", "pytorch-lightning"])
+    introduce("Scale", ["torch", "pytorch-lightning"], "CPU time, resident memory")
     many_tasks()
     many_steps()
     many_trials()

@@ -265,25 +265,23 @@ def report(features: str, tasks: int, rounds: int, peaks: Mapping[str, float]) -
     samples = measured(features, tasks, rounds)
     goals, rows = [], []
 
-    def judged(what: str, measure: Estimate, bound: float) -> str:
+    def judged(what: str, measure: Estimate, bound: float) -> None:
         verdict = judge(measure, at_most=bound)
         goals.append(f"{verdict}: {features}, T = {tasks}, {what} {measure.text(3)}, at most {bound}")
-        return verdict
 
     for name, own in samples.items():
         row = [name, f"{estimate(own.values()).median:,.1f}", same_rounds(own, samples[PLAIN]).text(3), str(len(own))]
         goal = time_goal(name, tasks, samples)
-        row.append(f"{goal[0]} {goal[1].text(3)}: {judged(f'{name} {goal[0]}', *goal[1:])}" if goal else "")
+        if goal:
+            judged(f"{name} {goal[0]}", *goal[1:])
         if name in peaks:
             growth = estimate([peaks[name] / peaks[PLAIN]])
-            verdict = (
-                judged(f"{name}, memory / plain sum", growth, 1.1) if name in (MGDA_FEATURES, PCGRAD_FEATURES) else ""
-            )
-            row += [f"{peaks[name]:,.1f}", f"{growth.median:.3f}", verdict]
-        rows.append([*row, *[""] * (8 - len(row))])
+            if name in (MGDA_FEATURES, PCGRAD_FEATURES):
+                judged(f"{name}, memory / plain sum", growth, 1.1)
+            row += [f"{peaks[name]:,.1f}", f"{growth.median:.3f}"]
+        rows.append([*row, *[""] * (6 - len(row))])
     print(f"{features} features, T = {tasks}:\n")
-    header = ["", "ms / step", "/ plain sum", "rounds", "goal of time", "peak MiB", "/ plain sum", "goal of memory"]
-    table(header, rows)
+    table(["", "ms / step", "/ plain sum", "rounds", "peak MiB", "/ plain sum"], rows)
     return goals
 
 
@@ -308,7 +306,7 @@ def main() -> None:
     for features, tasks in settings:
         rounds = chosen.rounds or dict(zip(TASKS, ROUNDS[features], strict=True)).get(tasks, 12)
         goals += report(features, tasks, rounds, peaks[features, tasks])
-    print("\n".join(f"- {goal}" for goal in goals))
+    print("Goals:\n\n" + "\n".join(f"- {goal}" for goal in goals) + "\n")
 
 
 if __name__ == "__main__":
