@@ -82,7 +82,7 @@ def main() -> None:
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    seconds = begin("Adopted modules", __doc__, 150.0, ["torch", "pytorch-lightning"])
+    seconds = begin("Adopted modules", __doc__, 300.0, ["torch", "pytorch-lightning"])
     batches = [(torch.randn(64, 96), torch.randn(64, 1)) for _ in range(10)]
     data = DataLoader(batches * (2 * STEPS // 10), batch_size=None)
     images = DataLoader([(torch.randn(16, 3, 64, 64), torch.randn(16, 1))] * (1 + RESNET_STEPS), batch_size=None)

@@ -65,7 +65,7 @@ class Many(MultiTaskMixin, LightningModule):
         self.register_tasks(dict.fromkeys(self.names, "gaussian"), weighting=weighting)
 
     def losses(self, batch: Tensor) -> dict[str, Tensor]:
-        losses = (self.net(batch) - batch.sum(1, keepdim=True)).square().mean(0)
+        losses = (self.net(batch[:, 1:]) - batch.sum(1, keepdim=True)).square().mean(0)  # the first column is noise
         return dict(zip(self.names, losses.unbind(), strict=True))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
@@ -79,7 +79,7 @@ class Many(MultiTaskMixin, LightningModule):
 
 
 def batches(count: int) -> DataLoader[Tensor]:
-    return DataLoader([torch.randn(8, 4)] * count, batch_size=None)
+    return DataLoader([torch.randn(8, 5)] * count, batch_size=None)
 
 
 class Memory(Callback):

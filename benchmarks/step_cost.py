@@ -26,7 +26,7 @@ from lightning_uncertainty.balancing import GradientBalancing
 from lightning_uncertainty.weightings import Weighting
 
 TASKS = (2, 3, 10, 40)
-ROUNDS = {"pooled": (12, 30, 15, 9), "dense": (24, 60, 20, 9)}  # by features, for each number of tasks
+ROUNDS = {"pooled": (36, 48, 36, 18), "dense": (72, 72, 36, 30)}  # by features, for each number of tasks
 CLASSES = 10
 EVERY = 10
 

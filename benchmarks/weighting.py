@@ -116,7 +116,7 @@ def samplers(tasks: int) -> dict[tuple[str, int], Callable[[], float]]:
 
 
 def main() -> None:
-    seconds = begin("Weighting alone", __doc__, 120.0, ["torch", "pytorch-lightning", "torchjd"])
+    seconds = begin("Weighting alone", __doc__, 240.0, ["torch", "pytorch-lightning", "torchjd"])
 
     everything = {key: sampler for tasks in (*TASKS, MANY) for key, sampler in samplers(tasks).items()}
     ways = list(dict.fromkeys(way for way, _ in everything))

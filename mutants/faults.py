@@ -438,8 +438,8 @@ FAULTS = [
     Fault(
         "warmup_hold_one_late",
         "callbacks/warm_up.py",
-        "or self._progress(trainer) >= 1:",
-        "or self._progress(trainer) > 1:",
+        "and self._progress(trainer) < 1",
+        "and self._progress(trainer) <= 1",
         ("tests/callbacks/test_warm_up.py::test_the_hold_ends_after_its_epochs_or_optimizer_steps",),
     ),
     Fault(
@@ -806,10 +806,24 @@ FAULTS = [
         ("tests/_step/test_optimizers.py::test_log_variances_have_betas_of_their_own_where_an_optimizer_has_two",),
     ),
     Fault(
+        "sigma_held_for_ever",
+        "weightings/_learnt.py",
+        "((fixed > _LOWEST) | (slope < 0))",
+        "(fixed > _LOWEST)",
+        ("tests/weightings/test_learnt.py::test_a_loss_of_zero_takes_no_weight_out_of_what_float32_holds",),
+    ),
+    Fault(
+        "sigma_without_floor",
+        "weightings/_learnt.py",
+        "seen & ((fixed > _LOWEST) | (slope < 0))",
+        "seen",
+        ("tests/weightings/test_learnt.py::test_a_loss_of_zero_takes_no_weight_out_of_what_float32_holds",),
+    ),
+    Fault(
         "no_gradient_told_before_weighed",
         "_step/arriving.py",
-        "self._steps += not self._fit.begins and self._fit.skip is None",
-        "self._steps += 1",
+        "(self._fit.begins or self._fit.skip is not None or self._fit.held)",
+        "(self._fit.skip is not None or self._fit.held)",
         ("tests/_step/test_arriving.py::test_steps_before_losses_are_weighed_do_not_count",),
     ),
     Fault(

@@ -36,23 +36,24 @@ def warn_where_none_arrive(optimizers: Iterable[Any], own: Sequence[nn.Parameter
 
 
 class _Watch:
-    """Looks at every step of an optimizer until it knows."""
+    """Looks at every step of an optimizer until it knows; a hook that is removed while hooks run would stop them."""
 
     def __init__(self, optimizer: Optimizer, own: Sequence[nn.Parameter], fit: FitState, named: str) -> None:
-        self._own, self._fit, self._named, self._steps = own, fit, named, 0
-        self._hook = optimizer.register_step_post_hook(self._look)  # before a step its closure has not run
+        self._own, self._fit, self._named, self._left = own, fit, named, MOST
+        optimizer.register_step_post_hook(self._look)  # before a step its closure has not run
 
     def _look(self, *_: Any) -> None:
-        if any(parameter.grad is not None for parameter in self._own):
-            self._hook.remove()
+        if not self._left:
             return
-        self._steps += not self._fit.begins and self._fit.skip is None
-        if self._steps == MOST:
-            self._hook.remove()
-            warnings.warn(
-                "the log-variances should have a gradient where their optimizer steps, or σ stays where it is: found "
-                f"none in {MOST} steps of optimizer {self._named}; minimise what `weigh` returned, and where several "
-                "optimizers step, put them into the one that steps with it: `beside=` of `adopt` and `own_group` "
-                "names a module whose parameters it holds",
-                stacklevel=2,
-            )
+        if any(parameter.grad is not None for parameter in self._own):
+            self._left = 0
+        elif not (self._fit.begins or self._fit.skip is not None or self._fit.held):
+            self._left -= 1
+            if not self._left:
+                warnings.warn(
+                    "the log-variances should have a gradient where their optimizer steps, or σ stays where it is: "
+                    f"found none in {MOST} steps of optimizer {self._named}; minimise what `weigh` returned, and where "
+                    "several optimizers step, put them into the one that steps with it: `beside=` of `adopt` and "
+                    "`own_group` names a module whose parameters it holds",
+                    stacklevel=2,
+                )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -52,18 +53,32 @@ class Skip:
         if not self._scaled:
             drop_zeros(self._parameters)
         for optimizer in self._scaled:
-            _OnceBeforeStep(optimizer)
+            _BeforeStep.of(optimizer).due = True
 
 
-class _OnceBeforeStep:
-    """Drops an optimizer's zero gradients before its next step."""
+class _BeforeStep:
+    """Drops an optimizer's zero gradients before its next step, if it is due.
+
+    Its hook stays, as one that is removed while hooks run would stop them with an error.
+    """
+
+    _known: ClassVar[WeakKeyDictionary[torch.optim.Optimizer, _BeforeStep]] = WeakKeyDictionary()
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._hook = optimizer.register_step_pre_hook(self._drop)
+        self.due = False
+        optimizer.register_step_pre_hook(self._drop)
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer) -> _BeforeStep:
+        """Return an optimizer's one."""
+        if optimizer not in cls._known:
+            cls._known[optimizer] = cls(optimizer)
+        return cls._known[optimizer]
 
     def _drop(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._hook.remove()
-        drop_zeros(parameter for group in optimizer.param_groups for parameter in group["params"])
+        if self.due:
+            self.due = False
+            drop_zeros(parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def drop_zeros(parameters: Iterable[nn.Parameter]) -> None:

@@ -123,6 +123,7 @@ class FitState:
         begins: whether nothing was weighed in it yet.
         shares: weights of its first batch, and which tasks were present, until somebody looks at them.
         skip: the latest batch that was skipped; None once another is weighed.
+        held: whether a callback takes the gradients of the log-variances away before a step.
         shown: whether a `task_step` was, which calls `on_task_outputs`.
         given: the weighting that `register_tasks` was given, of which the module has a copy, as long as it lives.
     """
@@ -135,6 +136,7 @@ class FitState:
         self.begins = True
         self.shares: tuple[Tensor, Tensor] | None = None
         self.skip: Skip | None = None
+        self.held = False
         self.shown = False
         self.given: ref[Weighting] | None = None
         self._checked: tuple[ref[Any], ...] | None = None

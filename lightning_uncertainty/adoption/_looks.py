@@ -91,8 +91,10 @@ class Looks:
                     f"{sorted({*other, *self.options.may_be_absent})!r}{self._by_number(before & now)}"
                 )
         self._totals.append(now)
+        if len(self._totals) != 2 or self._steps >= _CHECKED:
+            return
         hint, optimizers = self._by_number(now), len(getattr(getattr(host, "_trainer", None), "optimizers", ()))
-        if len(self._totals) == 2 and hint and optimizers > 1 and self._steps < _CHECKED:
+        if hint and optimizers > 1:
             warnings.warn(
                 f"with {optimizers} optimizers a part should be one call's: found 2 totals of {', '.join(sorted(now))} "
                 f"in a step, each of which is weighed, whichever optimizer it is of{hint}",

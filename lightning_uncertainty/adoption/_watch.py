@@ -177,9 +177,15 @@ class Watch:
             returned = fetch(returned, part.entries, f"the entry of '{part}', the part of task {task!r},")
         self._see(task, returned)
 
-    @torch.compiler.disable
     def _see_returned(self, task: str, part: Call | Function, returned: Any) -> None:
         """Take note of what a call returned, outside of what a compiler makes of the call."""
+        (self._see_apart if torch.compiler.is_compiling() else self._see_result)(task, part, returned)
+
+    @torch.compiler.disable
+    def _see_apart(self, task: str, part: Call | Function, returned: Any) -> None:
+        self._see_result(task, part, returned)
+
+    def _see_result(self, task: str, part: Call | Function, returned: Any) -> None:
         if isinstance(part, Call):
             self._see_entry(task, part, returned)
         else:
@@ -187,7 +193,7 @@ class Watch:
 
     def _hear(self, task: str, part: Call, stack: ExitStack) -> None:
         """Hear what a call returns, until the stack is left."""
-        what = f"'{part}', the part of task {task!r},"
+        what = f"{self.named(task)},"
         target = fetch(self._host, part.keys, what)
         count = -1
 

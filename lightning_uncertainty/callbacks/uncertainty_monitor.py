@@ -120,9 +120,9 @@ class UncertaintyMonitor(KeptRows):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log a row if this is a logging step."""
-        net = self.tasks_of(pl_module)
-        stepped = trainer.global_step != self._steps  # not while gradients accumulate
-        self._steps = trainer.global_step
+        net, steps = self.tasks_of(pl_module), trainer.global_step
+        stepped = steps != self._steps  # not while gradients accumulate
+        self._steps = steps
         every = trainer.log_every_n_steps
         if stepped and every > 0 and (self._step + 1) % every == 0:
             sigma = self._log(trainer, net).get("sigma", {})
@@ -131,7 +131,8 @@ class UncertaintyMonitor(KeptRows):
                 pl_module.log_dict(shown, prog_bar=True, logger=False)
         if trainer.fit_loop.epoch_loop._is_training_done or trainer.should_stop:
             self._offer(trainer, net)
-        self._tell_of_total(self._totals["train"].look(trainer._results, net.latest_total()))
+        if self._monitored:
+            self._tell_of_total(self._totals["train"].look(trainer._results, net.latest_total()))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Have the latest values ready for callbacks that read them after this validation."""
@@ -141,7 +142,7 @@ class UncertaintyMonitor(KeptRows):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Look what is logged."""
-        if self._fitting:
+        if self._fitting and self._monitored:
             self._tell_of_total(self._totals["val"].look(trainer._results, self.tasks_of(pl_module).latest_total()))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

@@ -112,9 +112,11 @@ class UncertaintyWarmUp(TaskCallback):
 
         Another optimizer's gradients stay: a gradient scaler has not seen them yet, and would miss them.
         """
-        if self.blend_from is not None or self._progress(trainer) >= 1:
+        net = self.tasks_of(pl_module)
+        net._task_fit.held = self.blend_from is None and self._progress(trainer) < 1
+        if not net._task_fit.held:
             return
-        own = {id(parameter) for parameter in self.tasks_of(pl_module).task_weighting.parameters()}
+        own = {id(parameter) for parameter in net.task_weighting.parameters()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if id(parameter) in own:

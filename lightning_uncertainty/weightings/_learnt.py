@@ -32,6 +32,7 @@ _LONGEST = 1e6  # steps that a memory may have
 _FAR = 2 * math.log(4 / 3)  # of a log-variance: σ is a third off
 _NEWER = (("labels", "mean_loss", "steps"), ("late", "last_offset", "present_since"))  # in no older checkpoint
 _VECTORS = ("start", "started", "labels", "mean_loss", "steps", "late", "last_offset", "present_since", "log_variance")
+_LOWEST = -60.0  # of a log-variance that losses of 0 ask for; a weight of 1e26, which float32 can still multiply
 _STEPS_BETWEEN_LOOKS = 50  # at `started` on devices where reading a value stalls the queue
 
 
@@ -57,8 +58,9 @@ class LearntWeighting(RunningMeans):
 
     `n` counting the task's steps. All objectives are linear in `L`: it is the method's own gradient, averaged over
     about `memory` batches and taken at today's `s`, and it is zero at the same place. `g` is bounded: never steeper
-    downwards than the penalty. A batch of a thousandfold loss, whose own gradient would stay in the second moment of
-    Adam for a thousand steps and hold σ for as long, moves σ by what it is worth and is forgotten.
+    downwards than the penalty. Losses of 0, which have no optimum, take `s` no further down than -60. A batch of a
+    thousandfold loss, whose own gradient would stay in the second moment of Adam for a thousand steps and hold σ for as
+    long, moves σ by what it is worth and is forgotten.
 
     Args:
         start: first log-variance: a number for all tasks, or numbers by task name; others start at the optimum of their
@@ -210,7 +212,8 @@ class LearntWeighting(RunningMeans):
         fixed = s if self.memory is None else s.detach()
         total, weights = self.objective(fixed, losses, present)
         if self.memory is not None and s.requires_grad:
-            slope = torch.where(seen, self.slope(fixed, weights, mean_loss, steps, seen), 0.0)
+            slope = self.slope(fixed, weights, mean_loss, steps, seen)
+            slope = torch.where(seen & ((fixed > _LOWEST) | (slope < 0)), slope, 0.0)
             total = total + slope.to(s.dtype).dot(s - fixed)
         if self.learning:
             self.mean_loss.copy_(mean_loss)

@@ -162,6 +162,14 @@ def test_with_a_gradient_scaler_too(net):
     torch.testing.assert_close(state, expected, rtol=0, atol=0)
 
 
+def test_with_a_gradient_scaler_two_of_the_batches_that_a_step_accumulates_may_be_faulty():
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+    net, _ = fit([1.0, 1.0, NAN, NAN, 1.0, 1.0], None, plugins=[plugin], accumulate_grad_batches=2)
+    sound, _ = fit([1.0] * 4, None, accumulate_grad_batches=2)
+    assert net.skipped_steps == 2
+    torch.testing.assert_close(tensors(net), tensors(sound), rtol=2e-3, atol=2e-3, equal_nan=True)  # of halves
+
+
 def test_without_a_trainer_the_total_is_a_zero_that_can_be_stepped():
     net = Faulty()
     optimizer = net.configure_optimizers()

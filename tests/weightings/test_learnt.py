@@ -616,3 +616,20 @@ def test_a_resume_between_a_step_and_the_next_batch_takes_the_drift_out(listed):
     ours, theirs = (kind(draw_losses(3), apart) for kind in (weighting, resumed))
     assert_same(theirs, ours)
     assert_same(vectors(resumed), vectors(weighting))
+
+
+@every_kind
+def test_a_loss_of_zero_takes_no_weight_out_of_what_float32_holds(kind):
+    weighting = gaussians(2, kind)
+    optimizer = torch.optim.Adam(weighting.parameters(), lr=0.5, betas=(0.9, 0.99))
+    lowest = math.inf
+    for second in [0.25] * 20 + [0.0] * 2500 + [0.25] * 200:
+        losses = torch.tensor([0.25, second], requires_grad=True)
+        optimizer.zero_grad()
+        weighted = weighting(losses, everywhere(2))
+        weighted.total.backward()
+        optimizer.step()
+        assert losses.grad.isfinite().all()
+        lowest = min(lowest, weighted.log_variances[1].item())
+    assert -75 < lowest < -5
+    assert weighted.log_variances[1] > lowest + 4, "a loss lifts it again"
