@@ -67,7 +67,7 @@ def methods_for(problem: Problem) -> dict[str, Callable[[], Weighting]]:
         "bounded uncertainty": partial(BoundedUncertaintyWeighting, start=start),
         "constrained uncertainty": partial(ConstrainedUncertaintyWeighting, start=start),
         "UW-SO": SoftOptimalUncertaintyWeighting,
-        "IMTL-L": ImpartialLossWeighting,
+        "IMTL-L": partial(ImpartialLossWeighting, start=start),
         "GLS": GeometricLossWeighting,
         "DWA": DynamicWeightAverage,
         "RLW": RandomLossWeighting,
@@ -147,9 +147,10 @@ def costs(found: Comparison, held: Mapping[str, int]) -> str:
 
 def written(name: str, problem: Problem, found: Comparison, command: str, into: Path) -> None:
     """Write table, numbers and plot of one problem."""
+    ends = [f"lr={rate:g}" for rate in (problem.rates[0], problem.rates[-1])]
     paragraphs = [
         problem.about,
-        table_of(found, column, measured=False),
+        table_of(found, column, measured=False, ends=ends),
         found.answer(),
         f"![Gain of each method, its interval and seeds](evidence_{name}.png)",
         table_of(found, column, judged=False),
@@ -173,29 +174,45 @@ def written(name: str, problem: Problem, found: Comparison, command: str, into: 
 
 
 def summary(into: Path) -> str:
-    """Return a table of each method's gain and rank in each problem, by its mean rank, from their files."""
-    ranks: dict[str, dict[str, float]] = {}
-    cells: dict[str, dict[str, str]] = {}
+    """Return a table of each method's gain and place in each problem, by its mean place, from their files.
+
+    Methods that are not in all problems have no place, and take none from others.
+    """
     names = [name for name in PROBLEMS if (into / f"{name}.csv").is_file()]
+    gains: dict[str, dict[str, tuple[float, str]]] = {}
     for name in names:
         with (into / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if not row["weighting"].startswith("single task")]
-        rows = [row for row in rows if row["gain"]]
-        rows.sort(key=lambda row: -float(row["gain"]))
-        for place, row in enumerate(rows, start=1):
-            gain, interval = float(row["gain"]), row["gain ci95"]
-            within = f" ± {float(interval):.1f}" if interval else ""
-            shown = f"{gain:+.1f}{within}" if gain > FAR_BEHIND else f"below {FAR_BEHIND}"
-            ranks.setdefault(row["weighting"], {})[name] = place
-            cells.setdefault(row["weighting"], {})[name] = f"{shown} ({place})"
-    order = sorted(ranks, key=lambda method: (len(ranks[method]) < len(names), fmean(ranks[method].values())))
-    lines = []
-    for method in order:
-        every = len(ranks[method]) == len(names)
-        mean = fmean(ranks[method].values())
-        lines.append([method, f"{mean:.1f}" if every else f"{mean:.1f} of {len(ranks[method])}"])
-        lines[-1] += [cells[method].get(name, "") for name in names]
-    return markdown(["method", "mean rank", *names], lines)
+            for row in csv.DictReader(file):
+                if row["gain"] and not row["weighting"].startswith("single task"):
+                    gains.setdefault(row["weighting"], {})[name] = float(row["gain"]), row["gain ci95"]
+    everywhere = {method: found for method, found in gains.items() if len(found) == len(names)}
+    places = {
+        (method, name): place([found[name][0] for found in everywhere.values()], own[name][0])
+        for method, own in everywhere.items()
+        for name in names
+    }
+    mean = {method: fmean(places[method, name] for name in names) for method in everywhere}
+
+    def cell(method: str, name: str) -> str:
+        if name not in gains[method]:
+            return ""
+        gain, interval = gains[method][name]
+        within = f" ± {float(interval):.1f}" if interval else ""
+        shown = f"{gain:+.1f}{within}" if gain > FAR_BEHIND else f"below {FAR_BEHIND}"
+        return f"{shown} ({places[method, name]:g})" if method in mean else shown
+
+    order = [*sorted(mean, key=mean.__getitem__), *(method for method in gains if method not in mean)]
+    rows = [
+        [method, f"{mean[method]:.1f}" if method in mean else "", *(cell(method, name) for name in names)]
+        for method in order
+    ]
+    return markdown(["method", "mean place", *names], rows)
+
+
+def place(gains: Sequence[float], own: float) -> float:
+    """Return the place of a gain among gains, the mean of those that are equal."""
+    ahead, level = sum(gain > own for gain in gains), sum(gain == own for gain in gains)
+    return ahead + (level + 1) / 2
 
 
 def main() -> None:

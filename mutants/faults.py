@@ -813,6 +813,20 @@ FAULTS = [
         ("tests/weightings/test_learnt.py::test_a_loss_of_zero_takes_no_weight_out_of_what_float32_holds",),
     ),
     Fault(
+        "weight_without_ceiling",
+        "weightings/_learnt.py",
+        "s.detach().clamp(min=_LOWEST)",
+        "s.detach()",
+        ("tests/weightings/test_learnt.py::test_a_loss_of_zero_takes_no_weight_out_of_what_float32_holds",),
+    ),
+    Fault(
+        "held_beyond_its_fit",
+        "_step/trainers.py",
+        "self.begins, self.held = None, False, True, False",
+        "self.begins = None, False, True",
+        ("tests/_step/test_arriving.py::test_what_one_fit_held_the_next_does_not",),
+    ),
+    Fault(
         "sigma_without_floor",
         "weightings/_learnt.py",
         "seen & ((fixed > _LOWEST) | (slope < 0))",

@@ -47,7 +47,7 @@ def test_the_tables_of_a_problem_are_made(name, evidence, tmp_path, monkeypatch,
     assert "nan" not in text
     kept = {*KEPT, "searched weights"} if name == "heat" else {*KEPT}
     assert {line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")} >= kept
-    assert made["summary.md"].read_text(encoding="utf-8").startswith(f"| method | mean rank | {name} |")
+    assert made["summary.md"].read_text(encoding="utf-8").startswith(f"| method | mean place | {name} |")
 
 
 def test_methods_are_ranked_by_their_mean_place_and_those_of_few_problems_come_last(evidence, tmp_path):
@@ -61,10 +61,10 @@ def test_methods_are_ranked_by_their_mean_place_and_those_of_few_problems_come_l
             writer.writeheader()
             writer.writerows({"weighting": each, "gain": gain, "gain ci95": "0.5"} for each, gain in found.items())
     assert evidence.summary(tmp_path).splitlines()[2:] == [
-        "| uncertainty | 1.5 | -1.0 ± 0.5 (1) | +3.0 ± 0.5 (2) |",
-        "| equal | 2.5 | -2.0 ± 0.5 (2) | +1.0 ± 0.5 (3) |",
-        "| searched weights | 1.0 of 1 |  | +9.0 ± 0.5 (1) |",
-        "| lost | 3.0 of 1 | below -1000 (3) |  |",
+        "| uncertainty | 1.0 | -1.0 ± 0.5 (1) | +3.0 ± 0.5 (1) |",
+        "| equal | 2.0 | -2.0 ± 0.5 (2) | +1.0 ± 0.5 (2) |",
+        "| lost |  | below -1000 |  |",
+        "| searched weights |  |  | +9.0 ± 0.5 |",
     ]
 
 

@@ -31,7 +31,8 @@ def warn_where_none_arrive(optimizers: Iterable[Any], own: Sequence[nn.Parameter
     ids = {id(parameter) for parameter in own if parameter.requires_grad}
     for number, optimizer in enumerate(optimizers, 1):
         held = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
-        if isinstance(optimizer, Optimizer) and not ids.isdisjoint(held):
+        if isinstance(optimizer, Optimizer) and optimizer not in fit.watched and not ids.isdisjoint(held):
+            fit.watched.add(optimizer)
             _Watch(optimizer, own, fit, f"number {number}, {type(optimizer).__name__}")
 
 

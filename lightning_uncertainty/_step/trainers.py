@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import ref
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,7 @@ class FitState:
         shares: weights of its first batch, and which tasks were present, until somebody looks at them.
         skip: the latest batch that was skipped; None once another is weighed.
         held: whether a callback takes the gradients of the log-variances away before a step.
+        watched: optimizers of it that are watched for gradients of the log-variances.
         shown: whether a `task_step` was, which calls `on_task_outputs`.
         given: the weighting that `register_tasks` was given, of which the module has a copy, as long as it lives.
     """
@@ -137,6 +138,7 @@ class FitState:
         self.shares: tuple[Tensor, Tensor] | None = None
         self.skip: Skip | None = None
         self.held = False
+        self.watched: WeakSet[Any] = WeakSet()
         self.shown = False
         self.given: ref[Weighting] | None = None
         self._checked: tuple[ref[Any], ...] | None = None
@@ -150,7 +152,10 @@ class FitState:
 
     def begin(self, module: Any) -> None:
         """Take the module's present fit for looked at, look for its parts, and warn, anew."""
-        self._checked, self.told, self.warned, self.begins = self._fit_of(module), None, False, True
+        fit = self._fit_of(module)
+        if fit != self._checked:
+            self._checked, self.watched = fit, WeakSet()
+        self.told, self.warned, self.begins, self.held = None, False, True, False
 
     def end_skip(self) -> None:
         """Let gradients arrive again, where a skipped batch had no backward."""

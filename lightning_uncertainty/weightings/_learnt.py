@@ -209,18 +209,18 @@ class LearntWeighting(RunningMeans):
         if labels is not None:
             raw = self._start_from_data(raw, seen, mean_loss, steps, labels)
         s = self.shaped(raw, present)
-        fixed = s if self.memory is None else s.detach()
+        log_variances = s.detach() if self.memory is None else s.detach().clamp(min=_LOWEST)
+        fixed = s if self.memory is None else log_variances
         total, weights = self.objective(fixed, losses, present)
         if self.memory is not None and s.requires_grad:
             slope = self.slope(fixed, weights, mean_loss, steps, seen)
             slope = torch.where(seen & ((fixed > _LOWEST) | (slope < 0)), slope, 0.0)
-            total = total + slope.to(s.dtype).dot(s - fixed)
+            total = total + slope.to(s.dtype).dot(s - s.detach())
         if self.learning:
             self.mean_loss.copy_(mean_loss)
             self.steps.copy_(steps)
             if self.restart is not None:
-                self._restart(s.detach(), mean_loss, steps, seen)
-        log_variances = s.detach()
+                self._restart(log_variances, mean_loss, steps, seen)
         if not self._settled or self._some_without:
             known = (self.started > 0) | (self.pooled(self.labels) > 0)
             if self.normalised:

@@ -95,3 +95,29 @@ def test_hooks_of_others_run_on():
 
     assert fit(Hooked()) == []
     assert ran == ["before"] + ["before", "after"] * (BATCHES - 1)
+
+
+def test_what_one_fit_held_the_next_does_not():
+    class Other(Plain):
+        weighs = True
+
+        def training_step(self, batch, batch_idx):
+            total = super().training_step(batch, batch_idx)
+            return total if self.weighs else total.detach() + self.depth(batch[0]).square().mean()
+
+    net = Other()
+    with pytest.warns(UserWarning, match="a warm-up should be shorter than the fit"):
+        trainer(max_epochs=1, callbacks=[UncertaintyWarmUp(epochs=2)]).fit(net, tuples())  # ends while it is held
+    net.weighs = False
+    assert len(fit(net)) == 1
+
+
+def test_two_looks_at_the_setup_tell_once():
+    class Other(Plain):
+        def on_train_start(self):
+            self.check_setup()
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx).detach() + self.depth(batch[0]).square().mean()
+
+    assert len(fit(Other(), callbacks=[UncertaintyMonitor()])) == 1

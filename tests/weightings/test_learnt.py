@@ -619,17 +619,20 @@ def test_a_resume_between_a_step_and_the_next_batch_takes_the_drift_out(listed):
 
 
 @every_kind
-def test_a_loss_of_zero_takes_no_weight_out_of_what_float32_holds(kind):
-    weighting = gaussians(2, kind)
+@pytest.mark.parametrize("count", [2, 10])
+def test_a_loss_of_zero_takes_no_weight_out_of_what_float32_holds(kind, count):
+    weighting = gaussians(count, kind)
     optimizer = torch.optim.Adam(weighting.parameters(), lr=0.5, betas=(0.9, 0.99))
     lowest = math.inf
     for second in [0.25] * 20 + [0.0] * 2500 + [0.25] * 200:
-        losses = torch.tensor([0.25, second], requires_grad=True)
+        losses = torch.full((count,), 0.25)
+        losses[1] = second
+        losses.requires_grad_()
         optimizer.zero_grad()
-        weighted = weighting(losses, everywhere(2))
+        weighted = weighting(losses, everywhere(count))
         weighted.total.backward()
         optimizer.step()
         assert losses.grad.isfinite().all()
         lowest = min(lowest, weighted.log_variances[1].item())
-    assert -75 < lowest < -5
+    assert -60 <= lowest < -5
     assert weighted.log_variances[1] > lowest + 4, "a loss lifts it again"
