@@ -45,7 +45,8 @@ def test_files_that_it_names_exist():
 def test_a_wheel_shows_no_file_of_the_checkout():
     assert re.findall(RELATIVE, DESCRIPTION) == []
     assert "![" not in DESCRIPTION
-    assert re.findall(r"pip install ([^ `]*)", DESCRIPTION) == ["'lightning-uncertainty[demo]'", "lightning-uncertainty"]
+    installed = re.findall(r"pip install ([^ `]*)", DESCRIPTION)
+    assert installed == ["'lightning-uncertainty[demo]'", "lightning-uncertainty"]
     assert len(DESCRIPTION.split()) > 0.9 * len(README.split())
 
 
