@@ -32,7 +32,7 @@ _LONGEST = 1e6  # steps that a memory may have
 _FAR = 2 * math.log(4 / 3)  # of a log-variance: σ is a third off
 _NEWER = (("labels", "mean_loss", "steps"), ("late", "last_offset", "present_since"))  # in no older checkpoint
 _VECTORS = ("start", "started", "labels", "mean_loss", "steps", "late", "last_offset", "present_since", "log_variance")
-_LOWEST = -60.0  # of a log-variance that losses of 0 ask for; a weight of 1e26, which float32 can still multiply
+_LOWEST = -80.0  # of a log-variance that losses of 0 ask for: a weight of 5e34, with room for base weights in float32
 _STEPS_BETWEEN_LOOKS = 50  # at `started` on devices where reading a value stalls the queue
 
 
@@ -58,7 +58,7 @@ class LearntWeighting(RunningMeans):
 
     `n` counting the task's steps. All objectives are linear in `L`: it is the method's own gradient, averaged over
     about `memory` batches and taken at today's `s`, and it is zero at the same place. `g` is bounded: never steeper
-    downwards than the penalty. Losses of 0, which have no optimum, take `s` no further down than -60. A batch of a
+    downwards than the penalty. Losses of 0, which have no optimum, take `s` no further down than -80. A batch of a
     thousandfold loss, whose own gradient would stay in the second moment of Adam for a thousand steps and hold σ for as
     long, moves σ by what it is worth and is forgotten.
 
