@@ -178,18 +178,16 @@ class Watch:
         self._see(task, returned)
 
     def _see_returned(self, task: str, part: Call | Function, returned: Any) -> None:
-        """Take note of what a call returned, outside of what a compiler makes of the call."""
-        (self._see_apart if torch.compiler.is_compiling() else self._see_result)(task, part, returned)
-
-    @torch.compiler.disable
-    def _see_apart(self, task: str, part: Call | Function, returned: Any) -> None:
-        self._see_result(task, part, returned)
-
-    def _see_result(self, task: str, part: Call | Function, returned: Any) -> None:
+        """Take note of what a call returned."""
         if isinstance(part, Call):
             self._see_entry(task, part, returned)
         else:
             self._see(task, returned)
+
+    @torch.compiler.disable
+    def _see_apart(self, task: str, part: Call | Function, returned: Any) -> None:
+        """See outside of what a compiler makes of the call."""
+        self._see_returned(task, part, returned)
 
     def _hear(self, task: str, part: Call, stack: ExitStack) -> None:
         """Hear what a call returns, until the stack is left."""
@@ -201,7 +199,8 @@ class Watch:
             nonlocal count
             count += not self._resting
             if part.n in (None, count) and not self._resting:
-                self._see_returned(task, part, returned)
+                see = self._see_apart if torch.compiler.is_compiling() else self._see_returned
+                see(task, part, returned)
 
         if isinstance(target, nn.Module):
             handle = target.register_forward_hook(lambda module, args, returned: record(returned))
@@ -229,7 +228,7 @@ class Watch:
             count += 1
             for task, part in wanted:
                 if part.n in (None, count):
-                    self._see_returned(task, part, returned)
+                    self._see_apart(task, part, returned)
 
         return record
 
