@@ -55,6 +55,7 @@ bench: $(VENV)/test.stamp # what it costs, an hour on a machine that does nothin
 	for name in $(COSTS); do \
 	$(VENV)/bin/python benchmarks/$$name.py > benchmarks/results/$$name.new && \
 	mv benchmarks/results/$$name.new benchmarks/results/$$name.md || exit 1; done
+	$(if $(filter step_cost,$(COSTS)),$(VENV)/bin/python benchmarks/step_cost.py --tasks 10 --features pooled --rounds 90 > benchmarks/results/step_cost_10.md)
 
 evidence: $(VENV)/bench.stamp # six problems, up to an hour of two cores each; goes on where it was stopped
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/evidence.py & OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/evidence.py; wait

@@ -137,17 +137,21 @@ def introduce(title: str, packages: Iterable[str], clock: str = "CPU time of the
     """Set torch up, print a title, the machine, its load and the command; at the end, what others took of it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     print(
         f"# {title}\n\n{os.cpu_count()} CPUs ({processor()}), {torch.get_num_threads()} thread, load "
-        f"{os.getloadavg()[0]:.2f} before; Python {platform.python_version()}, {versions}. {clock}, rounds in random "
-        f"order, median of same-round differences or ratios [95 % interval]. Made by `{command}` on {date.today()} of "
-        f"commit {commit()}.\n",
+        f"{os.getloadavg()[0]:.2f} before; Python {platform.python_version()}, {versions(packages)}. {clock}, rounds "
+        f"in random order, median of same-round differences or ratios [95 % interval]. Made by `{command}` on "
+        f"{date.today()} of commit {commit()}.\n",
         flush=True,
     )
     if STAT.exists():
         atexit.register(_conclude, machine_seconds(), own_seconds())
+
+
+def versions(packages: Iterable[str]) -> str:
+    """Return packages with their versions."""
+    return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
 def commit() -> str:

@@ -21,14 +21,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from _comparison import table_of
-from _measure import allocated, commit, markdown, processor
+from _measure import allocated, commit, markdown, processor, versions
 from _problems import PROBLEMS, Problem
 from torchjd.aggregation import UPGradWeighting
 
@@ -83,7 +82,7 @@ def methods_for(problem: Problem) -> dict[str, Callable[[], Weighting]]:
 
 def made_by(command: str) -> str:
     """Return what a reader needs to make it again."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "torchjd"))
+    packages = versions(("torch", "pytorch-lightning", "torchjd"))
     return (
         f"Made by `{command}` on {date.today()} of commit {commit()}: {os.cpu_count()} CPUs ({processor()}), "
         f"one thread a process, Python {platform.python_version()}, {packages}."

@@ -14,12 +14,12 @@ import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _measure import versions
 from pytorch_lightning import Trainer, seed_everything
 from torch.utils.data import DataLoader
 from torchmetrics import JaccardIndex, MeanAbsoluteError
@@ -86,7 +86,7 @@ def main() -> None:
             ids = instances_from_votes(predictions["instances"].mean, classes == 1, **chosen)
             seconds[way] += time.perf_counter() - begun
             found[way].update(ids, classes, batch["ids"], batch["semantics"])
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning"))
+    packages = versions(("torch", "pytorch-lightning"))
     print(
         f"{len(train)} tiles for training, {len(test)} for testing, {given.epochs} epochs in batches of 8, seed "
         f"{given.seed}; 1 thread, {packages}. mIoU {100 * results['test/semantics/mIoU']:.1f} %, offsets "

@@ -22,13 +22,13 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from _comparison import show
+from _measure import versions
 from _molecules import BATCH, ELEMENTS, MOST_ATOMS, PROPERTIES, load
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ def main() -> None:
     start = time.monotonic()
     data = load(args.molecules)
     sizes = [f"{len(part):,}" for part in data[:3]]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("qm9pack", "torch", "pytorch-lightning", "torchjd"))
+    packages = versions(("qm9pack", "torch", "pytorch-lightning", "torchjd"))
     print(
         f"$ {' '.join(['python', 'benchmarks/qm9.py', *sys.argv[1:]])}\n\n# QM9\n\n{sizes[0]} molecules for training, "
         f"{sizes[1]} for validation, {sizes[2]} for testing; {args.epochs} epochs in batches of {BATCH}; seeds "

@@ -103,23 +103,23 @@ def many_tasks() -> None:
         "`FixedWeighting`": FixedWeighting,
     }
     settings = [(name, tasks) for name in kinds for tasks in TASKS]
-    monitors: dict[str, UncertaintyMonitor] = {}
 
-    def sample(name: str, tasks: int) -> float:
-        clock = Stopwatch(TASK_STEPS // 2, TASK_STEPS // 2)
-        monitors[name] = UncertaintyMonitor(table=False)
-        Trainer(max_epochs=1, callbacks=[clock, monitors[name]], log_every_n_steps=10, **QUIET).fit(
-            Many(kinds[name](), tasks), batches(TASK_STEPS)
-        )
-        return clock.microseconds / 1000
+    def fitted(name: str, tasks: int) -> tuple[Stopwatch, UncertaintyMonitor]:
+        clock, monitor = Stopwatch(TASK_STEPS // 2, TASK_STEPS // 2), UncertaintyMonitor(table=False)
+        trainer = Trainer(max_epochs=1, callbacks=[clock, monitor], log_every_n_steps=10, **QUIET)
+        trainer.fit(Many(kinds[name](), tasks), batches(TASK_STEPS))
+        return clock, monitor
 
-    samples = interleave({setting: partial(sample, *setting) for setting in settings}, TASK_SECONDS)
+    def milliseconds(name: str, tasks: int) -> float:
+        return fitted(name, tasks)[0].microseconds / 1000
+
+    samples = interleave({setting: partial(milliseconds, *setting) for setting in settings}, TASK_SECONDS)
     rows = []
     for name in kinds:
-        sample(name, TASKS[-1])
+        _, monitor = fitted(name, TASKS[-1])
         with tempfile.TemporaryDirectory() as folder:
             begun = time.process_time()
-            monitors[name].report(Path(folder) / "report.html")
+            monitor.report(Path(folder) / "report.html")
             spent = time.process_time() - begun
             size = (Path(folder) / "report.html").stat().st_size / 2**20
         rows.append(

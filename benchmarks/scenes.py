@@ -19,12 +19,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from _comparison import show
+from _measure import versions
 from torch import Tensor
 
 from lightning_uncertainty.balancing import GradientBalancing
@@ -106,7 +106,7 @@ def main() -> None:
     )
     data.prepare_data()
     scales = data.scales()
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning"))
+    packages = versions(("torch", "pytorch-lightning"))
     print(
         f"$ {' '.join(['python', 'benchmarks/scenes.py', *sys.argv[1:]])}\n\n# Scenes\n\n{given.layout} of "
         f"{given.size[0]} x {given.size[1]} pixels, {len(data.scenes('train'))} for training, "

@@ -199,6 +199,7 @@ class Watch:
             nonlocal count
             count += not self._resting
             if part.n in (None, count) and not self._resting:
+                # an eager step is spared the detour
                 see = self._see_apart if torch.compiler.is_compiling() else self._see_returned
                 see(task, part, returned)
 

@@ -209,13 +209,13 @@ class LearntWeighting(RunningMeans):
         if labels is not None:
             raw = self._start_from_data(raw, seen, mean_loss, steps, labels)
         s = self.shaped(raw, present)
-        log_variances = s.detach() if self.memory is None else s.detach().clamp(min=_LOWEST)
-        fixed = s if self.memory is None else log_variances
+        fixed = s if self.memory is None else s.detach().clamp(min=_LOWEST)
         total, weights = self.objective(fixed, losses, present)
         if self.memory is not None and s.requires_grad:
             slope = self.slope(fixed, weights, mean_loss, steps, seen)
             slope = torch.where(seen & ((fixed > _LOWEST) | (slope < 0)), slope, 0.0)
             total = total + slope.to(s.dtype).dot(s - s.detach())
+        log_variances = fixed.detach()
         if self.learning:
             self.mean_loss.copy_(mean_loss)
             self.steps.copy_(steps)
